@@ -28,7 +28,7 @@ Every pass is a function of the crawl's files and the config, so a killed run co
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, exchange, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
+from wukong.curate.near_duplicates import COSINE
 from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
@@ -50,7 +51,7 @@ from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
 from wukong.runtime.language import message
 from wukong.stages import places
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
@@ -71,19 +72,6 @@ class _Group:
     number: int
     first: int
     parts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """What the rules found that compare pairs, as it is told to each group.
-
-    Attributes:
-        repeats: see ``_repeats``.
-        near: what ``wukong.curate.near_duplicates.nearest`` found.
-    """
-
-    repeats: Mapping[str, Answers] = field(default_factory=dict)
-    near: Answers | None = None
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -126,15 +114,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         )
         _show_dropped(by_pictures)
         _name_forbidden(stage, crawl, by_pictures)
-    pairs = sum(record["pairs"] for record in judged)
-
-    def corpus_facts() -> tuple[Any, ...]:
-        left = pairs - sum(rows for record in [*judged, *by_pictures] for rows in record["dropped"].values())
-        search = partial(_near, experiment, crawl, groups, stage, left)
-        return settings, *_corpus_facts(stage, groups, settings, search)
-
-    assigned = _run_missing("assign", stage, _assign, groups, corpus_facts)
+    assigned = _run_missing("assign", stage, _assign, groups, lambda: _corpus_facts(experiment, crawl, stage, groups))
     _show_dropped(assigned)
+    pairs = sum(record["pairs"] for record in judged)
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
@@ -370,7 +352,7 @@ def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed
         counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
-        digests += judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls()
+        digests.extend(judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls())
         storage.write_table(_judged_uri(stage, number, by_pictures=True), judged.to_arrow())
     return {"dropped": dropped, "counts": dict(counts), **({"never_shown": digests} if digests else {})}
 
@@ -392,24 +374,29 @@ def _placed_uri(stage: Stage, group: int) -> str:
     return stage.path(f"_work/placed/{group:05d}.parquet")
 
 
-def _judged(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> Iterator[pl.DataFrame]:
+def _judged(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
+) -> Iterator[pl.DataFrame]:
     """The rows of a group's parts with the decisions so far, one table a part.
 
     Args:
         stage: the filter.
         group: whose rows.
         settings: which rules are on.
-        compared: of the rules that compare pairs, what was found so far.
+        repeats: results of ``_repeats`` and ``_near``; without them, what the rules decided that compare no pairs.
     """
-    own = {column: _told(answers, group, "key") for column, answers in compared.repeats.items()}
-    near = None if compared.near is None else compared.near.of(group.number)
+    asked = dict(repeats or {})
+    near = found.of(group.number) if (found := asked.pop(COSINE, None)) is not None else None
+    own = {column: _told(answers, group, "key") for column, answers in asked.items()}
     for number in range(group.first, group.first + len(group.parts)):
         uri = _judged_uri(stage, number, by_pictures=_decides_late(settings))
         yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, near, settings)
 
 
-def _kept(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> Iterator[pl.DataFrame]:
-    for frame in _judged(stage, group, settings, compared):
+def _kept(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
+) -> Iterator[pl.DataFrame]:
+    for frame in _judged(stage, group, settings, repeats):
         yield frame.filter(pl.col("dropped_by").is_null())
 
 
@@ -418,13 +405,15 @@ def _told(answers: Answers, group: _Group, column: str) -> Hashes:
 
 
 def _corpus_facts(
-    stage: Stage, groups: Sequence[_Group], settings: Filter, search: Callable[[_Compared], Answers | None]
-) -> tuple[_Compared, Answers, Answers]:
-    """What ``_assign`` needs of the whole corpus: compared pairs, held-out pictures, trained captions."""
-    repeats = _Compared(_repeats(stage, groups, settings))
-    compared = _Compared(repeats.repeats, search(repeats))
-    held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, compared)
-    return compared, held_out, _ask("seen", stage, groups, _tested, split.known, settings, compared, held_out)
+    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group]
+) -> tuple[Filter, dict[str, Answers], Answers, Answers]:
+    """What ``_assign`` needs of the whole corpus: the settings, repeats, held-out pictures, trained captions."""
+    settings = experiment.filter
+    repeats = _repeats(stage, groups, settings)
+    if rules.nearness(settings) is not None:
+        repeats[COSINE] = _near(experiment, crawl, stage, groups, repeats)
+    held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, repeats)
+    return settings, repeats, held_out, _ask("seen", stage, groups, _tested, split.known, settings, repeats, held_out)
 
 
 def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[str, Answers]:
@@ -445,41 +434,41 @@ def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[s
 
 
 def _bands(stage: Stage, group: _Group, settings: Filter, rule: str, distance: int) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, _Compared()))
+    kept = pl.concat(_kept(stage, group, settings))
     return duplicates.bands((rules.compared_values(rule, kept, settings), duplicates.numbers(kept["key"])), distance)
 
 
 def _near(
-    experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage, left: int, repeats: _Compared
-) -> Answers | None:
-    """Find the pairs, of those that repeat no other, whose vector is near that of another; None where no rule asks."""
-    settings = experiment.filter
-    if rules.nearness(settings) is None:
-        return None
-    computed = _compute_from_pictures(experiment, crawl, groups, stage)
-    if computed is None:
-        return None
-    rows = partial(_vectors, stage, settings, repeats, computed)
-    return near_duplicates.nearest(groups, rows, left, stage.path("_work/near"))
+    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group], repeats: Mapping[str, Answers]
+) -> Answers:
+    """Find the pairs, of those that repeat no picture, whose vector is near that of another."""
+    _compute_from_pictures(experiment, crawl, groups, stage)
+    look = places.look(experiment, crawl)
+    rows = partial(_vectors, stage, experiment.filter, repeats, look)
+    return near_duplicates.nearest(groups, rows, manifest.load(look.uri).parts.rows, stage.path("_work/near"))
 
 
-def _vectors(stage: Stage, settings: Filter, repeats: _Compared, computed: Stage, group: _Group) -> pl.DataFrame:
+def _vectors(
+    stage: Stage, settings: Filter, repeats: Mapping[str, Answers], look: Stage, group: _Group
+) -> pl.DataFrame:
     vectors = []
     for number, kept in enumerate(_kept(stage, group, settings, repeats), group.first):
-        looked = pl.DataFrame(storage.read_table(computed.path(_picture_columns_path(number))))
+        looked = pl.DataFrame(storage.read_table(look.path(_picture_columns_path(number))))
         vectors.append(rules.vectors(kept, looked, settings))
     return pl.concat(vectors)
 
 
-def _pictures(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, compared))
+def _pictures(stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers]) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, repeats))
     if not split.holds_out(settings.split):
         kept = kept.clear()
     return split.question(split.held_out_pictures(kept, settings.split), split.picture_digests(kept))
 
 
-def _tested(stage: Stage, group: _Group, settings: Filter, compared: _Compared, held_out: Answers) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, compared))
+def _tested(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers], held_out: Answers
+) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, repeats))
     if not split.asks_for_captions(settings.split):
         kept = kept.clear()
     trained = split.trained_captions(kept, settings.split, _told(held_out, group, "hash"))
@@ -490,14 +479,14 @@ def _assign(
     stage: Stage,
     group: _Group,
     settings: Filter,
-    compared: _Compared,
+    repeats: Mapping[str, Answers],
     held_out: Answers,
     trained: Answers,
 ) -> dict[str, Any]:
     placed, dropped = [], []
     nearness, counts = rules.nearness(settings), Counter[str]()
     kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
-    for number, judged in enumerate(_judged(stage, group, settings, compared), group.first):
+    for number, judged in enumerate(_judged(stage, group, settings, repeats), group.first):
         counts.update(nearness.counts(judged, settings) if nearness is not None else {})
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))

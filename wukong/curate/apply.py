@@ -61,7 +61,7 @@ def apply_picture_rules(
         The columns of ``DROPPED``, and the further counts of the rules.
     """
     by = [name for name in ("key", "caption") if name in computed.columns]
-    rows = captions.apart(judged).drop(name for name in computed.columns if name not in by)
+    rows = captions.apart(judged).drop((name for name in computed.columns if name not in by), strict=False)
     joined = rules.look_up(rows.join(computed, on=by, how="left", maintain_order="left"), settings, loaded)
     decided = captions.together(joined.with_columns(rules.decide(joined, settings, "pictures")))
     return _stored(decided), rules.counts(decided, settings)
