@@ -13,10 +13,12 @@ done. The passes are:
 4. compare, only where a rule compares pairs with each other: each group asks which of its pairs repeat an earlier one,
    and which of those left have a vector near that of another (``ray_jobs/near_duplicates.py``);
 5. split: each group asks which of its pictures are held out, and which captions of its tests training sees;
-6. assign: the split and the place of each kept pair; dropped pairs are written with their reason;
-7. scatter: each tar is read once, and its kept pairs are written into files of buckets, pictures and all. A bucket is a
+6. overlap, only where ``filter.decontaminate`` asks for it, and before the captions that training sees are counted:
+   what would be trained on is compared with published sets, and with the pictures of the hold-outs;
+7. assign: the split and the place of each kept pair; dropped pairs are written with their reason;
+8. scatter: each tar is read once, and its kept pairs are written into files of buckets, pictures and all. A bucket is a
    range of places that fits into memory. Where there are many, they are divided in several rounds;
-8. repack: the buckets of each range of places become shards.
+9. repack: the buckets of each range of places become shards.
 
 A task holds one part, one group or one range, so its memory does not depend on how many there are. What a group needs
 to know of the whole corpus it asks: its question goes to the ranges of hashes, and it reads only its own answers
@@ -36,18 +38,18 @@ import numpy as np
 import polars as pl
 import ray
 
-from ray_jobs import gpus, metrics, near_duplicates, repacking
+from ray_jobs import fingerprints, gpus, metrics, near_duplicates, repacking
 from ray_jobs.exchange import ASKER, Answers, ask, run_all
 from ray_jobs.repacking import Piece, Tar
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
-from wukong.curate import apply, caption_counts, captions, duplicates, exchange, lookup, repack, rules, split
+from wukong.curate import apply, caption_counts, captions, duplicates, exchange, lookup, overlap, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.near_duplicates import COSINE
 from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
-from wukong.data.schema import MORE_CAPTIONS
+from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import DataError
 from wukong.runtime.language import message
 from wukong.stages import places
@@ -149,7 +151,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         )
     # Records of earlier versions have no bounds; such shards are looked through by a takedown.
     lookup.write(stage.uri, (tuple(each) for record in repacked for each in record.get("bounds", [])), settings.seed)
-    parts = (Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"])
+    parts = [Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"]]
+    if settings.decontaminate is not None:
+        parts.append(_write_overlaps(stage, groups, settings.decontaminate.action))
     return stage.commit(parts, counts=counts, dropped=dropped)
 
 
@@ -375,7 +379,12 @@ def _placed_uri(stage: Stage, group: int) -> str:
 
 
 def _judged(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
+    stage: Stage,
+    group: _Group,
+    settings: Filter,
+    repeats: Mapping[str, Answers] | None = None,
+    *,
+    after_tests: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """The rows of a group's parts with the decisions so far, one table a part.
 
@@ -384,19 +393,29 @@ def _judged(
         group: whose rows.
         settings: which rules are on.
         repeats: results of ``_repeats`` and ``_near``; without them, what the rules decided that compare no pairs.
+        after_tests: whether the pass ``overlap`` is done.
     """
     asked = dict(repeats or {})
-    near = found.of(group.number) if (found := asked.pop(COSINE, None)) is not None else None
+    near = answers.of(group.number) if (answers := asked.pop(COSINE, None)) is not None else None
     own = {column: _told(answers, group, "key") for column, answers in asked.items()}
     for number in range(group.first, group.first + len(group.parts)):
         uri = _judged_uri(stage, number, by_pictures=_decides_late(settings))
-        yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, near, settings)
+        judged = apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, near, settings)
+        if after_tests and settings.decontaminate is not None:
+            found, found_captions = (pl.DataFrame(storage.read_table(each)) for each in _overlap_uris(stage, number))
+            judged = apply.apply_overlaps(judged, found, found_captions, settings)
+        yield judged
 
 
 def _kept(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
+    stage: Stage,
+    group: _Group,
+    settings: Filter,
+    repeats: Mapping[str, Answers] | None = None,
+    *,
+    after_tests: bool = False,
 ) -> Iterator[pl.DataFrame]:
-    for frame in _judged(stage, group, settings, repeats):
+    for frame in _judged(stage, group, settings, repeats, after_tests=after_tests):
         yield frame.filter(pl.col("dropped_by").is_null())
 
 
@@ -413,6 +432,11 @@ def _corpus_facts(
     if rules.nearness(settings) is not None:
         repeats[COSINE] = _near(experiment, crawl, stage, groups, repeats)
     held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, repeats)
+    if settings.decontaminate is not None:
+        facts = (settings, places.look(experiment, crawl), repeats, held_out)
+        sets, holdouts = fingerprints.made(experiment), experiment.decontaminated_holdouts
+        _run_missing("held-out", stage, _write_held_out, groups, lambda: (holdouts, *facts))
+        _run_missing("overlap", stage, _find_overlaps, groups, lambda: (sets, holdouts, len(groups), *facts))
     return settings, repeats, held_out, _ask("seen", stage, groups, _tested, split.known, settings, repeats, held_out)
 
 
@@ -465,10 +489,97 @@ def _pictures(stage: Stage, group: _Group, settings: Filter, repeats: Mapping[st
     return split.question(split.held_out_pictures(kept, settings.split), split.picture_digests(kept))
 
 
+def _placed(
+    stage: Stage,
+    group: _Group,
+    settings: Filter,
+    look: Stage,
+    repeats: Mapping[str, Answers],
+    held_out: Answers,
+) -> Iterator[pl.DataFrame]:
+    """The pairs of each part that are left, with ``split`` and the columns that are compared with test sets.
+
+    Whether training sees the caption of a test is not known yet, so each is in the hold-out that may take it.
+    """
+    for number, kept in enumerate(_kept(stage, group, settings, repeats), group.first):
+        placed = split.assign(
+            kept, settings.split, _told(held_out, group, "hash"), caption_counts.hashes(kept["caption"])
+        )
+        columns = pl.DataFrame(storage.read_table(look.path(_picture_columns_path(number))))
+        columns = columns.select(name for name in overlap.COLUMNS if name in columns.columns)
+        yield kept.with_columns(placed).join(
+            columns.unique("key", keep="first"), on="key", how="left", maintain_order="left"
+        )
+
+
+def _held_out_uri(stage: Stage, group: int) -> str:
+    return stage.path(f"_work/held-out/{group:05d}.parquet")
+
+
+def _overlap_uris(stage: Stage, part: int) -> list[str]:
+    """Where the pairs of a part stand that show a test picture, and the captions that are a test's."""
+    return [stage.path(f"_work/{folder}/{part:05d}.parquet") for folder in ("overlaps", "overlap-captions")]
+
+
+def _write_held_out(
+    stage: Stage,
+    group: _Group,
+    holdouts: Sequence[str],
+    settings: Filter,
+    look: Stage,
+    repeats: Mapping[str, Answers],
+    held_out: Answers,
+) -> dict[str, Any]:
+    """Gather what the pictures of hold-outs are compared by."""
+    placed = _placed(stage, group, settings, look, repeats, held_out)
+    tests = pl.concat(rows.filter(pl.col("split").is_in(holdouts)) for rows in placed)
+    tests = tests.select("split", *(name for name in overlap.COLUMNS if name in tests.columns))
+    storage.write_table(_held_out_uri(stage, group.number), tests.to_arrow())
+    return {}
+
+
+def _find_overlaps(
+    stage: Stage,
+    group: _Group,
+    sets: Sequence[Manifest],
+    holdouts: Sequence[str],
+    groups: int,
+    settings: Filter,
+    look: Stage,
+    repeats: Mapping[str, Answers],
+    held_out: Answers,
+) -> dict[str, Any]:
+    """Find which pairs that would be trained on show a test picture or have a caption of a test set."""
+    asked = settings.decontaminate
+    assert asked is not None  # noqa: S101 - for mypy
+    known = [*map(fingerprints.read, sets), *map(overlap.read, asked.hashes)]
+    held = pl.concat(pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in range(groups))
+    known += [overlap.Tests.of_pairs(name, held.filter(pl.col("split") == name)) for name in holdouts]
+    searches = [overlap.Search(tests, asked) for tests in known]
+    for number, placed in enumerate(_placed(stage, group, settings, look, repeats, held_out), group.first):
+        trained = placed.filter(pl.col("split") == split.TRAIN)
+        texts = captions.apart(trained).select("key", "caption_original")
+        found = [pl.DataFrame(schema=overlap.FOUND), *(search.found(trained) for search in searches)]
+        named = [pl.DataFrame(schema=overlap.FOUND_CAPTIONS)]
+        if asked.captions:
+            named += [search.found_captions(texts) for search in searches]
+        for uri, tables in zip(_overlap_uris(stage, number), (found, named), strict=True):
+            storage.write_table(uri, pl.concat(tables).to_arrow())
+    return {}
+
+
+def _write_overlaps(stage: Stage, groups: Sequence[_Group], action: str) -> Part:
+    """Bring together which pairs show which test picture, for those who read the stage."""
+    parts = sum(len(group.parts) for group in groups)
+    found = pl.concat(pl.DataFrame(storage.read_table(_overlap_uris(stage, number)[0])) for number in range(parts))
+    rows = found.sort("set", "picture", "key").with_columns(action=pl.lit(action))
+    return stage.write_table(OVERLAPS, rows.to_arrow())
+
+
 def _tested(
     stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers], held_out: Answers
 ) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, repeats))
+    kept = pl.concat(_kept(stage, group, settings, repeats, after_tests=True))
     if not split.asks_for_captions(settings.split):
         kept = kept.clear()
     trained = split.trained_captions(kept, settings.split, _told(held_out, group, "hash"))
@@ -483,11 +594,11 @@ def _assign(
     held_out: Answers,
     trained: Answers,
 ) -> dict[str, Any]:
-    placed, dropped = [], []
-    nearness, counts = rules.nearness(settings), Counter[str]()
+    placed, dropped, counts = [], [], Counter[str]()
     kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
-    for number, judged in enumerate(_judged(stage, group, settings, repeats), group.first):
-        counts.update(nearness.counts(judged, settings) if nearness is not None else {})
+    for number, judged in enumerate(_judged(stage, group, settings, repeats, after_tests=True), group.first):
+        counts.update(_overlap_counts(stage, number, settings))
+        counts.update(apply.count_near(judged, settings))
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
         kept = apply.without_tested_captions(kept, settings)
@@ -502,7 +613,8 @@ def _assign(
         pairs.write_parquet(stream)
     stored = schema_of(out, DROPPED)
     part = stage.write_table(f"dropped/{group.number:05d}.parquet", out.select(stored.names).to_arrow().cast(stored))
-    reasons = (HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
+    late = (*rules.decided("corpus", settings), *rules.decided("tests", settings))
+    reasons = (HELD_BACK, *(rule.name for rule in late))
     return {
         "kept": len(pairs),
         MORE_CAPTIONS: captions.several(pairs),
@@ -510,3 +622,13 @@ def _assign(
         "counts": dict(counts),
         "parts": [part.model_dump()],
     }
+
+
+def _overlap_counts(stage: Stage, part: int, settings: Filter) -> dict[str, int]:
+    """Count the pairs of a part that show a picture, or have a caption, of each test set."""
+    counts: dict[str, int] = {}
+    if settings.decontaminate is not None:
+        for name, uri in zip(("overlap", "overlap_captions"), _overlap_uris(stage, part), strict=True):
+            pairs = pl.DataFrame(storage.read_table(uri, ["set", "key"])).unique()
+            counts |= {f"{name}/{of}": rows for of, rows in pairs["set"].value_counts().iter_rows()}
+    return counts

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from wukong.config.crawl import Crawl
+from wukong.config.decontaminate import ALL
 from wukong.config.evaluate import Evaluate
 from wukong.config.evaluators import EVALUATORS, HOLDOUTS
 from wukong.config.features import Features
@@ -22,6 +23,7 @@ from wukong.config.split import Split
 from wukong.config.training import Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
+from wukong.evaluate import set_folders
 from wukong.runtime.language import message
 
 
@@ -78,6 +80,18 @@ class Experiment(Strict):
         known = {*self.held_out_tasks}
         return list(dict.fromkeys([*self.evaluate.tasks, *(name for name in validated if name not in known)]))
 
+    @property
+    def decontaminated_sets(self) -> list[str]:
+        """The published sets by name that the filter compares with what would be trained on."""
+        asked, holdouts = self.filter.decontaminate, [holdout.name for holdout in self.filter.split.holdouts]
+        return [name for name in asked.sets if name not in (ALL, *holdouts)] if asked else []
+
+    @property
+    def decontaminated_holdouts(self) -> list[str]:
+        """The hold-outs that the filter compares with what would be trained on."""
+        asked, holdouts = self.filter.decontaminate, [holdout.name for holdout in self.filter.split.holdouts]
+        return [name for name in holdouts if ALL in asked.sets or name in asked.sets] if asked else []
+
     def uris(self) -> dict[str, str]:
         """The URIs that the experiment reads, by their dotted key. Keys that are not set are left out."""
         crawl, model = self.crawl, self.model
@@ -90,6 +104,7 @@ class Experiment(Strict):
             "validation.reference": self.validation.reference,
             "release.opt_out": self.release.opt_out,
             "evaluate.sets": self.evaluate.sets if self.published_sets else None,
+            "filter.decontaminate.sets": self.evaluate.sets if self.decontaminated_sets else None,
         }
         if start := self.pretrain.from_model:  # it has its weights and its vocabulary
             named["pretrain.from_model"] = None if start.startswith("models:/") else start
@@ -193,6 +208,21 @@ class Experiment(Strict):
             raise ValueError(
                 f"{', '.join(twice)}: the hold-outs in filter.split.holdouts, the sets in evaluate.classification and "
                 "those in evaluate.tasks need different names, and none is 'holdouts'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decontaminated_sets_exist(self) -> "Experiment":
+        if unknown := [name for name in self.decontaminated_sets if name not in set_folders.NAMES]:
+            held_out = ", ".join(holdout.name for holdout in self.filter.split.holdouts) or message("there are none")
+            raise ValueError(
+                f"filter.decontaminate.sets names {', '.join(unknown)}, which is no test set; the published ones are "
+                f"{', '.join(set_folders.NAMES)}, and the hold-outs are {held_out}; or write {ALL}"
+            )
+        if self.decontaminated_sets and not self.evaluate.sets:
+            raise ValueError(
+                f"evaluate.sets is empty, and filter.decontaminate.sets names {', '.join(self.decontaminated_sets)}: "
+                "give the URI of the folder that holds them, file:///FOLDER or s3://BUCKET/PREFIX"
             )
         return self
 

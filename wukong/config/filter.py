@@ -10,7 +10,7 @@ from wukong.curate import rules
 
 if TYPE_CHECKING:
     # The settings that the type checker knows. A rule whose settings nothing but its own file reads need not be here.
-    from wukong.curate.rules import aspect_ratio, duplicate_image, frequency, length, sensitive, similarity
+    from wukong.curate.rules import aspect_ratio, duplicate_image, frequency, length, overlap, sensitive, similarity
     from wukong.curate.rules import size as sides
 
     class _RuleSettings(
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         sensitive.SensitiveSettings,
         similarity.SimilaritySettings,
         duplicate_image.DuplicateImageSettings,
+        overlap.OverlapSettings,
     ):
         pass
 

@@ -100,4 +100,4 @@ def _details(one: Pixels, other: Pixels) -> float:
 
 
 def _mean(values: Pixels) -> Pixels:
-    return cv2.blur(values, (_WINDOW, _WINDOW), borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(cv2.blur(values, (_WINDOW, _WINDOW), borderType=cv2.BORDER_REFLECT_101), np.float32)

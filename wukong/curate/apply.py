@@ -90,6 +90,25 @@ def apply_comparisons(
     return _stored(compared.with_columns(rules.decide(compared, settings, "corpus")))
 
 
+def apply_overlaps(
+    judged: pl.DataFrame, found: pl.DataFrame, found_captions: pl.DataFrame, settings: Filter
+) -> pl.DataFrame:
+    """Apply the rules that compare pairs with test sets. Of several captions only those of a test set are dropped.
+
+    Args:
+        judged: what ``apply_comparisons`` returned.
+        found: pairs that show a test picture, columns of ``wukong.curate.overlap.FOUND``.
+        found_captions: captions of a test set, columns of ``wukong.curate.overlap.FOUND_CAPTIONS``.
+        settings: which rules are on.
+    """
+    first = found.select("key", overlap=pl.format("{}/{}", "set", "picture")).unique("key", keep="first")
+    captioned = found_captions.rename({"set": "overlap_caption"}).unique(["key", "caption_original"], keep="first")
+    rows = captions.apart(judged).drop("overlap", "overlap_caption")
+    rows = rows.join(first, on="key", how="left", maintain_order="left")
+    rows = rows.join(captioned, on=["key", "caption_original"], how="left", maintain_order="left")
+    return _stored(captions.together(rows.with_columns(rules.decide(rows, settings, "tests"))))
+
+
 def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
     """Give the pairs that are in no split their drop reason.
 
@@ -112,6 +131,20 @@ def without_tested_captions(assigned: pl.DataFrame, settings: Filter) -> pl.Data
     rows = captions.apart(assigned)
     stays = (pl.col("split") == split.TRAIN) & ~split.caption_held_out(rows, settings.split)
     return captions.together(rows.filter(stays | pl.col(captions.PAIR).is_first_distinct()))
+
+
+def count_near(judged: pl.DataFrame, settings: Filter) -> dict[str, int]:
+    """How many of some pairs were compared by their vectors, and how many go at each threshold.
+
+    Args:
+        judged: pairs with ``dropped_by``, after ``apply_comparisons``.
+        settings: which rules are on.
+    """
+    if rules.nearness(settings) is None:
+        return {}
+    before = [rule.name for when in ("pairs", "pictures") for rule in rules.decided(when, settings)]
+    before += [rule.name for rule in rules.decided("corpus", settings) if rule.comparison is not None]
+    return near_duplicates.counts(judged.filter(~pl.col("dropped_by").is_in(before).fill_null(value=False)))
 
 
 def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dict[str, int]:

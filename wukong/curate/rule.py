@@ -27,9 +27,10 @@ S = TypeVar("S", bound=Strict)
 HELD_BACK = "held_back"
 """Drop reason of a pair that passed every rule and is in no split: neither training nor a test set may have it."""
 
-Decided = Literal["pairs", "pictures", "corpus"]
+Decided = Literal["pairs", "pictures", "corpus", "tests"]
 """When a rule decides: over what is known of each pair by itself and of how often its caption occurs (``pairs``); after
-the pictures were read (``pictures``); after all pairs that are left were compared with each other (``corpus``)."""
+the pictures were read (``pictures``); after all pairs that are left were compared with each other (``corpus``); after
+those that would be trained on were compared with test sets and hold-outs (``tests``)."""
 
 
 class Batch:
@@ -180,12 +181,10 @@ class Nearness(Generic[S]):
         vector: name of a column that is computed from pictures, null where a picture has none.
         scores: of two near pairs the one with the higher score is preferred, of equal ones the first by key; from the
             stored columns and those that were computed from pictures.
-        counts: further counts of the stage's manifest, of the pairs of a part, with ``dropped_by``.
     """
 
     vector: str
     scores: Callable[[pl.DataFrame, S], pl.Series]
-    counts: Callable[[pl.DataFrame, S], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -248,6 +247,7 @@ class Rule(Generic[S]):
             returns why a URI cannot be used, in words that name it, or an empty string.
         crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
             the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
+        against_tests: whether it compares what would be trained on with test sets and hold-outs.
         never_shown: whether nobody may see what the rule drops, not even blurred.
     """
 
@@ -272,11 +272,14 @@ class Rule(Generic[S]):
     check: Check[S] | None = None
     uris: Mapping[str, Callable[[str], str]] | None = None
     crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
+    against_tests: bool = False
     never_shown: bool = False
 
     @property
     def decided(self) -> Decided:
         """When the rule decides."""
+        if self.against_tests:
+            return "tests"
         if self.comparison is not None or self.nearness is not None:
             return "corpus"
         return "pictures" if self.from_pictures or self.look_up is not None else "pairs"

@@ -45,3 +45,7 @@ the pair's ``caption``. In other crawls the column is missing, so that their fil
 
 MORE_CAPTIONS = "more_captions"
 """Name, in the counts of a manifest whose tables have ``captions``, of the pairs that have several."""
+
+OVERLAPS = "overlaps.parquet"
+"""Part of a filter stage that compared its pairs with test sets: which pair shows which test picture. The other tables
+of the stage hold pairs."""

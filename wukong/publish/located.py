@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from wukong.crawl import previous
 from wukong.crawl.optout import OptOut
 from wukong.curate import lookup
+from wukong.data.schema import OVERLAPS
 from wukong.errors import StorageError
 from wukong.store import storage
 from wukong.store.manifest import Manifest
@@ -52,7 +53,7 @@ def tables_with_urls(stage: Manifest, listed: OptOut, others: Sequence[Manifest]
     crawls = {other.digest for other in others if other.stage == "crawl"}
     if any(parent.digest in crawls for parent in stage.parents):
         return []  # its pairs are the crawl's
-    return stage.part_uris(suffix=".parquet")
+    return _of_pairs(stage)
 
 
 def tables(stage: Manifest, keys: Sequence[str]) -> list[str]:
@@ -71,7 +72,7 @@ def tables(stage: Manifest, keys: Sequence[str]) -> list[str]:
 def tables_with_captions(stage: Manifest) -> list[str]:
     """Return the URIs of the tables that have all captions of a crawl or of a filtered set."""
     if stage.stage != "crawl":
-        return stage.part_uris(suffix=".parquet") if stage.stage == "filter" else []
+        return _of_pairs(stage) if stage.stage == "filter" else []
     searched = [*_files(stage, "plan"), *_files(stage, "search")] or _files(stage, "parts")
     return [storage.join(stage.uri, path) for path in searched]
 
@@ -122,6 +123,10 @@ def _parts(crawl: Manifest, keys: Sequence[str]) -> list[str]:
         for part, first, last in bounds
         if bisect.bisect_left(keys, first) < bisect.bisect_right(keys, last)
     ]
+
+
+def _of_pairs(stage: Manifest) -> list[str]:
+    return [storage.join(stage.uri, path) for path in stage.parts.below(suffix=".parquet").paths if path != OVERLAPS]
 
 
 def _files(stage: Manifest, folder: str) -> list[str]:

@@ -20,7 +20,7 @@ from wukong.crawl.optout import OptOut
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
 from wukong.curate.rule import HELD_BACK
-from wukong.data.schema import MORE_CAPTIONS
+from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import ConfigError, DataError
 from wukong.publish import located, release
 from wukong.publish.parallel import for_each
@@ -357,6 +357,11 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
         gone = frozenset(keys)
         pairs = sum(key_of(url) in gone for url in release.read_csv(uri)["url"])
         return _Lost({path: pairs} if pairs else {}, {"pairs": pairs}, {}, pairs, set(), set())
+    if path == OVERLAPS:
+        pairs_of_sets = located.rows(uri, keys, ["key", "set"])
+        of_set = pairs_of_sets.unique()["set"].value_counts().iter_rows()
+        counts = {f"overlap/{name}": int(pairs) for name, pairs in of_set}
+        return _Lost({path: len(pairs_of_sets)} if counts else {}, counts, {}, 0, set(), set())
     folder, tar = path.split("/", 1)[0], path.removesuffix(".parquet") + ".tar"
     reason = {"parts": "status", "dropped": "dropped_by"}.get(folder)
     hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS, _SEVERAL])

@@ -8,6 +8,7 @@ import polars as pl
 from wukong.curate import repack
 from wukong.curate.split import TRAIN
 from wukong.data.decoding import data_uri, decode
+from wukong.data.schema import OVERLAPS
 from wukong.errors import DataError
 from wukong.store import storage
 from wukong.store.manifest import Manifest
@@ -53,7 +54,8 @@ def pictures_of(filtered: Manifest, shards: Sequence[str] | None = None) -> Pict
 
 def shard_tables(filtered: Manifest) -> list[str]:
     """Returns the URIs of the tables of all shards, test sets first: they are few, and most images come from them."""
-    paths = [path for path in filtered.parts.below(suffix=".parquet").paths if not path.startswith("dropped/")]
+    tables = filtered.parts.below(suffix=".parquet").paths
+    paths = [path for path in tables if path != OVERLAPS and not path.startswith("dropped/")]
     paths.sort(key=lambda path: (path.startswith(f"{TRAIN}/"), path))
     return [storage.join(filtered.uri, path) for path in paths]
 

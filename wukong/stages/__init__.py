@@ -142,6 +142,13 @@ TABLE = (
         takedown="delete",
     ),
     Entry(
+        name="fingerprints",
+        title="Hash test sets",
+        hands_on="hashes and vectors of the pictures of a published set",
+        runs_as="inside",
+        version=1,
+    ),
+    Entry(
         name="filter",
         title="Filter and split",
         hands_on="the data",

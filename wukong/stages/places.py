@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from wukong import stages
 from wukong.config.crawl import Crawl
+from wukong.config.decontaminate import ALL, made_by
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.crawl.source import Searched
@@ -181,12 +182,38 @@ def _upcoming_crawl(_: str, experiment: Experiment, parents: Parents) -> Stage |
 def filtering(experiment: Experiment, crawled: Manifest) -> Stage:
     """The filter stage; the content of the files that its rules read is in its key."""
     digests = rules.digests(experiment.filter)
-    return of("filter", experiment, {"crawl": crawled}, **({"digests": digests} if digests else {}))
+    sets = {name: fingerprints(experiment, name).key for name in decontaminated_sets(experiment)}
+    more = ({"digests": digests} if digests else {}) | ({"fingerprints": sets} if sets else {})
+    return of("filter", experiment, {"crawl": crawled}, **more)
 
 
 @_upcoming_of("filter")
 def _upcoming_filtering(_: str, experiment: Experiment, parents: Parents) -> Stage:
     return filtering(experiment, parents["crawl"])
+
+
+def decontaminated_sets(experiment: Experiment) -> list[str]:
+    """The published sets that the filter compares with what would be trained on; of ``all`` those that are there."""
+    asked = experiment.filter.decontaminate
+    if asked is None:
+        return []
+    root, named = experiment.evaluate.sets, experiment.decontaminated_sets
+    if ALL in asked.sets and root:
+        there = {uri[len(root) :].lstrip("/").partition("/")[0] for uri in storage.list_files(root)}
+        named = [name for name in set_folders.NAMES if name in named or name in there]
+    return named
+
+
+def fingerprints(experiment: Experiment, name: str) -> Stage:
+    """The stage of the fingerprints of a published set.
+
+    Raises:
+        DataError: the set is not there.
+    """
+    asked = experiment.filter.decontaminate
+    vectors = made_by(experiment.filter.vector_model) if asked and asked.min_cosine is not None else None
+    config = {"set": name, "digest": set_folders.digest_of(experiment.evaluate.sets, name), "vectors": vectors}
+    return Stage(experiment.root, "fingerprints", config, [], stages.of("fingerprints").version)
 
 
 def look(experiment: Experiment, crawled: Manifest) -> Stage:

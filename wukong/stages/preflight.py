@@ -172,6 +172,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
         "evaluate.sets": lambda uri: _of_sets(uri, experiment.published_sets),
+        "filter.decontaminate.sets": lambda uri: _of_sets(uri, experiment.decontaminated_sets),
         "pretrain.from_model": lambda uri: _of_folder(uri, start.FILES),
         "model.image.weights": _of_file,
         "model.text.vocabulary": _of_file,
@@ -489,6 +490,7 @@ def check_sets(experiment: Experiment) -> None:
         chosen = stages.training_of(experiment, training).validation
         published = [name for name in chosen.tasks if name in experiment.published_sets and chosen.split]
         parts += [(f"{training}.validation.split", name, chosen.split) for name in published]
+    parts += [("filter.decontaminate.sets", name, None) for name in experiment.decontaminated_sets]
     for key, name, split in parts if asked.sets.startswith("file://") else ():
         with set_folders.local(asked.sets, name) as folder:
             try:

@@ -49,13 +49,15 @@ def _on(settings: ForbiddenSettings) -> bool:
     return bool(settings.forbidden.lists)
 
 
-def _forms(batch: PictureBatch, _settings: ForbiddenSettings) -> pl.Series:
+def pdq_forms(batch: PictureBatch, _settings: Strict) -> pl.Series:
+    """The PDQ hash of each picture in eight forms, one after another."""
     import polars as pl
 
     return pl.Series([each.tobytes() for each in batch.pdq[0]], dtype=pl.Binary)
 
 
-def _quality(batch: PictureBatch, _settings: ForbiddenSettings) -> pl.Series:
+def pdq_quality(batch: PictureBatch, _settings: Strict) -> pl.Series:
+    """The PDQ quality of each picture, 0 to 100."""
     import polars as pl
 
     return pl.Series(batch.pdq[1], dtype=pl.UInt8)
@@ -138,7 +140,7 @@ RULE = Rule(
     digests=_digests,
     from_pictures=tuple(
         FromPictures(column=column, needed=_on, compute=compute, thresholds=_THRESHOLDS)
-        for column, compute in (("pdq_forms", _forms), ("pdq_quality", _quality), ("md5", _md5))
+        for column, compute in (("pdq_forms", pdq_forms), ("pdq_quality", pdq_quality), ("md5", _md5))
     ),
     look_up=_look_up,
     drops=_drops,

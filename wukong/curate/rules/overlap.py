@@ -6,54 +6,19 @@ the rule decides after the split is known (``ray_jobs/filter.py``). See ``docs/o
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from wukong.config.decontaminate import Decontaminate
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
+from wukong.curate.rules.forbidden import pdq_forms, pdq_quality
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
-
-ALL = "all"
-
-TOWER = {"name": "tf_efficientnet_lite0", "image_size": 224, "block": 4}
-"""The image tower that comes in a package, and the stage of which its vectors are the mean."""
-
-
-class Decontaminate(Strict):
-    """The section ``filter.decontaminate``."""
-
-    sets: tuple[str, ...] = Field(
-        (),
-        description="test sets whose pictures are looked for: names of published sets in the folder evaluate.sets, of "
-        "the experiment's own hold-outs, or 'all' for every one that is there",
-    )
-    hashes: tuple[str, ...] = Field((), description="URIs of further sets' fingerprints, as `wukong hashes` makes them")
-    distance: int = Field(
-        31, ge=0, le=63, description="bits of 256 in which the PDQ hashes of nearly equal ones differ"
-    )
-    min_quality: int = Field(
-        50, ge=0, le=100, description="pictures of a lower PDQ quality have too little in them to be compared by PDQ"
-    )
-    min_cosine: float | None = Field(
-        0.75, ge=-1, le=1, description="of vectors of pictures that are laid over each other; null to compare by hashes"
-    )
-    min_agreement: float = Field(
-        0.8, ge=0, le=1, description="pictures laid over each other that agree so well, or better, show the same"
-    )
-    captions: bool = Field(True, description="look for the captions of the sets too")
-    action: Literal["drop", "mark"] = Field("drop", description="what is done with pairs that are found")
-
-    @model_validator(mode="after")
-    def _names_a_set(self) -> Decontaminate:
-        if not self.sets and not self.hashes:
-            raise ValueError("it names neither sets nor hashes: name one, or leave decontaminate out")
-        return self
 
 
 class OverlapSettings(Strict):
@@ -64,14 +29,8 @@ class OverlapSettings(Strict):
     )
     vector_model: PictureModel | None = Field(
         None,
-        description="model whose vectors of pictures are compared, for instance SSCD; null for the packaged image tower",
+        description="model by whose vectors pictures are compared, for instance SSCD; null for the packaged tower",
     )
-
-
-def made_by(model: PictureModel | None) -> str:
-    """What identifies the vectors of a model, or of the packaged tower: vectors of one kind alone can be compared."""
-    said = repr(TOWER) if model is None else f"{model.sha256} {model.input!r} {model.output!r}"
-    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _on(settings: OverlapSettings) -> bool:
@@ -80,18 +39,6 @@ def _on(settings: OverlapSettings) -> bool:
 
 def _by_vectors(settings: OverlapSettings) -> bool:
     return settings.decontaminate is not None and settings.decontaminate.min_cosine is not None
-
-
-def _forms(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
-    import polars as pl
-
-    return pl.Series([each.tobytes() for each in batch.pdq[0]], dtype=pl.Binary)
-
-
-def _quality(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
-    import polars as pl
-
-    return pl.Series(batch.pdq[1], dtype=pl.UInt8)
 
 
 def vectors(batch: PictureBatch, settings: OverlapSettings) -> pl.Series:
@@ -136,17 +83,18 @@ def _load(settings: OverlapSettings) -> None:
     """Refuse fingerprints that cannot be compared, before a task needs them.
 
     Raises:
-        ConfigError: a file is of another kind or version, or holds the vectors of another model.
+        ConfigError: a file is of another kind or version, or damaged.
     """
     from wukong.curate import overlap
 
-    overlap.check(settings)
+    for uri in settings.decontaminate.hashes if settings.decontaminate else ():
+        overlap.read(uri)
 
 
 def _digests(settings: OverlapSettings) -> dict[str, str]:
     from wukong.curate import overlap
 
-    return overlap.digests(settings)
+    return overlap.digests(settings.decontaminate) if settings.decontaminate else {}
 
 
 _THRESHOLDS = ("decontaminate",)
@@ -164,8 +112,8 @@ RULE = Rule(
         Column("overlap_caption", "string", place=91, optional=True),
     ),
     from_pictures=(
-        FromPictures("pdq_forms", _on, _forms, _THRESHOLDS),
-        FromPictures("pdq_quality", _on, _quality, _THRESHOLDS),
+        FromPictures("pdq_forms", _on, pdq_forms, _THRESHOLDS),
+        FromPictures("pdq_quality", _on, pdq_quality, _THRESHOLDS),
         FromPictures("vector", _by_vectors, vectors, _THRESHOLDS, runs_model=True),
         FromPictures("halves", _by_vectors, _halves, _THRESHOLDS, runs_model=True),
         FromPictures("thumbnail", _by_vectors, _thumbnails, _THRESHOLDS),

@@ -201,6 +201,8 @@ def test_a_rule_that_does_not_fit_the_others_is_refused(tmp_path, change, messag
     for name in (
         "__init__.py",
         "config/__init__.py",
+        "config/decontaminate.py",
+        "config/picture_model.py",
         "config/section.py",
         "curate/__init__.py",
         "curate/rule.py",

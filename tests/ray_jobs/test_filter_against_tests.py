@@ -1,0 +1,223 @@
+"""The filter job with ``filter.decontaminate``, over pictures that were planted."""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from crawled import experiment
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from ray_jobs import filter as job
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.crawl.url import key_of
+from wukong.curate import hash_files
+from wukong.data.schema import OVERLAPS
+from wukong.errors import ConfigError
+from wukong.evaluate import fingerprints
+from wukong.store import storage
+from wukong.store.manifest import Manifest
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+BY_HASHES = {"min_cosine": None}
+HOLDOUTS = [{"name": "held", "source": "*/held/*", "captions": "any"}]
+
+
+def drawn(seed: int) -> Image.Image:
+    """A picture of many shapes, unlike those of other seeds."""
+    random = np.random.default_rng(seed)
+    image = Image.new("RGB", (256, 256), tuple(random.integers(256, size=3)))
+    draw = ImageDraw.Draw(image)
+    for _ in range(40):
+        left, upper, width, height = (int(value) for value in random.integers(8, 120, size=4) * [2, 2, 1, 1])
+        shape = draw.ellipse if random.integers(2) else draw.rectangle
+        shape(
+            (left, upper, left + width, upper + height),
+            fill=tuple(int(value) for value in random.integers(256, size=3)),
+        )
+    return image.filter(ImageFilter.GaussianBlur(2))
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def rows_of(pictures: Mapping[str, Image.Image]) -> list[dict[str, Any]]:
+    """A crawl's rows of pictures by their place; each caption occurs once."""
+    captions = [
+        f"{colour}色的{animal}在{place}" for colour in "红橙黄绿青" for animal in "猫狗鸟鱼马" for place in "山水"
+    ]
+    rows = []
+    for (place, image), caption in zip(pictures.items(), captions, strict=False):
+        data = jpeg(image)
+        rows.append(
+            {
+                "url": f"http://x/{place}",
+                "caption": caption,
+                "picture": data,
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    return rows
+
+
+def crawl_of(make_crawl: Any, pictures: Mapping[str, Image.Image], **changes: Any) -> Manifest:
+    rows = rows_of(pictures)
+    data = {key_of(row["url"]): row.pop("picture") for row in rows}
+    return make_crawl(rows, picture=lambda row: data[row["key"]], **changes)
+
+
+def settings(tmp_path: Path, decontaminate: Mapping[str, Any] | None, **filtered: Any) -> Experiment:
+    split = {"held_out_captions": 0.0, "holdouts": HOLDOUTS}
+    return experiment(tmp_path, split=split, decontaminate=decontaminate, **filtered)
+
+
+def fingerprints_at(folder: Path, pictures: Mapping[str, Image.Image]) -> str:
+    folder.mkdir()
+    for name, image in pictures.items():
+        image.save(folder / f"{name}.png")
+    uri = storage.from_path(folder.parent / f"{folder.name}.parquet")
+    hash_files.write(uri, fingerprints.of_folder(folder))
+    return uri
+
+
+def table(manifest: Manifest, prefix: str) -> pl.DataFrame:
+    return pl.concat(pl.DataFrame(storage.read_table(uri)) for uri in manifest.part_uris(prefix, ".parquet"))
+
+
+def test_pictures_of_a_set_known_by_its_hashes_are_dropped_and_named(tmp_path, make_crawl):
+    tests = {f"test{n}": drawn(n) for n in range(4)}
+    planted = {
+        "a/small": tests["test0"].resize((128, 128)),
+        "a/mirrored": ImageOps.mirror(tests["test1"]),
+        "a/other": drawn(100),
+        "a/another": drawn(101),
+        "held/equal": tests["test2"],
+    }
+    uri = fingerprints_at(tmp_path / "known", tests)
+    crawl = crawl_of(make_crawl, planted, part_size=2)
+    manifest = job.run(settings(tmp_path, {"hashes": [uri], **BY_HASHES}), {"crawl": crawl})
+
+    found = table(manifest, OVERLAPS).to_dicts()
+    shown = {(row["picture"], row["key"]) for row in found}
+    assert shown == {("test0.png", key_of("http://x/a/small")), ("test1.png", key_of("http://x/a/mirrored"))}
+    assert {(row["set"], row["level"], row["action"]) for row in found} == {("known", "hash", "drop")}
+    assert all(0 <= row["distance"] <= 31 for row in found)
+    assert manifest.dropped["overlap"] == 2
+    assert manifest.counts["overlap/known"] == 2
+    assert manifest.counts["train"] == 2 and manifest.counts["held"] == 1, "a hold-out is not trained on"
+    dropped = table(manifest, "dropped/")
+    assert dict(zip(dropped["key"], dropped["overlap"], strict=True)) == {
+        key: f"known/{picture}" for picture, key in shown
+    }
+
+
+def test_marked_pairs_are_trained_on_and_keep_their_mark(tmp_path, make_crawl):
+    uri = fingerprints_at(tmp_path / "known", {"test": drawn(0)})
+    crawl = crawl_of(make_crawl, {"a/same": drawn(0), "a/other": drawn(1)})
+    manifest = job.run(settings(tmp_path, {"hashes": [uri], "action": "mark", **BY_HASHES}), {"crawl": crawl})
+    assert manifest.dropped["overlap"] == 0 and manifest.counts["overlap/known"] == 1
+    marks = dict(table(manifest, "train/").select("url", "overlap").iter_rows())
+    assert marks == {"http://x/a/same": "known/test.png", "http://x/a/other": None}
+    assert table(manifest, OVERLAPS)["action"].to_list() == ["mark"]
+
+
+def test_what_is_near_a_hold_out_is_dropped_though_its_file_is_another(tmp_path, make_crawl):
+    pictures = {"held/one": drawn(0), "a/smaller": drawn(0).resize((200, 200)), "a/other": drawn(1)}
+    crawl = crawl_of(make_crawl, pictures, part_size=1)
+    plain = job.run(settings(tmp_path, None), {"crawl": crawl})
+    assert plain.counts["train"] == 2, "equal files alone are kept away"
+    manifest = job.run(settings(tmp_path, {"sets": ["held"], **BY_HASHES}), {"crawl": crawl})
+    assert manifest.counts["overlap/held"] == manifest.dropped["overlap"] == 1
+    (row,) = table(manifest, OVERLAPS).to_dicts()
+    assert (row["picture"], row["key"]) == (key_of("http://x/held/one"), key_of("http://x/a/smaller"))
+
+
+def test_captions_of_a_test_are_dropped_in_any_form_and_counted_apart(tmp_path, make_crawl):
+    pictures = {"a/one": drawn(1), "a/two": drawn(2), "a/three": drawn(3)}
+    caption = rows_of(pictures)[0]["caption"]
+    made = fingerprints.of_folder(_folder(tmp_path / "known", drawn(9)))
+    full_width = "".join(chr(ord(sign) + 0xFEE0) if "!" <= sign <= "~" else sign for sign in f" {caption}。")
+    known = hash_files.caption_hashes(pl.Series([caption, full_width]))
+    uri = storage.from_path(tmp_path / "known.parquet")
+    hash_files.write(uri, made.__class__(**{**vars(made), "captions": known}))
+    crawl = crawl_of(make_crawl, pictures)
+    manifest = job.run(settings(tmp_path, {"hashes": [uri], **BY_HASHES}), {"crawl": crawl})
+    assert manifest.counts["overlap_captions/known"] == manifest.dropped["overlap"] == 1
+    assert "overlap/known" not in manifest.counts and not len(table(manifest, OVERLAPS))
+    assert table(manifest, "dropped/").select("url", "overlap_caption").rows() == [("http://x/a/one", "known")]
+    kept = job.run(settings(tmp_path, {"hashes": [uri], "captions": False, **BY_HASHES}), {"crawl": crawl})
+    assert kept.counts["train"] == 3
+
+
+def _folder(folder: Path, image: Image.Image) -> Path:
+    folder.mkdir()
+    image.save(folder / "picture.png")
+    return folder
+
+
+def test_of_a_pairs_captions_only_the_tests_is_left_out(tmp_path, make_crawl):
+    made = fingerprints.of_folder(_folder(tmp_path / "known", drawn(9)))
+    uri = storage.from_path(tmp_path / "known.parquet")
+    hash_files.write(
+        uri, made.__class__(**{**vars(made), "captions": hash_files.caption_hashes(pl.Series(["红色的猫"]))})
+    )
+    captions = [{"caption": text, "count": 1, "query": None} for text in ("红色的猫", "一只红猫在山上")]
+    rows = [
+        {"url": "http://x/a", "caption": "红色的猫", "captions": captions},
+        {"url": "http://x/b", "caption": "蓝色的鱼"},
+    ]
+    crawl = make_crawl(rows, picture=lambda _: jpeg(drawn(1)))
+    manifest = job.run(settings(tmp_path, {"hashes": [uri], **BY_HASHES}), {"crawl": crawl})
+    assert manifest.dropped["overlap"] == 0 and manifest.counts["overlap_captions/known"] == 1
+    assert dict(table(manifest, "train/").select("url", "caption").iter_rows())["http://x/a"] == "一只红猫在山上"
+
+
+def test_a_run_that_is_done_again_gives_the_same_bytes_and_other_hashes_another_stage(tmp_path, make_crawl):
+    crawl = crawl_of(make_crawl, {f"a/{n}": drawn(n) for n in range(6)}, part_size=2)
+    uri = fingerprints_at(tmp_path / "known", {"test": drawn(0)})
+    asked = {"hashes": [uri], "sets": ["all"], **BY_HASHES}
+    first, second = (job.run(settings(tmp_path / name, asked), {"crawl": crawl}) for name in ("first", "second"))
+    assert first.parts == second.parts and first.counts == second.counts
+    hash_files.write(uri, fingerprints.of_folder(_folder(tmp_path / "other", drawn(1))))
+    assert job.run(settings(tmp_path / "first", asked), {"crawl": crawl}).uri != first.uri
+
+
+def test_without_the_setting_nothing_of_it_is_stored(tmp_path, make_crawl):
+    crawl = crawl_of(make_crawl, {f"a/{n}": drawn(n) for n in range(3)})
+    manifest = job.run(settings(tmp_path, None), {"crawl": crawl})
+    assert not {"decontaminate", "vector_model", "fingerprints", "digests"} & manifest.config.keys()
+    assert "overlap" not in manifest.config.get("rule_versions", {})
+    assert not {"overlap", "overlap_caption"} & {*table(manifest, "train/").columns}
+    assert not manifest.part_uris(OVERLAPS)
+
+
+def test_fingerprints_of_another_kind_are_refused_before_any_task(tmp_path, make_crawl):
+    storage.write_table(storage.from_path(tmp_path / "wrong.parquet"), pl.DataFrame({"hash": ["0"]}).to_arrow())
+    asked = settings(tmp_path, {"hashes": [storage.from_path(tmp_path / "wrong.parquet")], **BY_HASHES})
+    with pytest.raises(ConfigError, match="wukong hashes SET"):
+        job.run(asked, {"crawl": crawl_of(make_crawl, {"a": drawn(0)})})
+
+
+def test_names_of_no_set_are_refused_with_the_names_that_there_are():
+    document = {
+        "name": "test",
+        "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+        "filter": {"split": {"held_out_captions": 0.0, "holdouts": HOLDOUTS}, "decontaminate": {"sets": ["imagenett"]}},
+    }
+    with pytest.raises(ConfigError, match=r"imagenett, which is no test set; .*imagenet, .*the hold-outs are held"):
+        documents.parse(document)
+    document["filter"]["decontaminate"]["sets"] = ["imagenet"]
+    with pytest.raises(ConfigError, match=r"evaluate\.sets is empty, and filter\.decontaminate\.sets names imagenet"):
+        documents.parse(document)
+    document["filter"]["decontaminate"]["sets"] = []
+    with pytest.raises(ConfigError, match="names neither sets nor hashes"):
+        documents.parse(document)

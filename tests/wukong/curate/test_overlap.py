@@ -1,0 +1,154 @@
+"""Looking up training pairs among test pictures, compared with doing it one by one."""
+
+import io
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from wukong.config.decontaminate import Decontaminate
+from wukong.curate import alignment, hash_files, overlap, picture_vectors
+
+ASKED = Decontaminate(sets=("all",), min_cosine=None)
+
+
+def turned_over(hashes, random, most):
+    """Hashes with up to ``most`` bits turned over in each, and how many were."""
+    bits = np.unpackbits(hashes, axis=1)
+    counts = random.integers(most + 1, size=len(bits))
+    for row, count in zip(bits, counts, strict=True):
+        row[random.permutation(256)[:count]] ^= 1
+    return np.packbits(bits, axis=1), counts
+
+
+def pairs_of(hashes, quality):
+    forms = np.concatenate([hashes[:, None], np.zeros((len(hashes), 7, 32), np.uint8)], axis=1)
+    return pl.DataFrame(
+        {
+            "key": [f"{n:020x}" for n in range(len(hashes))],
+            "pdq_forms": [each.tobytes() for each in forms],
+            "pdq_quality": pl.Series(quality, dtype=pl.UInt8),
+        }
+    )
+
+
+@pytest.mark.parametrize("tests", [300, 3_000])
+def test_hashes_within_the_distance_are_found_as_by_comparing_each_with_each(tests):
+    random = np.random.default_rng(tests)
+    forms = random.integers(256, size=(tests, 8, 32), dtype=np.uint8)
+    quality = random.integers(40, 101, size=tests).astype(np.uint8)
+    trained, _ = turned_over(forms[random.integers(tests, size=400), random.integers(3, size=400)], random, 40)
+    trained_quality = random.integers(40, 101, size=400).astype(np.uint8)
+    known = overlap.Tests("set", [f"t{n}" for n in range(tests)], forms, quality)
+    found = overlap.Search(known, ASKED).found(pairs_of(trained, trained_quality))
+
+    expected = {}
+    for row, hashed in enumerate(trained):
+        for test in range(tests):
+            if trained_quality[row] < 50 or quality[test] < 50:
+                continue
+            bits = min((int.from_bytes(hashed) ^ int.from_bytes(forms[test, form])).bit_count() for form in (0, 1))
+            if bits <= 31:
+                expected[f"{row:020x}", f"t{test}"] = bits
+    assert {(row["key"], row["picture"]): row["distance"] for row in found.to_dicts()} == expected
+    assert len(expected) > 50 and set(found["level"]) == {"hash"} and set(found["set"]) == {"set"}
+
+
+def shapes(seed):
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(256, size=(7, 7, 3), dtype=np.uint8))
+    return small.resize((240, 240), Image.Resampling.BICUBIC)
+
+
+def test_of_pictures_near_by_vectors_those_that_agree_are_found_and_no_others():
+    random = np.random.default_rng(0)
+    tests = [shapes(seed) for seed in range(6)]
+    vectors = random.normal(size=(6, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = overlap.Tests(
+        "set", [str(n) for n in range(6)], np.zeros((6, 8, 32), np.uint8), np.zeros(6, np.uint8),
+        vectors.astype(np.float16), [alignment.thumbnail(image) for image in tests],
+    )  # fmt: skip
+    wide = Image.new("RGB", (480, 240))
+    wide.paste(shapes(50), (0, 0))
+    wide.paste(tests[3], (240, 0))
+    # What is shown, and the vectors of the whole and of its halves: near test 0, near test 1, a half near test 3.
+    trained = [(tests[0].crop((10, 20, 220, 230)), vectors[0]), (shapes(60), vectors[1]), (wide, -vectors[3])]
+    halves = np.full((3, 32), np.nan, np.float16)
+    halves[2] = np.concatenate([-vectors[3], vectors[3]])
+    pairs = pl.DataFrame(
+        {
+            "key": ["cut", "other", "wide"],
+            "pdq_forms": [bytes(256)] * 3,
+            "pdq_quality": pl.Series([0, 0, 0], dtype=pl.UInt8),
+            "vector": picture_vectors.column(np.stack([vector for _, vector in trained]).astype(np.float16)),
+            "halves": picture_vectors.column(halves),
+            "thumbnail": [alignment.thumbnail(image) for image, _ in trained],
+        }
+    )
+    found = overlap.Search(known, Decontaminate(sets=("all",))).found(pairs)
+    assert found.select("key", "picture", "level").rows() == [("cut", "0", "vector"), ("wide", "3", "vector")]
+    assert ((found["distance"] >= 0) & (found["distance"] <= 0.2)).all()
+    stricter = overlap.Search(known, Decontaminate(sets=("all",), min_agreement=1.0)).found(pairs)
+    assert stricter.is_empty()
+
+
+def test_vectors_that_are_no_numbers_are_compared_with_nothing():
+    rows = np.array([[1, 0], [np.nan, np.nan]], np.float16)
+    series = picture_vectors.column(rows)
+    assert series.null_count() == 1 and series.dtype == pl.Array(pl.Float16, 2)
+    assert np.array_equal(picture_vectors.rows_of(series), rows, equal_nan=True)
+    known = overlap.Tests("set", ["a", "b"], np.zeros((2, 8, 32), np.uint8), np.zeros(2, np.uint8), rows, [b"", b""])
+    pairs = pl.DataFrame({"key": ["k"], "pdq_forms": [bytes(256)], "pdq_quality": pl.Series([0], dtype=pl.UInt8)})
+    pairs = pairs.with_columns(
+        vector=picture_vectors.column(rows[1:]), halves=picture_vectors.column(rows[1:].repeat(2, 1))
+    )
+    assert overlap.Search(known, Decontaminate(sets=("all",))).found(pairs).is_empty()
+
+
+def test_a_caption_is_found_in_its_normal_form():
+    captions = hash_files.caption_hashes(pl.Series(["一只猫 在睡觉", "狗"]))
+    known = overlap.Tests("set", [], np.empty((0, 8, 32), np.uint8), np.empty(0, np.uint8), captions=captions)
+    given = pl.DataFrame({"key": ["a", "b", "b"], "caption_original": ["狗", "一只猫  在睡觉", "一只猫"]})
+    found = overlap.Search(known, ASKED).found_captions(given)
+    assert found.rows() == [("set", "a", "狗"), ("set", "b", "一只猫  在睡觉")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        lambda image: image.crop((0, 0, 216, 216)),
+        lambda image: image.crop((30, 20, 238, 228)),
+        lambda image: image.resize((96, 96)),
+        lambda image: image.rotate(3),
+        lambda image: image.point(lambda value: int(value * 0.8)),
+    ],
+    ids=["mirrored", "cut", "cut inside", "small", "turned", "darker"],
+)
+def test_a_changed_picture_agrees_with_itself_and_with_no_other(change):
+    small = [alignment.pixels(alignment.thumbnail(shapes(seed))) for seed in range(8)]
+    changed = alignment.pixels(alignment.thumbnail(change(shapes(0))))
+    agreement = [alignment.agreement(changed, each) for each in small]
+    assert agreement[0] >= 0.8 > max(agreement[1:])
+
+
+def test_pictures_of_one_colour_agree_with_nothing():
+    plain = alignment.pixels(alignment.thumbnail(Image.new("RGB", (100, 80), "gray")))
+    assert alignment.agreement(plain, plain) < 0.8
+    assert alignment.agreement(plain, alignment.pixels(alignment.thumbnail(shapes(1)))) < 0.8
+
+
+def test_a_small_picture_keeps_its_shape_up_to_four_times_as_wide():
+    sizes = {}
+    for given in ((480, 240), (240, 480), (2000, 100), (30, 30), (1, 90)):
+        with Image.open(io.BytesIO(alignment.thumbnail(Image.new("RGB", given)))) as image:
+            sizes[given] = image.size
+    assert sizes == {
+        (480, 240): (96, 48),
+        (240, 480): (48, 96),
+        (2000, 100): (192, 48),
+        (30, 30): (48, 48),
+        (1, 90): (48, 192),
+    }
