@@ -26,7 +26,7 @@ Whole = npt.NDArray[np.int16]
 """Vectors of length ``LENGTH`` with whole components, one a row."""
 
 LENGTH = 4000
-"""The square is less than 2^24 by 4.6 %, since rounding makes vectors longer. A cosine moves by 0.0001, rarely 0.0005."""
+"""Its square is 4.6 % below 2^24, since rounding makes vectors longer. A cosine moves by 0.0001, rarely by 0.0005."""
 
 LOWEST = 0.8
 """Nearness below this cosine is not told."""
