@@ -133,6 +133,20 @@ def without_tested_captions(assigned: pl.DataFrame, settings: Filter) -> pl.Data
     return captions.together(rows.filter(stays | pl.col(captions.PAIR).is_first_distinct()))
 
 
+def count_near(judged: pl.DataFrame, settings: Filter) -> dict[str, int]:
+    """How many of some pairs were compared by their vectors, and how many go at each threshold.
+
+    Args:
+        judged: pairs with ``dropped_by``, after ``apply_comparisons``.
+        settings: which rules are on.
+    """
+    if rules.nearness(settings) is None:
+        return {}
+    before = [rule.name for when in ("pairs", "pictures") for rule in rules.decided(when, settings)]
+    before += [rule.name for rule in rules.decided("corpus", settings) if rule.comparison is not None]
+    return near_duplicates.counts(judged.filter(~pl.col("dropped_by").is_in(before).fill_null(value=False)))
+
+
 def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dict[str, int]:
     """Count the rows with each of some drop reasons."""
     counts = dict.fromkeys(reasons, 0)
