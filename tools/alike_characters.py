@@ -44,7 +44,8 @@ def glyphs(font: ImageFont.FreeTypeFont, shown: list[str]) -> NDArray[np.float32
         ImageDraw.Draw(picture).text((SIDE / 2, SIDE / 2), character, 255, font, anchor="mm")
         pictures[row] = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), np.float32).ravel()
     pictures -= pictures.mean(axis=0)
-    return pictures / np.linalg.norm(pictures, axis=1, keepdims=True)
+    normal: npt.NDArray[np.float32] = pictures / np.linalg.norm(pictures, axis=1, keepdims=True)
+    return normal
 
 
 def main() -> None:
