@@ -14,7 +14,6 @@ from wukong.config.decontaminate import Decontaminate
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
-from wukong.curate.rules.forbidden import pdq_forms, pdq_quality
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -39,6 +38,17 @@ def _on(settings: OverlapSettings) -> bool:
 
 def _by_vectors(settings: OverlapSettings) -> bool:
     return settings.decontaminate is not None and settings.decontaminate.min_cosine is not None
+
+
+def _pdq(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
+    """The PDQ hash of each picture and, as the last byte, its quality. Mirrored are the test pictures: they are few."""
+    import numpy as np
+    import polars as pl
+
+    from wukong.curate.pdq import hashes
+
+    found, quality = hashes(batch.decoded)
+    return pl.Series([row.tobytes() for row in np.column_stack([found, quality])], dtype=pl.Binary)
 
 
 def vectors(batch: PictureBatch, settings: OverlapSettings) -> pl.Series:
@@ -123,8 +133,7 @@ RULE = Rule(
         Column("overlap_caption", "string", place=91, optional=True),
     ),
     from_pictures=(
-        FromPictures("pdq_forms", _on, pdq_forms, _THRESHOLDS),
-        FromPictures("pdq_quality", _on, pdq_quality, _THRESHOLDS),
+        FromPictures("pdq", _on, _pdq, _THRESHOLDS),
         FromPictures("vector", _by_vectors, vectors, _THRESHOLDS, runs_model=True),
         FromPictures("halves", _by_vectors, _halves, _THRESHOLDS, runs_model=True),
         FromPictures("thumbnail", _by_vectors, _thumbnails, _THRESHOLDS),
