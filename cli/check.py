@@ -208,7 +208,7 @@ def _make_up(experiment: Experiment, key: str, uri: str) -> None:
     names: tuple[str, ...] = ("",)
     if key == "evaluate.sets":
         names = tuple(f"{name}/made-up" for name in experiment.published_sets)
-    elif key == "model.text.weights":
+    elif key == "model.text.weights" or (key.endswith(".model.uri") and not uri.endswith(".onnx")):
         names = ("config.json", "model.safetensors")
     elif key == "pretrain.from_model":
         names = start.FILES

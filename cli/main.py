@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import check, embedded_sets, logs, release, reproduce, summary, sweep
+from cli import check, embedded_sets, logs, release, reproduce, summary, sweep, takedown
 from ray_jobs.launch import evaluate_champion
 from wukong.commands import evaluate, panels, promote
 from wukong.commands.app import DEMO, ConfigOption, SetOption, app
@@ -147,7 +147,7 @@ def submit(
 app.command(rich_help_panel=panels.CLUSTER)(check.check)
 app.command(rich_help_panel=panels.LOOK)(logs.logs)
 app.command(rich_help_panel=panels.DATA)(release.release)
-app.command(rich_help_panel=panels.DATA)(release.takedown)
+app.command(rich_help_panel=panels.DATA)(takedown.takedown)
 app.command(rich_help_panel=panels.TRAIN)(sweep.sweep)
 app.command(rich_help_panel=panels.TRAIN)(reproduce.reproduce)
 

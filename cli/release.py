@@ -1,41 +1,31 @@
-"""``wukong release`` and ``wukong takedown``: publish a set, and remove pairs from it again."""
+"""``wukong release``: publish a set."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from wukong.commands.output import Console, Table
+from wukong.commands.output import Console
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runs import run_records
 from wukong.runtime import environment
-from wukong.runtime.language import translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
-from wukong.tracking import availability
-
-if TYPE_CHECKING:
-    from wukong.publish.traces import Traces
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. release.licence=CC-BY-4.0 (repeatable)."),
 ]
-_DEMO = Path("configs/demo.yaml")
+DEMO = Path("configs/demo.yaml")
 _WIDTH = 10  # cells of a line's title
 
 
 def release(
-    config_file: ConfigOption = _DEMO,
+    config_file: ConfigOption = DEMO,
     overrides: SetOption = None,
     files: Annotated[
         int | None, typer.Option("--files", "-n", min=1, help="CSV files to write; by default release.files.")
@@ -87,108 +77,6 @@ def release(
     console.print_titled("Left out", f"{left_out:,} pairs on the opt-out list", _WIDTH)
     console.print_titled("Set", set_uri, _WIDTH)
     console.print_titled("Digest", released.digest, _WIDTH)
-
-
-def takedown(
-    listed: Annotated[
-        str,
-        typer.Argument(
-            metavar="LIST",
-            help="The list of what to remove: a domain (with all hosts below it), a URL, or the SHA-256 of a picture "
-            "as downloaded, one a line; # begins a comment. A path or a URI.",
-        ),
-    ],
-    reason: Annotated[str, typer.Option(help="The reason, for the record; name a case, not a person.")],
-    config_file: ConfigOption = _DEMO,
-    overrides: SetOption = None,
-    at: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Change only this release, or this stage's output: a path or a URI. By default the whole experiment.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and change nothing.")] = False,
-) -> None:
-    """Remove pairs from a released set, and from the crawl and the shards that it was made from.
-
-    Rows and pictures are removed; counts, checksums and manifests are brought in line; what is left is copied byte for
-    byte. It can be killed and run again: a takedown that was begun is finished first. The record under takedowns/ says
-    when, why, by which list, and which pairs; it has hashes, no URL. Run nothing else on the experiment meanwhile.
-
-    Reports and pages that show the pairs are deleted, also in MLflow and on this machine; `wukong run` makes those of
-    a run anew. Trained models and measured numbers stay. Name the same list in crawl.politeness.opt_out, so that
-    the next crawl does not fetch the pictures again. Example:
-
-        wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
-    """
-    from wukong.publish import takedown as library
-    from wukong.publish import takedown_plan
-
-    experiment = documents.load(config_file, overrides)
-    root = uri_of(at).rstrip("/") if at else experiment.root
-    use_embedded_store(root)
-    console = Console(highlight=False, soft_wrap=True)
-    tell = partial(console.out, translated("Deleted"))
-    copies = [] if at else _copies(experiment.name)
-    shown = () if at else _files_of_copies(experiment.name)
-    if (begun := library.pending(root)) is not None and not dry_run:
-        console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
-        library.carry_out(root, begun, copies, tell)
-    planned = takedown_plan.plan(root, uri_of(listed), reason, datetime.now(UTC), shown)
-    entries = planned.listed
-    console.print(
-        f"The list {escape(planned.list_name)} ({entries['domains']:,} domains, {entries['urls']:,} urls, "
-        f"{entries['digests']:,} digests) covers {len(planned.keys):,} URLs at {escape(root)}"
-    )
-    if not planned.keys:
-        return
-    table = Table("stage", "pairs", "files", "where", box=None)
-    for change in planned.changes:
-        table.add_row(change.stage, f"{change.pairs:,}", f"{len(change.files) + len(change.deleted):,}", change.uri)
-    console.print(table)
-    if planned.traced or planned.unfinished:
-        console.print(
-            f"{len(planned.traced):,} records, pages and answers name them, and {len(planned.unfinished):,} folders of "
-            "killed attempts go"
-        )
-    if dry_run:
-        console.print("Nothing was changed (--dry-run)")
-        return
-    library.carry_out(root, planned, copies, tell)
-    console.print(f"Taken down. Record: {escape(storage.join(root, library.FOLDER, planned.id))}.json")
-    if not at and not availability.enabled():
-        console.print("MLFLOW_TRACKING_URI is not set: MLflow's copies of pages were not looked at")
-
-
-def _copies(name: str) -> list[Callable[["Traces"], Sequence[str]]]:
-    """Return what removes traces from the copies that an experiment has in MLflow and in the home of the stack."""
-    from wukong.publish import mlflow_copies, takedown_plan
-    from wukong.publish import takedown as library
-
-    def of_home(traces: "Traces") -> list[str]:
-        runs = _runs_of_home(name)
-        return [page for run in runs for page in library.remove_traces(takedown_plan.traced(run, traces), traces)]
-
-    return [*([partial(mlflow_copies.remove_traces, name)] if availability.enabled() else []), of_home]
-
-
-def _files_of_copies(name: str) -> Iterator[tuple[str, bytes]]:
-    """Iterate over the files of the copies that an experiment has in MLflow and in the home of the stack."""
-    from wukong.publish import mlflow_copies, takedown_plan
-
-    for run in _runs_of_home(name):
-        yield from ((uri, storage.read_bytes(uri)) for uri in takedown_plan.may_name(run))
-    if availability.enabled():
-        yield from mlflow_copies.files()
-
-
-def _runs_of_home(name: str) -> list[str]:
-    """Return the URIs of the folders that an experiment's runs have in the home of the stack."""
-    home = environment.find_home()
-    runs = sorted(home.glob("runs/*/experiment.json")) if home else []
-    names = {each: json.loads(each.read_bytes())["experiment"]["name"] for each in runs}
-    return [storage.from_path(each.parent) for each in runs if names[each] == name]
 
 
 def uri_of(place: str) -> str:

@@ -32,6 +32,7 @@ from wukong.evaluate import (
     trained_on,
 )
 from wukong.evaluate import run as evaluation
+from wukong.evaluate.answers import Answers
 from wukong.evaluate.blocks import Block, Files, Sizes, Work
 from wukong.evaluate.data_set import ClassificationData, Data
 from wukong.evaluate.formats.pictures import Encoded
@@ -93,8 +94,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     Writes ``answers/TASK.parquet`` for each task (``wukong.evaluate.answers``), and three files. ``evaluation.json`` is
     the document of ``wukong.evaluate.results``, with the epochs of ``pretrain`` and ``finetune`` under ``training`` (as
     ``wukong.train.state.Epoch``, without measured times). ``evaluation.html`` is the page that shows it.
-    ``metrics.json`` has the flat numbers of ``results.metrics_of``; those of the pre-trained model begin with
-    ``pretrained/`` in place of ``eval/``.
+    ``metrics.json`` has the flat numbers of ``results.metrics_of`` and ``results.without_overlap_of``; those of the
+    pre-trained model begin with ``pretrained/`` in place of ``eval/``.
 
     Args:
         experiment: its ``evaluate`` section and the filter's hold-outs say what is measured.
@@ -134,13 +135,20 @@ def _evaluate(
         for role, parent in evaluated
     ]
     trained: dict[str, set[Pairs] | str] = {role: trained_on.pairs_of(parents[parent]) for role, parent in evaluated}
-    document = evaluation.document(models, [*used, _of_holdouts(experiment)], records, trained)
+    paths = {record["name"]: record["answers"] for record in records if "answers" in record}
+
+    def answered(name: str, role: str) -> Answers | None:
+        return answers.read(storage.read_table(stage.path(paths[name])), role) if name in paths else None
+
+    document = evaluation.document(models, [*used, _of_holdouts(experiment)], records, trained, answered)
     document["training"] = {
         parent: storage.read_json(storage.join(parents[parent].uri, "history.json"))["history"]
         for parent in places.EVALUATED.values()
     }
-    metrics = results.metrics_of(document["tasks"], "finetuned")
-    before = results.metrics_of(document["tasks"], "pretrained")
+    metrics, before = (
+        results.metrics_of(document["tasks"], role) | results.without_overlap_of(document, role)
+        for role in ("finetuned", "pretrained")
+    )
     metrics |= {f"pretrained/{name.partition('/')[2]}": value for name, value in before.items()}
     pictures = {record["name"]: record["pictures"] for record in records}
     storage.write_json(stage.path("metrics.json"), metrics)

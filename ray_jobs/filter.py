@@ -30,8 +30,9 @@ Every pass is a function of the crawl's files and the config, so a killed run co
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,6 @@ from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, exchange, lookup, overlap, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.near_duplicates import COSINE
 from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
@@ -53,7 +53,7 @@ from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import DataError
 from wukong.runtime.language import message
 from wukong.stages import places
-from wukong.store import manifest, storage
+from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,21 @@ class _Group:
     number: int
     first: int
     parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What the rules found that compare pairs, as it is told to each group.
+
+    Attributes:
+        repeats: see ``_repeats``.
+        near: what ``wukong.curate.near_duplicates.nearest`` found.
+        tested: whether what would be trained on was compared with test sets: the files of the pass ``overlap`` exist.
+    """
+
+    repeats: Mapping[str, Answers] = field(default_factory=dict)
+    near: Answers | None = None
+    tested: bool = False
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -116,9 +131,12 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         )
         _show_dropped(by_pictures)
         _name_forbidden(stage, crawl, by_pictures)
-    assigned = _run_missing("assign", stage, _assign, groups, lambda: _corpus_facts(experiment, crawl, stage, groups))
-    _show_dropped(assigned)
     pairs = sum(record["pairs"] for record in judged)
+    left = pairs - sum(rows for record in [*judged, *by_pictures] for rows in record["dropped"].values())
+    assigned = _run_missing(
+        "assign", stage, _assign, groups, lambda: _corpus_facts(experiment, crawl, stage, groups, left)
+    )
+    _show_dropped(assigned)
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
@@ -151,10 +169,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         )
     # Records of earlier versions have no bounds; such shards are looked through by a takedown.
     lookup.write(stage.uri, (tuple(each) for record in repacked for each in record.get("bounds", [])), settings.seed)
-    parts = [Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"]]
-    if settings.decontaminate is not None:
-        parts.append(_write_overlaps(stage, groups, settings.decontaminate.action))
-    return stage.commit(parts, counts=counts, dropped=dropped)
+    parts = (Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"])
+    overlaps = [_write_overlaps(stage, groups, settings.decontaminate.action)] if settings.decontaminate else []
+    return stage.commit(chain(parts, overlaps), counts=counts, dropped=dropped)
 
 
 def _show_dropped(records: Sequence[Mapping[str, Any]]) -> None:
@@ -378,44 +395,28 @@ def _placed_uri(stage: Stage, group: int) -> str:
     return stage.path(f"_work/placed/{group:05d}.parquet")
 
 
-def _judged(
-    stage: Stage,
-    group: _Group,
-    settings: Filter,
-    repeats: Mapping[str, Answers] | None = None,
-    *,
-    after_tests: bool = False,
-) -> Iterator[pl.DataFrame]:
+def _judged(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> Iterator[pl.DataFrame]:
     """The rows of a group's parts with the decisions so far, one table a part.
 
     Args:
         stage: the filter.
         group: whose rows.
         settings: which rules are on.
-        repeats: results of ``_repeats`` and ``_near``; without them, what the rules decided that compare no pairs.
-        after_tests: whether the pass ``overlap`` is done.
+        compared: what the rules found so far that compare pairs.
     """
-    asked = dict(repeats or {})
-    near = answers.of(group.number) if (answers := asked.pop(COSINE, None)) is not None else None
-    own = {column: _told(answers, group, "key") for column, answers in asked.items()}
+    own = {column: _told(answers, group, "key") for column, answers in compared.repeats.items()}
+    near = None if compared.near is None else compared.near.of(group.number)
     for number in range(group.first, group.first + len(group.parts)):
         uri = _judged_uri(stage, number, by_pictures=_decides_late(settings))
         judged = apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, near, settings)
-        if after_tests and settings.decontaminate is not None:
+        if compared.tested:
             found, found_captions = (pl.DataFrame(storage.read_table(each)) for each in _overlap_uris(stage, number))
             judged = apply.apply_overlaps(judged, found, found_captions, settings)
         yield judged
 
 
-def _kept(
-    stage: Stage,
-    group: _Group,
-    settings: Filter,
-    repeats: Mapping[str, Answers] | None = None,
-    *,
-    after_tests: bool = False,
-) -> Iterator[pl.DataFrame]:
-    for frame in _judged(stage, group, settings, repeats, after_tests=after_tests):
+def _kept(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> Iterator[pl.DataFrame]:
+    for frame in _judged(stage, group, settings, compared):
         yield frame.filter(pl.col("dropped_by").is_null())
 
 
@@ -424,20 +425,25 @@ def _told(answers: Answers, group: _Group, column: str) -> Hashes:
 
 
 def _corpus_facts(
-    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group]
-) -> tuple[Filter, dict[str, Answers], Answers, Answers]:
-    """What ``_assign`` needs of the whole corpus: the settings, repeats, held-out pictures, trained captions."""
+    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group], left: int
+) -> tuple[Filter, _Compared, Answers, Answers]:
+    """What ``_assign`` needs of the whole corpus: the settings, compared pairs, held-out pictures, trained captions.
+
+    ``left`` is the number of pairs that the rules before left.
+    """
     settings = experiment.filter
-    repeats = _repeats(stage, groups, settings)
-    if rules.nearness(settings) is not None:
-        repeats[COSINE] = _near(experiment, crawl, stage, groups, repeats)
-    held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, repeats)
+    repeats = _Compared(_repeats(stage, groups, settings))
+    compared = replace(repeats, near=_near(experiment, crawl, groups, stage, left, repeats))
+    held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, compared)
     if settings.decontaminate is not None:
-        facts = (settings, places.look(experiment, crawl), repeats, held_out)
+        facts = (settings, places.look(experiment, crawl), compared, held_out)
         sets, holdouts = fingerprints.made(experiment), experiment.decontaminated_holdouts
+        numbers = [group.number for group in groups]
         _run_missing("held-out", stage, _write_held_out, groups, lambda: (holdouts, *facts))
-        _run_missing("overlap", stage, _find_overlaps, groups, lambda: (sets, holdouts, len(groups), *facts))
-    return settings, repeats, held_out, _ask("seen", stage, groups, _tested, split.known, settings, repeats, held_out)
+        _run_missing("overlap", stage, _find_overlaps, groups, lambda: (sets, holdouts, numbers, *facts))
+        compared = replace(compared, tested=True)
+    seen = _ask("seen", stage, groups, _tested, split.known, settings, compared, held_out)
+    return settings, compared, held_out, seen
 
 
 def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[str, Answers]:
@@ -458,32 +464,34 @@ def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[s
 
 
 def _bands(stage: Stage, group: _Group, settings: Filter, rule: str, distance: int) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings))
+    kept = pl.concat(_kept(stage, group, settings, _Compared()))
     return duplicates.bands((rules.compared_values(rule, kept, settings), duplicates.numbers(kept["key"])), distance)
 
 
 def _near(
-    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group], repeats: Mapping[str, Answers]
-) -> Answers:
-    """Find the pairs, of those that repeat no picture, whose vector is near that of another."""
-    _compute_from_pictures(experiment, crawl, groups, stage)
-    look = places.look(experiment, crawl)
-    rows = partial(_vectors, stage, experiment.filter, repeats, look)
-    return near_duplicates.nearest(groups, rows, manifest.load(look.uri).parts.rows, stage.path("_work/near"))
+    experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage, left: int, repeats: _Compared
+) -> Answers | None:
+    """Find the pairs, of those that repeat no other, whose vector is near that of another; None where no rule asks."""
+    settings = experiment.filter
+    if rules.nearness(settings) is None:
+        return None
+    computed = _compute_from_pictures(experiment, crawl, groups, stage)
+    if computed is None:
+        return None
+    rows = partial(_vectors, stage, settings, repeats, computed)
+    return near_duplicates.nearest(groups, rows, left, stage.path("_work/near"))
 
 
-def _vectors(
-    stage: Stage, settings: Filter, repeats: Mapping[str, Answers], look: Stage, group: _Group
-) -> pl.DataFrame:
+def _vectors(stage: Stage, settings: Filter, repeats: _Compared, computed: Stage, group: _Group) -> pl.DataFrame:
     vectors = []
     for number, kept in enumerate(_kept(stage, group, settings, repeats), group.first):
-        looked = pl.DataFrame(storage.read_table(look.path(_picture_columns_path(number))))
+        looked = pl.DataFrame(storage.read_table(computed.path(_picture_columns_path(number))))
         vectors.append(rules.vectors(kept, looked, settings))
     return pl.concat(vectors)
 
 
-def _pictures(stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers]) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, repeats))
+def _pictures(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, compared))
     if not split.holds_out(settings.split):
         kept = kept.clear()
     return split.question(split.held_out_pictures(kept, settings.split), split.picture_digests(kept))
@@ -494,14 +502,14 @@ def _placed(
     group: _Group,
     settings: Filter,
     look: Stage,
-    repeats: Mapping[str, Answers],
+    compared: _Compared,
     held_out: Answers,
 ) -> Iterator[pl.DataFrame]:
     """The pairs of each part that are left, with ``split`` and the columns that are compared with test sets.
 
     Whether training sees the caption of a test is not known yet, so each is in the hold-out that may take it.
     """
-    for number, kept in enumerate(_kept(stage, group, settings, repeats), group.first):
+    for number, kept in enumerate(_kept(stage, group, settings, compared), group.first):
         placed = split.assign(
             kept, settings.split, _told(held_out, group, "hash"), caption_counts.hashes(kept["caption"])
         )
@@ -527,12 +535,13 @@ def _write_held_out(
     holdouts: Sequence[str],
     settings: Filter,
     look: Stage,
-    repeats: Mapping[str, Answers],
+    compared: _Compared,
     held_out: Answers,
 ) -> dict[str, Any]:
     """Gather what the pictures of hold-outs are compared by."""
-    placed = _placed(stage, group, settings, look, repeats, held_out)
-    tests = pl.concat(rows.filter(pl.col("split").is_in(holdouts)) for rows in placed)
+    placed = _placed(stage, group, settings, look, compared, held_out)
+    # Parts of which no pair is left have no columns of pictures.
+    tests = pl.concat([rows.filter(pl.col("split").is_in(holdouts)) for rows in placed], how="diagonal")
     tests = tests.select("split", *(name for name in overlap.COLUMNS if name in tests.columns))
     storage.write_table(_held_out_uri(stage, group.number), tests.to_arrow())
     return {}
@@ -543,20 +552,21 @@ def _find_overlaps(
     group: _Group,
     sets: Sequence[Manifest],
     holdouts: Sequence[str],
-    groups: int,
+    groups: Sequence[int],
     settings: Filter,
     look: Stage,
-    repeats: Mapping[str, Answers],
+    compared: _Compared,
     held_out: Answers,
 ) -> dict[str, Any]:
     """Find which pairs that would be trained on show a test picture or have a caption of a test set."""
     asked = settings.decontaminate
     assert asked is not None  # noqa: S101 - for mypy
     known = [*map(fingerprints.read, sets), *map(overlap.read, asked.hashes)]
-    held = pl.concat(pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in range(groups))
-    known += [overlap.Tests.of_pairs(name, held.filter(pl.col("split") == name)) for name in holdouts]
+    held = [pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in groups]
+    of_split = pl.concat(held, how="diagonal").partition_by("split", as_dict=True)
+    known += [overlap.Tests.of_pairs(name, of_split[name,]) for name in holdouts if (name,) in of_split]
     searches = [overlap.Search(tests, asked) for tests in known]
-    for number, placed in enumerate(_placed(stage, group, settings, look, repeats, held_out), group.first):
+    for number, placed in enumerate(_placed(stage, group, settings, look, compared, held_out), group.first):
         trained = placed.filter(pl.col("split") == split.TRAIN)
         texts = captions.apart(trained).select("key", "caption_original")
         found = [pl.DataFrame(schema=overlap.FOUND), *(search.found(trained) for search in searches)]
@@ -576,10 +586,8 @@ def _write_overlaps(stage: Stage, groups: Sequence[_Group], action: str) -> Part
     return stage.write_table(OVERLAPS, rows.to_arrow())
 
 
-def _tested(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers], held_out: Answers
-) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, repeats, after_tests=True))
+def _tested(stage: Stage, group: _Group, settings: Filter, compared: _Compared, held_out: Answers) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, compared))
     if not split.asks_for_captions(settings.split):
         kept = kept.clear()
     trained = split.trained_captions(kept, settings.split, _told(held_out, group, "hash"))
@@ -590,15 +598,15 @@ def _assign(
     stage: Stage,
     group: _Group,
     settings: Filter,
-    repeats: Mapping[str, Answers],
+    compared: _Compared,
     held_out: Answers,
     trained: Answers,
 ) -> dict[str, Any]:
     placed, dropped, counts = [], [], Counter[str]()
     kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
-    for number, judged in enumerate(_judged(stage, group, settings, repeats, after_tests=True), group.first):
+    for number, judged in enumerate(_judged(stage, group, settings, compared), group.first):
         counts.update(_overlap_counts(stage, number, settings))
-        counts.update(apply.count_near(judged, settings))
+        counts.update(apply.count_near(judged))
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
         kept = apply.without_tested_captions(kept, settings)

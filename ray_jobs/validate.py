@@ -16,7 +16,8 @@ from wukong.curate.exchange import File, Source
 from wukong.curate.pairs import PAIRS
 from wukong.curate.split import TRAIN
 from wukong.errors import ConfigError, DataError, GateError
-from wukong.report import card, statistics
+from wukong.report import blurred, card, removed, statistics
+from wukong.report.removed import Removed
 from wukong.report.statistics import Statistics
 from wukong.runtime.language import message
 from wukong.stages import places
@@ -57,7 +58,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Validate what the filter kept.
 
     Writes ``results.json`` (one entry for each expectation) and the data docs under ``docs/``, even if the gate fails.
-    If it does not fail, writes the dataset card, ``docs/card.html``, and ``statistics.json`` with each split.
+    If it does not fail, writes the dataset card, ``docs/card.html``, ``statistics.json`` with each split, and
+    ``removed.json`` with what each rule dropped.
 
     Args:
         experiment: its ``validation`` section has the expectations, its ``filter`` section the thresholds.
@@ -111,7 +113,10 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
         audit.REPEATED: dataset.row[audit.REPEATED],
     }
     counted = statistics.merge(list(by_split.values()))
-    card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html"))
+    dropped = [(uri, experiment) for uri in filtered.part_uris("dropped/", ".parquet")]
+    gone = removed.merge(in_order(_count_dropped, dropped))
+    blurs = blurred.examples(manifest.load(filtered.parents[0].uri), gone.chosen())
+    card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html", removed=gone, dropped=blurs))
     metrics = {
         "unique_tokens": float(counted.unique_tokens),
         "tokens_mean": counted.token_mean,
@@ -119,8 +124,12 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
         "tokens_median": counted.token_median,
     }
     storage.write_json(stage.path(statistics.PATH), {name: each.as_json() for name, each in by_split.items()})
+    storage.write_json(stage.path(removed.PATH), gone.as_json())
     # The data docs contain the time at which they were made, so they are none of the manifest's parts.
-    parts = [stage.describe("results.json", len(found)), stage.describe(card.PATH), stage.describe(statistics.PATH)]
+    parts = [
+        stage.describe("results.json", len(found)),
+        *(stage.describe(path) for path in (card.PATH, statistics.PATH, removed.PATH)),
+    ]
     return stage.commit(parts, counts=counts, metrics=metrics)
 
 
@@ -207,6 +216,10 @@ def _added(splits: Sequence[str], batches: Iterable[Mapping[str, Statistics]]) -
             if name in batch:
                 whole[name].add(batch[name])
     return whole
+
+
+def _count_dropped(uri: str, experiment: Experiment) -> Removed:
+    return removed.count(pl.DataFrame(storage.read_table(uri)), experiment.filter, experiment.sources)
 
 
 def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[str]]) -> Outcome:

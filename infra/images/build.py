@@ -63,7 +63,7 @@ IMAGES = {
     "data": Image(("curate", "kfp", "track", "report", "sign")),
     # One file of each package in ``alone`` is needed: the vocabulary of the Chinese BERT, and a DINOv2-small.
     "ray": Image(
-        ("crawl", "curate", "validate", "train", "ray", "ray-head", "ray-serve", "serve", "sign", "track"),
+        ("crawl", "curate", "pictures", "validate", "train", "ray", "ray-head", "ray-serve", "serve", "sign", "track"),
         alone=FILES,
         torch=True,
     ),

@@ -122,7 +122,14 @@ def evaluate(
         for role, own in loaded.items() if drawn else ():
             task.draw(role, own.saved if own.token_wise and isinstance(own, OwnModel) else None)
     trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in uris.items()}
-    document = run.document(models, [task.protocol for task in work], [task.record() for task in work], trained)
+    answered = {task.data.name: task.answers() for task in work}
+    document = run.document(
+        models,
+        [task.protocol for task in work],
+        [task.record() for task in work],
+        trained,
+        lambda name, role: answered[name].get(role),
+    )
     if as_json:
         print_json(document)
     else:
@@ -246,6 +253,10 @@ def _print(document: Mapping[str, Any]) -> None:
         elif each["why"]:
             said = message(f"{where}: whether its pictures were trained on is not known: {each['why']}.")
             console.print(said, highlight=False, markup=False, soft_wrap=True)
+    for each in document["tasks"]:
+        if overlap := results.overlap_said(document, each):
+            where = f"{each['title']}, {roles[each['model']]}" if several else each["title"]
+            console.print(f"{where}: {overlap}", highlight=False, markup=False, soft_wrap=True)
     for name, note in document["notes"].items():
         console.print(f"{titles[name]}: {note}", highlight=False, markup=False, soft_wrap=True)
     if document["comparisons"]:

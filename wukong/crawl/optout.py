@@ -35,15 +35,24 @@ class OptOut:
 
     @classmethod
     def load(cls, uri: str) -> "OptOut":
-        """Read a list from a text file: one entry a line, ``#`` starts a comment.
+        """Read a list from a text file; see ``parse``."""
+        return cls.parse(storage.read_bytes(uri), uri)
+
+    @classmethod
+    def parse(cls, data: bytes, uri: str) -> "OptOut":
+        """Read a list: one entry a line, ``#`` starts a comment.
 
         An entry with ``://`` is a URL, one of 64 hex digits is a digest, every other one is a domain.
+
+        Args:
+            data: the bytes of the text file.
+            uri: the file's URI, for messages.
 
         Raises:
             ConfigError: a line is neither a domain, a URL nor a digest.
         """
         domains, urls, digests = set(), set(), set()
-        text = storage.read_bytes(uri).decode("utf-8-sig", errors="replace")
+        text = data.decode("utf-8-sig", errors="replace")
         for number, line in enumerate(text.splitlines(), start=1):
             entry = line.strip() if "://" in line else line.partition("#")[0].strip()
             if not entry or entry.startswith("#"):

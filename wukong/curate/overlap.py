@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from wukong.config.decontaminate import Decontaminate
-from wukong.curate import alignment, hash_files, pdq, picture_vectors
+from wukong.curate import alignment, hash_files, pdq
 from wukong.curate.hash_files import Fingerprints
 from wukong.curate.hash_search import HashSearch
 from wukong.curate.picture_vectors import Vectors
@@ -69,7 +69,7 @@ class Tests:
     @classmethod
     def of_pairs(cls, name: str, pairs: pl.DataFrame) -> "Tests":
         """Those of a hold-out's pairs, with ``COLUMNS``."""
-        vectors = picture_vectors.rows_of(pairs["vector"]) if "vector" in pairs.columns else None
+        vectors = pairs["vector"].to_numpy() if "vector" in pairs.columns else None
         thumbnails = pairs["thumbnail"].to_list() if "thumbnail" in pairs.columns else []
         quality = pairs["pdq_quality"].to_numpy()
         return cls(name, pairs["key"].to_list(), _forms(pairs["pdq_forms"]), quality, vectors, thumbnails)
@@ -105,6 +105,8 @@ class Search:
         Returns:
             The columns of ``FOUND``, in the order of the pairs; a pair and a test picture together stand once.
         """
+        if pairs.is_empty():
+            return pl.DataFrame(schema=FOUND)
         distances = dict(self._by_hash(pairs))
         near = [each for each in self._near(pairs) if each not in distances] if len(self._readable) else []
         rows = [(*each, "hash", float(bits)) for each, bits in distances.items()]
@@ -136,8 +138,8 @@ class Search:
 
     def _near(self, pairs: pl.DataFrame) -> list[tuple[int, int]]:
         """Pairs and the test pictures that are nearest by a vector of the whole picture, or of its halves."""
-        whole = picture_vectors.rows_of(pairs["vector"])
-        halves = picture_vectors.rows_of(pairs["halves"]).reshape(len(pairs) * 2, -1)
+        whole = pairs["vector"].to_numpy()
+        halves = pairs["halves"].to_numpy().reshape(len(pairs) * 2, -1)
         rows = np.concatenate([np.arange(len(pairs)), np.repeat(np.arange(len(pairs)), 2)])
         queries = np.concatenate([whole, halves]).astype(np.float32)
         known = np.isfinite(queries).all(axis=1)

@@ -9,10 +9,15 @@ frequencies first, in 32 bytes or 64 hexadecimal digits.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from PIL import Image
+
+cv2.setNumThreads(1)  # tasks hash side by side
 
 BYTES = 32
 """Length of a hash."""
@@ -34,9 +39,7 @@ Hashes = npt.NDArray[np.uint8]
 _SIDE = 64
 _LOW = 16
 _MIN_SIDE = 5
-_FEW = 128 * 128
-"""Pixels of a picture whose gray is not rounded to whole numbers: where so few make a point, bits would differ."""
-
+_FEW = 128 * 128  # pixels
 _QUALITY_SUM = 90  # of gradients in hundredths of the range of gray; the description's scale
 
 
@@ -44,65 +47,80 @@ def hashes(images: Sequence[Image.Image]) -> tuple[Hashes, npt.NDArray[np.uint8]
     """Hash pictures.
 
     Args:
-        images: any mode that Pillow makes gray; transparent pixels have been made white
-            (``wukong.data.decoding.decode``).
+        images: in RGB, as ``wukong.data.decoding.decode`` gives them.
 
     Returns:
         The hashes, and the quality of each, from 0 for a picture of one colour to 100. A picture with a side of fewer
         than 5 pixels has quality 0 and no bit set.
     """
-    low, quality = _frequencies(images)
-    return _bits(low), quality
+    low, quality = _frequencies(images, mirrored=False)
+    return _packed(_above_median(low[:, 0])), quality
 
 
 def dihedral(images: Sequence[Image.Image]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """As ``hashes``, with ``FORMS`` hashes a picture, ``(n, 8, 32)``: itself first, then mirrored left to right.
 
-    They are the hashes of the mirrored and turned pictures, from the frequencies of the picture: each second one of
-    them is negated in a mirrored picture.
+    They are what ``hashes`` gives of the picture mirrored and turned. Others negate frequencies of the picture instead,
+    which takes less time; but the box filters are not symmetric, so that at 256 pixels those hashes are 30 bits away
+    from what they stand for.
     """
-    low, quality = _frequencies(images)
-    flipped = low[:, None] * _SIGNS
-    return _bits(np.concatenate([flipped, flipped.swapaxes(2, 3)], axis=1)), quality
+    low, quality = _frequencies(images, mirrored=True)
+    bits = _above_median(low)
+    return _packed(np.concatenate([bits, bits.swapaxes(2, 3)], axis=1)), quality
 
 
-def forms(of: Hashes) -> npt.NDArray[np.uint8]:
-    """What ``dihedral`` gives, nearly, where only the hashes of pictures are known.
+def _frequencies(
+    images: Sequence[Image.Image], *, mirrored: bool
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """The 16 x 16 lowest frequencies of each picture, and of each mirrored in three ways, and the quality of each.
 
-    The median of the frequencies is nearly zero, so that the bit of a negated one is the other one. Those between the
-    median and zero are mistaken.
+    Gray is rounded to whole numbers, which is fast. Where a point is made of few pixels, or where all are nearly the
+    same, that would turn bits over, so there it is not.
     """
-    bits = np.unpackbits(of, axis=1)[:, ::-1].reshape(-1, 1, _LOW, _LOW)
-    flipped = bits ^ (_SIGNS < 0)
-    turned = np.concatenate([flipped, flipped.swapaxes(2, 3)], axis=1)
-    return np.packbits(turned.reshape(-1, FORMS, BITS)[..., ::-1], axis=-1)
-
-
-def _frequencies(images: Sequence[Image.Image]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    small = np.zeros((len(images), _SIDE, _SIDE), dtype=np.float32)
+    small = np.zeros((len(images), 4 if mirrored else 1, _SIDE, _SIDE), dtype=np.float32)
     for number, image in enumerate(images):
         if min(image.size) >= _MIN_SIDE:
-            small[number] = _reduced(image)
-    return _COSINES @ small @ _COSINES.T, _quality(small)
+            small[number] = _reduced(image, mirrored, rounded=image.width * image.height > _FEW)
+    quality = _quality(small[:, 0])
+    for number in np.flatnonzero(quality < MIN_QUALITY).tolist():
+        if min(images[number].size) >= _MIN_SIDE:
+            small[number] = _reduced(images[number], mirrored, rounded=False)
+            quality[number] = _quality(small[number, :1])[0]
+    return _COSINES @ small @ _COSINES.T, quality
 
 
-def _bits(low: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """One bit for each of the frequencies in the last two axes: whether it is above their (lower) median."""
+def _above_median(low: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Whether each frequency in the last two axes is above their (lower) median."""
     values = low.reshape(*low.shape[:-2], BITS)
-    median = np.partition(values, BITS // 2 - 1, axis=-1)[..., BITS // 2 - 1, None]
-    return np.packbits((values > median)[..., ::-1], axis=-1)
+    median = np.partition(values, BITS // 2 - 1, axis=-1)[..., BITS // 2 - 1, None, None]
+    return low > median
 
 
-def _reduced(image: Image.Image) -> npt.NDArray[np.float32]:
-    if image.width * image.height <= _FEW:
-        gray = np.asarray(image.convert("RGB"), dtype=np.float32) @ _LUMA
-    else:
-        gray = np.asarray(image.convert("L"))
-    rows, weights = _filter(gray.shape[0])
-    columns, across = _filter(gray.shape[1])
-    shorter = (weights[:, None, :] @ gray[rows].astype(np.float32))[:, 0]
-    reduced: npt.NDArray[np.float32] = np.einsum("ijk,jk->ij", shorter[:, columns], across)
-    return reduced
+def _packed(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    return np.packbits(bits.reshape(*bits.shape[:-2], BITS), axis=-1, bitorder="little")[..., ::-1]
+
+
+def _reduced(image: Image.Image, mirrored: bool, *, rounded: bool) -> list[npt.NDArray[np.float32]]:
+    """A picture as 64 x 64 gray points; with ``mirrored`` also left to right, top to bottom, and both."""
+    gray = _gray(image) if rounded else np.asarray(image, dtype=np.float32) @ _LUMA
+    halves = [_shortened(rows).T for rows in ((gray, gray[::-1]) if mirrored else (gray,))]
+    return [_shortened(rows).T for half in halves for rows in ((half, half[::-1]) if mirrored else (half,))]
+
+
+def _shortened(points: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Any number of rows as 64."""
+    rows, weights = _filter(len(points))
+    shortened: npt.NDArray[np.float32] = weights[:, None, :] @ points[rows].astype(np.float32, copy=False)
+    return shortened[:, 0]
+
+
+def _gray(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Gray from Pillow's own pixels, of four bytes each, where it can hand them on without a copy."""
+    try:
+        pixels = pa.array(image).values.to_numpy().reshape(image.height, image.width, 4)
+    except (TypeError, ValueError):  # a Pillow before 11.2, or a picture in several blocks of memory
+        return np.asarray(image.convert("L"))
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGBA2GRAY), dtype=np.uint8)
 
 
 @lru_cache(1024)
@@ -126,9 +144,15 @@ def _filter(length: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]
 
 def _quality(small: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """How much there is to see: the steps of at least a hundredth between neighbouring points, summed and scaled."""
-    steps = [np.trunc(np.diff(small, axis=axis) * np.float32(100) / np.float32(255)) for axis in (1, 2)]
-    total = sum(np.abs(step).sum(axis=(1, 2)) for step in steps)
+    total = sum(_steps(small, axis).sum(axis=(1, 2), dtype=np.int32) for axis in (1, 2))
     return np.asarray(np.minimum(total // _QUALITY_SUM, 100), dtype=np.uint8)
+
+
+def _steps(small: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.uint8]:
+    steps = np.abs(np.diff(small, axis=axis))
+    steps *= 100
+    steps /= 255
+    return steps.astype(np.uint8)
 
 
 _COSINES = (
@@ -137,13 +161,3 @@ _COSINES = (
 """Rows 1 to 16 of the discrete cosine transform (type II)."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-_ALTERNATING = np.where(np.arange(_LOW) % 2, np.float32(1), np.float32(-1))  # the first frequency is odd
-_SIGNS = np.stack(
-    [
-        np.outer(rows, columns)
-        for rows in (np.ones(_LOW, np.float32), _ALTERNATING)
-        for columns in (np.ones(_LOW, np.float32), _ALTERNATING)
-    ]
-)
-"""Of each frequency in a picture as it is, mirrored left to right, top to bottom, and both."""

@@ -6,7 +6,6 @@ comes with weights. Only what runs a model imports these packages.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import textwrap
 from collections import defaultdict
@@ -20,9 +19,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from wukong.config.picture_model import PictureInput, PictureModel, PictureOutput
+from wukong.curate import picture_weights
 from wukong.data.decoding import UNNAMED
 from wukong.errors import ConfigError, DataError
-from wukong.runtime.language import message
 from wukong.store import storage
 
 Numbers = npt.NDArray[np.float32]
@@ -30,7 +29,6 @@ Numbers = npt.NDArray[np.float32]
 _LOADING = Lock()
 _LOADED = 8
 _PIXELS_AT_ONCE = 2**21
-_READ_AT_ONCE = 2**22
 _MAX_ASPECT_RATIO = 10
 """A longer picture is not read: a detector would need much memory for it, and others would see next to nothing."""
 
@@ -93,18 +91,6 @@ def maps(
     return found
 
 
-def problem(model: PictureModel) -> str:
-    """Return why the weights cannot be used, in words that name them; empty if they are those that are expected."""
-    files = [model.file] if model.uri == model.file else [model.file, storage.join(model.uri, "config.json")]
-    if missing := [file for file in files if not storage.exists(file)]:
-        return message(f"there is no {', '.join(missing)}; name an ONNX file, or a folder with these files")
-    digest = hashlib.sha256()
-    with storage.open_input(model.file) as stream:
-        while data := stream.read(_READ_AT_ONCE):
-            digest.update(data)
-    return _other_digest(model, digest.hexdigest())
-
-
 def check(model: PictureModel, device: str = "cpu") -> None:
     """Load a model and let it look at a gray picture, so that one that can read none is refused before it is used.
 
@@ -162,9 +148,7 @@ def _network(model: PictureModel, device: str) -> _Network:
 
 @lru_cache(maxsize=_LOADED)
 def _loaded(model: PictureModel, device: str) -> _Network:
-    weights = storage.read_bytes(model.file)
-    if why := _other_digest(model, hashlib.sha256(weights).hexdigest()):
-        raise ConfigError(why)
+    weights = picture_weights.read(model)
     kind = _Graph if model.uri == model.file else _Folder
     network: _Network = kind(model, weights, device)
     try:
@@ -365,15 +349,6 @@ def _refuse_impossible(numbers: Numbers, model: PictureModel, name: str, possibl
             f"{model.uri} gives {wrong.flat[0]:.6g} for {name}, and {least:g} to {greatest:g} is expected: set "
             "output.activation if these are no scores yet, or output.range to what its authors say"
         )
-
-
-def _other_digest(model: PictureModel, found: str) -> str:
-    if found == model.sha256:
-        return ""
-    return message(
-        f"{model.file} has the SHA-256 {found}, and {model.sha256} is expected: bring the file that the licence is of, "
-        "or set sha256 to the new one after a look at where it comes from"
-    )
 
 
 def _shown(error: Exception) -> str:

@@ -142,7 +142,7 @@ class FromPictures(Generic[S]):
         column: name of the column.
         needed: whether the settings ask for it.
         compute: one value a picture.
-        thresholds: settings that decide over the column and do not change it, of a section ``section.setting``: with
+        thresholds: settings that decide over the column and do not change it, of a section ``SECTION.SETTING``: with
             another value of them no picture is read again.
         runs_model: whether a GPU computes it faster.
     """
@@ -238,16 +238,21 @@ class Rule(Generic[S]):
         from_pictures: the columns that it reads of pictures.
         look_up: further columns, after the pictures were read: from the columns of the crawl and of pictures, and from
             what ``load`` read. No picture is read again where that changes.
-        counts: further counts of the stage's manifest, of the pairs of a part after the pictures were read, with
-            ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
+        counts: further counts of the stage's manifest, of the pairs of a part that were left when the pictures were
+            read, with ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
         comparison: for a rule that compares each pair with all others.
         nearness: for a rule that compares the vector of each pair with all others, once the other comparisons are done.
         check: what the gate expects.
-        uris: settings that are URIs or lists of them, of a section ``section.setting``, each with a function that
+        uris: settings that are URIs or lists of them, of a section ``SECTION.SETTING``, each with a function that
             returns why a URI cannot be used, in words that name it, or an empty string.
+        verify: compares files that the settings name with what they say of them; for preflight checks, because it may
+            read much. Raises ``ConfigError``.
         crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
             the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
         against_tests: whether it compares what would be trained on with test sets and hold-outs.
+        kinds: for the dataset card, the kind of each pair that the rule dropped, for instance the category of a word;
+            from rows of ``wukong.curate.pairs.DROPPED`` and what ``load`` returned.
+        unchecked: what a dataset card says where the rule is off: a sentence that names what nobody looked for.
         never_shown: whether nobody may see what the rule drops, not even blurred.
     """
 
@@ -271,8 +276,11 @@ class Rule(Generic[S]):
     nearness: Nearness[S] | None = None
     check: Check[S] | None = None
     uris: Mapping[str, Callable[[str], str]] | None = None
+    verify: Callable[[S], None] | None = None
     crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
     against_tests: bool = False
+    kinds: Callable[[pl.DataFrame, S, Any], pl.Series] | None = None
+    unchecked: str = ""
     never_shown: bool = False
 
     @property

@@ -2,10 +2,11 @@
 
 The evaluate stage writes them beside its results, a Parquet file for each task: ``answers/TASK.parquet``. A row is a
 query of a model: ``model`` (its role), ``query`` (the image's id, or the caption's number in the order of
-``RetrievalData.order``), ``unit``, ``identity`` and ``label`` (see ``Answers``), and a column for each result with the
-query's answer: 1 or 0, or a share; null where the query does not count for the result. Rows are in an order that does
-not depend on that of the set's rows. The file's metadata name what was measured, ``task``, ``digest`` and ``protocol``,
-and how units were made, ``units``: files without it are of earlier versions, whose units were too small.
+``RetrievalData.order``), ``unit``, ``identity``, ``label`` and ``pictures`` (see ``Answers``), and a column for each
+result with the query's answer: 1 or 0, or a share; null where the query does not count for the result. Rows are in an
+order that does not depend on that of the set's rows. The file's metadata name what was measured, ``task``, ``digest``
+and ``protocol``, and how units were made, ``units``: files without it are of earlier versions, whose units were too
+small.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ Integers = npt.NDArray[np.int64]
 FOLDER = "answers"
 UNITS = "components"
 """How the units of stored answers were made, in their metadata."""
-_OWN = ("model", "query", "unit", "identity", "label")
+_OWN = ("model", "query", "unit", "identity", "label", "pictures")
 _METADATA = ("task", "digest", "protocol")
 _NO_LABEL = -1
 _FEWEST = 6 - 1e-9  # units
@@ -49,6 +50,7 @@ class Answers:
         results: the answers by the name of their result, float64 [queries]; NaN for queries that do not count for it.
         identities: int64 [queries], a digest of the caption or of the image, equal in all tasks; None where it is not
             known. Then nothing is taken to be in another task too.
+        pictures: the ids of the pictures that each query shows or that are right for it; None where they are not known.
     """
 
     queries: tuple[str, ...]
@@ -56,6 +58,7 @@ class Answers:
     labels: Integers
     results: Mapping[str, Numbers]
     identities: Integers | None = None
+    pictures: tuple[tuple[str, ...], ...] | None = None
 
     def scores(self) -> "Scores":
         """Sum the answers over each unit.
@@ -104,7 +107,8 @@ class Answers:
         rows = np.asarray(order, np.int64)
         results = {name: values[rows] for name, values in self.results.items()}
         known = None if self.identities is None else self.identities[rows]
-        return Answers(tuple(queries), _in_order(self.units[rows]), self.labels[rows], results, known)
+        shown = None if self.pictures is None else tuple(self.pictures[row] for row in rows.tolist())
+        return Answers(tuple(queries), _in_order(self.units[rows]), self.labels[rows], results, known, shown)
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ def of_images(
     """
     values = {name: np.asarray(each, np.float64) for name, each in results.items()}
     units, identities = units_of((), pictures or ids, (), ())
-    return Answers(tuple(ids), units, np.asarray(labels, np.int64), values, identities)
+    return Answers(tuple(ids), units, np.asarray(labels, np.int64), values, identities, tuple((each,) for each in ids))
 
 
 def of_retrieval(
@@ -235,7 +239,11 @@ def of_retrieval(
             results[f"{direction}_r{k}"][start : start + len(values)] = values[:, column]
     queries = (*(str(number) for number in range(captions)), *(image_ids if images else ()))
     asked_units, known = _in_order(units[: len(queries)]), identities[: len(queries)]
-    return Answers(queries, asked_units, np.full(len(queries), _NO_LABEL), results, known)
+    right_for: list[list[str]] = [[] for _ in range(captions)]
+    for text, image in zip(pairs.text.tolist(), pairs.image.tolist(), strict=True):
+        right_for[text].append(image_ids[image])
+    shown = (*map(tuple, right_for), *((each,) for each in image_ids if images))
+    return Answers(queries, asked_units, np.full(len(queries), _NO_LABEL), results, known, shown)
 
 
 def units_of(
@@ -315,6 +323,7 @@ def table(answered: Mapping[str, Answers], *, task: str, digest: str, protocol: 
             "unit": pa.array(answers.units, pa.int32()),
             "identity": pa.array(answers.identities if answers.identities is not None else nothing, pa.int64()),
             "label": pa.array(answers.labels, pa.int32(), mask=answers.labels == _NO_LABEL),
+            "pictures": pa.array(answers.pictures if answers.pictures is not None else nothing, pa.list_(pa.string())),
         }
         for name, values in answers.results.items():
             columns[name] = pa.array(values, pa.float64(), mask=~np.isfinite(values))
@@ -341,7 +350,10 @@ def read(stored: pa.Table, role: str) -> Answers:
     known = "identity" in rows.column_names and not rows["identity"].null_count
     identities = rows["identity"].to_numpy().astype(np.int64) if known else None
     units = rows["unit"].to_numpy().astype(np.int64)
-    return Answers(tuple(rows["query"].to_pylist()), units, labels, values, identities)
+    shown = None
+    if "pictures" in rows.column_names and not rows["pictures"].null_count:
+        shown = tuple(map(tuple, rows["pictures"].to_pylist()))
+    return Answers(tuple(rows["query"].to_pylist()), units, labels, values, identities, shown)
 
 
 def has_right_units(stored: pa.Table) -> bool:

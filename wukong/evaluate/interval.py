@@ -152,6 +152,37 @@ def with_mean(
     return each, Interval(float(results.mean()), *ends, level, sum(one.units for one in rows))
 
 
+def of_mixed(
+    sums: npt.ArrayLike,
+    weights: npt.ArrayLike,
+    mixed: npt.ArrayLike,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """Compute weighted sums of results, for instance a difference of two, and their BCa intervals by one draw.
+
+    Args:
+        sums: [units, results], as in ``of``.
+        weights: [units, results].
+        mixed: [results, statistics], the weights of the results in each statistic.
+        level: the level, between 0 and 1.
+        resamples: number of resamples.
+        seed: the same seed gives the same intervals.
+
+    Raises:
+        DataError: as in ``of``.
+    """
+    rows, shares = _rows(sums, weights), np.asarray(mixed, np.float64)
+    values, drawn, shifts = rows.results() @ shares, _drawn(rows, resamples, seed) @ shares, rows.shifts() @ shares
+    ends = _bca_of_all(values, drawn.T, shifts.T, rows.counts, rows.units, level)
+    return [
+        Interval(value, low, high, level, rows.units)
+        for value, (low, high) in zip(values.tolist(), ends.tolist(), strict=True)
+    ]
+
+
 def mean_per_class(
     hits: npt.ArrayLike,
     labels: npt.ArrayLike,
@@ -223,6 +254,28 @@ def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
         return McNemar(only_first, only_second, min(1.0, 2 * (tail / 2**discordant)), exact=True)
     square = (abs(only_first - only_second) - 1) ** 2 / discordant
     return McNemar(only_first, only_second, math.erfc(math.sqrt(max(0.0, square) / 2)), exact=False)
+
+
+def fisher(right: int, of: int, others_right: int, others: int) -> float:
+    """Test whether some items are right more often than others (Fisher's exact test, one-sided).
+
+    Args:
+        right: how many of them are right.
+        of: how many there are.
+        others_right: how many of the others are right.
+        others: how many others there are.
+
+    Returns:
+        The probability of so many right ones among them, or more, if being right does not depend on which they are.
+    """
+    every = right + others_right
+
+    def chosen(size: int, k: int) -> float:
+        return math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1)
+
+    whole = chosen(of + others, every)
+    more = range(max(right, every - others), min(of, every) + 1)
+    return min(1.0, math.fsum(math.exp(chosen(of, k) + chosen(others, every - k) - whole) for k in more))
 
 
 def of_draws(values: Numbers, drawn: Numbers, shifts: Numbers, *, level: float = LEVEL) -> list[Interval]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wukong.config.evaluators import CUTOFFS, DIRECTIONS, EVALUATORS, HOLDOUTS
+from wukong.config.evaluators import CUTOFFS, DIRECTIONS, EVALUATORS, HOLDOUTS, result_of
 from wukong.evaluate import paper
 from wukong.runtime.language import message
 
@@ -20,6 +20,7 @@ FORMAT = 3
 """Intervals of retrieval in documents of earlier formats are too narrow: their units were too small."""
 DOCUMENT = "evaluation.json"
 """The file of the document in the evaluate stage's output."""
+_SIGNIFICANT = 0.05
 HOLDOUT = "holdout"
 """The split of an experiment's hold-outs; published sets have other splits."""
 
@@ -157,6 +158,7 @@ def document(
     comparisons: Sequence[Mapping[str, Any]] = (),
     notes: Mapping[str, str] | None = None,
     trained_on: Sequence[Mapping[str, Any]] = (),
+    overlaps: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Make the document of an evaluation.
 
@@ -169,11 +171,12 @@ def document(
         comparisons: entries of ``wukong.evaluate.two_models.compared``.
         notes: what must be known of a set to read its numbers, by its name.
         trained_on: entries of ``wukong.evaluate.trained_on.counts``.
+        overlaps: entries of ``wukong.evaluate.overlap.entries``.
 
     Returns:
         ``format``, ``models``, ``protocols``, ``tasks``, ``missing``, ``alignments``, ``comparisons``, ``notes``,
-        ``trained_on``, and ``tables``: the paper's Tables 5, 6 and 7 with the numbers measured here beside them, all
-        in %.
+        ``trained_on``, ``overlaps``, and ``tables``: the paper's Tables 5, 6 and 7 with the numbers measured here
+        beside them, all in %.
     """
     return {
         "format": FORMAT,
@@ -185,6 +188,7 @@ def document(
         "comparisons": [dict(each) for each in comparisons],
         "notes": dict(notes or {}),
         "trained_on": [dict(each) for each in trained_on],
+        "overlaps": [dict(each) for each in overlaps],
         "tables": tables(models, tasks),
     }
 
@@ -254,6 +258,64 @@ def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
             known = each["trained_on"]
             return message("not known") if known is None else message(f"{known:,} of {each['pictures']:,}")
     return ""
+
+
+def overlap_of(document: Mapping[str, Any], task: str, role: str) -> Mapping[str, Any]:
+    """Return a document's entry in ``overlaps`` of a task and a model; empty where there is none."""
+    wanted = (each for each in document.get("overlaps", ()) if (each["task"], each["model"]) == (task, role))
+    return next(wanted, {})
+
+
+def overlap_said(document: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    """Say how many of a task's pictures overlap with what its model was trained on, and what that changes.
+
+    Args:
+        document: the document.
+        task: its entry of the task and the model.
+
+    Returns:
+        Some sentences; empty if none overlap and none were found and left out.
+    """
+    overlap, headline = overlap_of(document, task["task"], task["model"]), task["headline"]
+    if not overlap:
+        return ""
+    count, left_out, pictures = (overlap[name] for name in ("overlap", "left_out", "pictures"))
+    said = []
+    if count:
+        said.append(message(f"{count:,} of {pictures:,} pictures overlap with the training data."))
+    if left_out:
+        said.append(message(f"{left_out:,} of {pictures:,} pictures were found and left out of training."))
+    if (changed := overlap["results"].get(headline)) and changed["difference"]:
+        title, whole = result_of(headline).title, 100 * task["results"][headline]["value"]
+        without = 100 * changed["clean"]["value"]
+        said += [message(f"{title}: {whole:.2f} % with them, {without:.2f} % without."), significance(changed)]
+    return " ".join(said)
+
+
+def significance(changed: Mapping[str, Any]) -> str:
+    """Say whether overlap raises a result by more than noise, by an entry of ``overlap.with_and_without``.
+
+    Fisher's test says it, at 5 %, and where there is none the interval of the difference, which then is above 0.
+    """
+    is_raised = changed["p"] < _SIGNIFICANT if changed["p"] is not None else changed["difference"]["low"] > 0
+    if is_raised:
+        return message("The overlap raises the result by more than noise.")
+    return message("The overlap raises the result by no more than noise.")
+
+
+def without_overlap_of(document: Mapping[str, Any], role: str) -> dict[str, float]:
+    """Return a model's headlines without the overlapping pictures as metrics, where some overlap.
+
+    Their names are those of ``metrics_of`` with ``_without_overlap`` at the end.
+    """
+    found = {
+        f"eval/{task['kind']}/{task['task']}/{task['headline']}_without_overlap": overlap["results"]
+        .get(task["headline"], {})
+        .get("clean")
+        for task in document["tasks"]
+        if task["model"] == role and (overlap := overlap_of(document, task["task"], role))
+    }
+    return {name: float(clean["value"]) for name, clean in found.items() if clean}
 
 
 def tasks_of(document: Mapping[str, Any], kind: str, role: str = "finetuned") -> list[dict[str, Any]]:

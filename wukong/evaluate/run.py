@@ -3,20 +3,20 @@
 A ``Task`` is measured with one model after another; ``document`` joins what was measured of all tasks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from wukong.evaluate import answers, examples, results, sets, tasks, trained_on, two_models
+from wukong.evaluate import answers, examples, overlap, results, sets, tasks, trained_on, two_models
 from wukong.evaluate.answers import Answers
 from wukong.evaluate.data_set import Data
 from wukong.evaluate.model import Model
 from wukong.evaluate.protocol import Protocol
-from wukong.evaluate.results import MeasuredModel, Outcome
-from wukong.evaluate.trained_on import Pairs
+from wukong.evaluate.results import HOLDOUT, MeasuredModel, Outcome
+from wukong.evaluate.trained_on import Pairs, Pictures
 from wukong.model.saved_model import SavedModel
 
 NOTHING: Mapping[str, Any] = {"tasks": {}, "pictures": {}, "alignments": [], "comparisons": []}
@@ -76,7 +76,8 @@ class Task:
 
         Returns:
             ``name``; ``tasks``, by role the entries of the results; ``pictures``, the small images by their ids;
-            ``alignments``; ``comparisons`` of both models; ``digests`` of all pictures (``trained_on.digests``).
+            ``alignments``; ``comparisons`` of both models; of all pictures ``ids`` and ``digests``
+            (``trained_on.digests``), and ``held_out``, whether they are of hold-outs.
         """
         return {
             "name": self.data.name,
@@ -84,7 +85,9 @@ class Task:
             "pictures": self.pictures,
             "alignments": self.alignments,
             "comparisons": two_models.compared(self.data.name, self.answers()),
+            "ids": list(self.data.ids),
             "digests": trained_on.digests(self.data),
+            "held_out": self.data.split == HOLDOUT,
         }
 
 
@@ -93,6 +96,7 @@ def document(
     protocols: Iterable[Protocol],
     records: Sequence[Mapping[str, Any]],
     trained: Mapping[str, set[Pairs] | str],
+    answered: Callable[[str, str], Answers | None] = lambda _name, _role: None,
 ) -> dict[str, Any]:
     """Make the document of an evaluation, see ``results.document``.
 
@@ -101,7 +105,13 @@ def document(
         protocols: the protocols of all tasks.
         records: what ``Task.record`` returned of each task.
         trained: what each model was trained on, or why that is not known, by role.
+        answered: gives the answers to a task, by its name, of a model, by its role; None where there are none.
     """
+    # A task that has no data has no pictures, nor has one that an earlier version of the stage finished.
+    pictures = {
+        each["name"]: Pictures(each["ids"], each["digests"], each["held_out"]) for each in records if "ids" in each
+    }
+    seen = trained_on.seen(trained, pictures)
     by_role = [(model.role, record) for model in models for record in records]
     entries = [entry for role, record in by_role for entry in record["tasks"].get(role, ())]
     measured = {entry["task"] for entry in entries}
@@ -113,5 +123,6 @@ def document(
         [each for role, record in by_role for each in record["alignments"] if each["model"] == role],
         [each for record in records for each in record["comparisons"]],
         sets.notes(measured),
-        trained_on.counts(trained, {record["name"]: record["digests"] for record in records if "digests" in record}),
+        trained_on.counts(trained, pictures, seen),
+        overlap.entries(trained, pictures, seen, answered),
     )

@@ -1,14 +1,15 @@
 """Which pictures of an evaluation set a model was trained on.
 
 Equal files are found, by the SHA-256 that the crawl noted of what it got. The same picture in another size or format is
-another file, so the number is the least that it can be. What a published tower was trained on is not known here.
+another file, which is found if the filter looked for it (``filter.decontaminate``); otherwise the number is the least
+that it can be. What a published tower was trained on is not known here.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,17 +24,62 @@ from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
+OVERLAPS = "overlaps.parquet"
+"""The part of a filter stage that says which pairs show a picture of a test set."""
+LEVELS = ("file", "hash", "vector")
+"""How a picture is found to be a trained one, the surest first."""
+_COUNTED = "overlap/"
+"""Begins the names of a filter stage's counts of pairs that show a picture of a set."""
 _READERS = 8
 """Tables that are read at the same time; of each, one column is in memory."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of a training: those of a filter stage whose URL matches one of some shell patterns."""
+    """The pairs of a training: those of a filter stage whose URL matches one of some shell patterns.
+
+    Attributes:
+        uri: the stage's.
+        tables: paths of the tables of its pairs.
+        sources: the patterns.
+        compared: the sets and hold-outs whose pictures the stage looked for.
+        overlaps: whether it has ``OVERLAPS``.
+    """
 
     uri: str
     tables: tuple[str, ...]
     sources: tuple[str, ...]
+    compared: tuple[str, ...] = ()
+    overlaps: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a task.
+
+    Attributes:
+        ids: their ids.
+        digests: the SHA-256 of their files; None for pictures that are no files, but arrays of pixels.
+        held_out: whether they are of hold-outs. Then an id is a pair's key, and tasks have pictures in common.
+    """
+
+    ids: Sequence[str]
+    digests: Sequence[str | None]
+    held_out: bool
+
+
+class Seen(NamedTuple):
+    """What pairs of a training show of some tasks.
+
+    Attributes:
+        digests: the files that they have, by SHA-256.
+        copies: by task the pictures that are trained on in another form, and by which of ``LEVELS`` each was found.
+        left_out: by task the pictures that the stage found and dropped.
+    """
+
+    digests: frozenset[str]
+    copies: Mapping[str, Mapping[str, str]]
+    left_out: Mapping[str, frozenset[str]]
 
 
 def digests(data: Data) -> list[str | None]:
@@ -53,7 +99,9 @@ def pairs_of(model: Manifest) -> set[Pairs]:
             filtered = manifest.load(parent.uri)
             tables = (f"train/{name}.parquet" for name in shards.names_of(filtered, "train"))
             sources = model.config.get("training", {}).get("sources", ["*"])
-            pairs.add(Pairs(filtered.uri, tuple(tables), tuple(sources)))
+            compared = sorted(name.removeprefix(_COUNTED) for name in filtered.counts if name.startswith(_COUNTED))
+            has = filtered.parts.has(OVERLAPS)
+            pairs.add(Pairs(filtered.uri, tuple(tables), tuple(sources), tuple(compared), has))
         elif parent.stage in ("pretrain", "finetune"):
             pairs |= pairs_of(manifest.load(parent.uri))
     return pairs
@@ -82,56 +130,103 @@ def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
         return message(f"its lineage cannot be read ({error})")
 
 
-def among(pairs: Pairs, wanted: Collection[str]) -> set[str]:
-    """Return those of some digests that training pairs have; one column of a table at a time is in memory.
+def among(pairs: Pairs, wanted: Collection[str], column: Literal["sha256", "key"] = "sha256") -> frozenset[str]:
+    """Return those of some digests or keys that training pairs have; one column of a table at a time is in memory.
 
     Raises:
         StorageError: a table cannot be read.
     """
+    if not wanted:
+        return frozenset()
     asked = pa.array(sorted(wanted), pa.string())
 
     def found(path: str) -> list[str]:
         whole = pairs.sources == ("*",)
-        table = storage.read_table(storage.join(pairs.uri, path), ["sha256"] if whole else ["sha256", "url"])
-        table = table.filter(pc.is_in(table["sha256"], value_set=asked))
+        table = storage.read_table(storage.join(pairs.uri, path), [column] if whole else [column, "url"])
+        table = table.filter(pc.is_in(table[column], value_set=asked))
         if not whole and len(table):
             table = table.filter(pa.array(np.array(matching(table["url"].to_pylist(), pairs.sources), bool)))
-        return table["sha256"].to_pylist()  # type: ignore[no-any-return]
+        return table[column].to_pylist()  # type: ignore[no-any-return]
 
     with ThreadPoolExecutor(_READERS) as readers:
-        return {digest for part in readers.map(found, pairs.tables) for digest in part}
+        return frozenset(value for part in readers.map(found, pairs.tables) for value in part)
 
 
-def counts(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Sequence[str | None]]) -> list[dict[str, Any]]:
-    """Count the pictures of each task that each model was trained on.
+def seen(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Pictures]) -> dict[Pairs, Seen | str]:
+    """Find what the models' trainings show of some tasks, each once; or why that cannot be read, a clause.
 
     Args:
         models: what each model was trained on, or why that is not known, by role.
-        tasks: the digests of each task's pictures, by its name.
+        tasks: the pictures of each task, by its name.
+    """
+    wanted = {digest for of_task in tasks.values() for digest in of_task.digests if digest}
+    found: dict[Pairs, Seen | str] = {}
+    for pairs in {pairs for known in models.values() if not isinstance(known, str) for pairs in known}:
+        try:
+            found[pairs] = Seen(among(pairs, wanted), *_copies(pairs, tasks))
+        except WukongError as error:
+            found[pairs] = message(f"its training pairs cannot be read ({error})")
+    return found
+
+
+def _copies(pairs: Pairs, tasks: Mapping[str, Pictures]) -> tuple[dict[str, dict[str, str]], dict[str, frozenset[str]]]:
+    """Return the copies that pairs show, and the pictures that were left out, as in ``Seen``.
+
+    A pair that the stage found may be trained on or not: another rule drops it, it is held out, or of another source.
+    """
+    if not pairs.overlaps:
+        return {}, {}
+    found = storage.read_table(storage.join(pairs.uri, OVERLAPS), ["set", "picture", "key", "level", "action"])
+    by_task: dict[str, list[dict[str, str]]] = {}
+    for name, pictures in tasks.items():
+        rows = found if pictures.held_out else found.filter(pc.equal(found["set"], name))
+        by_task[name] = rows.filter(
+            pc.is_in(rows["picture"], value_set=pa.array(pictures.ids, pa.string()))
+        ).to_pylist()
+    marked = {name: [row for row in rows if row["action"] == "mark"] for name, rows in by_task.items()}
+    keys = among(pairs, {row["key"] for rows in marked.values() for row in rows}, "key")
+    # Of a picture that is found at two levels, the surest comes last and stays.
+    copies = {
+        name: {
+            row["picture"]: row["level"]
+            for row in sorted(rows, key=lambda row: -LEVELS.index(row["level"]))
+            if row["key"] in keys
+        }
+        for name, rows in marked.items()
+    }
+    left_out = {
+        name: frozenset(row["picture"] for row in rows if row["action"] == "drop") for name, rows in by_task.items()
+    }
+    return copies, left_out
+
+
+def counts(
+    models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Pictures], found: Mapping[Pairs, Seen | str]
+) -> list[dict[str, Any]]:
+    """Count the pictures of each task whose files each model was trained on.
+
+    Args:
+        models: what each model was trained on, or why that is not known, by role.
+        tasks: the pictures of each task, by its name.
+        found: what ``seen`` returned.
 
     Returns:
         For each task and model ``task``, ``model`` (its role), ``pictures`` (how many there are), ``trained_on`` (of
         how many the file was trained on; None where that is not known) and ``why`` (it is not known; else empty).
     """
-    wanted = {digest for of_task in tasks.values() for digest in of_task if digest}
-    read: dict[Pairs, set[str] | str] = {}
-    for pairs in {pairs for known in models.values() if not isinstance(known, str) for pairs in known}:
-        try:
-            read[pairs] = among(pairs, wanted)
-        except WukongError as error:
-            read[pairs] = message(f"its training pairs cannot be read ({error})")
     entries = []
-    for name, of_task in tasks.items():
+    for name, pictures in tasks.items():
         for role, known in models.items():
-            parts = [known] if isinstance(known, str) else [read[pairs] for pairs in known]
-            why = next(_reasons(parts, of_task), "")
-            seen = {digest for part in parts if not isinstance(part, str) for digest in part}
-            count = None if why else sum(digest in seen for digest in of_task)
-            entries.append({"task": name, "model": role, "pictures": len(of_task), "trained_on": count, "why": why})
+            parts = [known] if isinstance(known, str) else [found[pairs] for pairs in known]
+            why = next(_reasons(parts, pictures), "")
+            files = {digest for part in parts if not isinstance(part, str) for digest in part.digests}
+            count = None if why else sum(digest in files for digest in pictures.digests)
+            size = len(pictures.digests)
+            entries.append({"task": name, "model": role, "pictures": size, "trained_on": count, "why": why})
     return entries
 
 
-def _reasons(parts: Iterable[set[str] | str], of_task: Sequence[str | None]) -> Iterator[str]:
+def _reasons(parts: Iterable[Seen | str], pictures: Pictures) -> Iterator[str]:
     yield from (part for part in parts if isinstance(part, str))
-    if None in of_task:
+    if None in pictures.digests:
         yield message("the set's pictures are no files of their own")

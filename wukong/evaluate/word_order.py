@@ -101,7 +101,10 @@ def _answers(data: WordOrderData, right: dict[str, Tensor]) -> Answers:
     linked = np.concatenate([each, 2 * pairs]), np.array([*pictures, *pictures[1::2]])
     units, identities = answers.units_of(texts, data.image_ids, *linked)
     results = {name: values.numpy().astype(np.float64) for name, values in right.items()}
-    return Answers(tuple(data.pair_ids), units[: len(texts) : 2], -np.ones_like(pairs), results, identities[::2][pairs])
+    shown = tuple((data.image_ids[a], data.image_ids[b]) for a, b in zip(pictures[::2], pictures[1::2], strict=True))
+    return Answers(
+        tuple(data.pair_ids), units[: len(texts) : 2], -np.ones_like(pairs), results, identities[::2][pairs], shown
+    )
 
 
 def _query(data: WordOrderData, scores: Scores, pair: int) -> Query:

@@ -283,7 +283,8 @@ def _results(tasks: Sequence[Mapping[str, Any]], document: Mapping[str, Any], li
     titles = ("Set", "Result", "% [95% interval]", "Units", "Chance, %", "Protocol", "Its pictures trained on")
     used = {task["protocol"] for task in tasks}
     sentences = (" ".join(said) for name, said in document.get("protocols", {}).items() if name in used)
-    return "\n\n".join([_table(titles, rows), *sentences])
+    overlaps = (f"{task['title']}: {said}" for task in tasks if (said := results.overlap_said(document, task)))
+    return "\n\n".join([_table(titles, rows), *overlaps, *sentences])
 
 
 def _interval(value: Mapping[str, float]) -> str:

@@ -3,10 +3,11 @@
 A third column, ``captions``, is there where pairs have several captions: all of them with their counts, as JSON, and
 nothing for a pair that has one.
 
-Beside the CSV files it writes the dataset card, a description in Croissant and ``SHA256SUMS``, which
-``sha256sum --check`` reads. The rows are the training pairs in the order of the shards, which is random, without the
-pairs on the opt-out list. All CSV files have about the same number of rows. Equal inputs give equal bytes. A release
-that was killed continues after the files that are complete.
+Beside the CSV files it writes the dataset card, a description in Croissant, the EU's summary of training content and
+``SHA256SUMS``, which ``sha256sum --check`` reads. The rows are the training pairs in the order of the shards, which is
+random, without the pairs on the opt-out list. All CSV files have about the same number of rows. Equal inputs give equal
+bytes; the time of the crawl, which documents name, is one of them. A release that was killed continues after the files
+that are complete.
 """
 
 import hashlib
@@ -22,13 +23,16 @@ import polars as pl
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.crawl.optout import OptOut
+from wukong.curate.exchange import File
 from wukong.curate.split import TRAIN
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import ConfigError, DataError
-from wukong.publish import croissant
+from wukong.publish import croissant, hosts, training_summary
 from wukong.publish.parallel import for_each
-from wukong.report import card, statistics
+from wukong.report import blurred, card, removed, statistics
+from wukong.report.blurred import Dropped
 from wukong.report.funnel import Step
+from wukong.report.removed import Removed
 from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
@@ -46,7 +50,8 @@ SEVERAL = "captions"
 
 _VERSION = stages.of("release").version
 _FEW = 1_000_000  # pairs that threads are enough for
-_NEEDED = ["key", "url", "caption", "sha256", "width", "height", "length"]
+_NEEDED = ["key", "url", "caption", "sha256", "bytes", "width", "height", "length"]
+_HOSTS = "_work/hosts"
 
 
 def release(experiment: Experiment, validated: Manifest) -> Manifest:
@@ -95,16 +100,49 @@ def _release(
         raise DataError(f"all {left_out} training pairs are on the opt-out list {list_uri}: nothing is left to release")
 
     of_set = statistics.read(storage.join(validated.uri, statistics.PATH))[TRAIN]
-    removed = [statistics.Statistics.from_json(record["statistics"]) for record in records if record["left_out"]]
-    counted = of_set.without(statistics.merge(removed))
+    opted_out = [statistics.Statistics.from_json(record["statistics"]) for record in records if record["left_out"]]
+    counted = of_set.without(statistics.merge(opted_out))
     step = Step(OPTED_OUT, message("not opted out"), pairs, left_out)
-    card.write(stage.uri, card.of(experiment, filtered, counted, [step], lambda rows: ~listed.covers_pairs(rows)))
+    crawl = manifest.load(filtered.parents[0].uri)
+    shown = card.of(
+        experiment,
+        filtered,
+        counted,
+        [step],
+        lambda rows: ~listed.covers_pairs(rows),
+        removed=_removed(validated),
+        dropped=_dropped(experiment, crawl, filtered, listed) if settings.show_dropped else (),
+    )
+    card.write(stage.uri, shown)
     parts += [stage.describe(card.PATH)]
-    storage.write_json(stage.path(croissant.PATH), croissant.describe(experiment, parts, several=several))
+    storage.write_json(
+        stage.path(croissant.PATH), croissant.describe(experiment, crawl, filtered, parts, several=several)
+    )
     parts += [stage.describe(croissant.PATH)]
+    counted_hosts = [File(stage.path(path), rows) for record in records for path, rows in record["hosts"]]
+    found, ordered = hosts.ordered(counted_hosts, stage.path(_HOSTS))
+    largest = hosts.largest(found, ordered, small_publisher=settings.small_publisher)
+    domains = training_summary.write_domains(stage, found, largest)
+    parts += [stage.describe(training_summary.DOMAINS)]
+    parts += training_summary.write(stage, experiment, crawl, filtered, counted, left_out, domains)
     storage.write_bytes(stage.path(SUMS), sums(parts))
     parts += [stage.describe(SUMS)]
     return stage.commit(parts, counts={"pairs": pairs}, dropped={OPTED_OUT: left_out})
+
+
+def _removed(validated: Manifest) -> Removed | None:
+    """Return what the gate counted of the dropped pairs; None if it is of an earlier version, which did not."""
+    return removed.read(storage.join(validated.uri, removed.PATH)) if validated.parts.has(removed.PATH) else None
+
+
+def _dropped(experiment: Experiment, crawl: Manifest, filtered: Manifest, listed: OptOut) -> list[Dropped]:
+    """Return blurred examples of dropped pictures that the opt-out list does not cover."""
+    chosen = Removed()
+    for uri in filtered.part_uris("dropped/", ".parquet"):
+        rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"]))
+        candidates = removed.candidates(rows.filter(~listed.covers_pairs(rows)), experiment.filter)
+        chosen.add(Removed(candidates=candidates))
+    return blurred.examples(crawl, chosen.chosen())
 
 
 def filtered_of(validated: Manifest) -> Manifest:
@@ -164,17 +202,20 @@ def _write_file(
     name, (first, end) = file
     if (record := stage.finished_task(name)) is not None:
         return record
-    left_out = statistics.Statistics()
+    left_out, counter = statistics.Statistics(), hosts.Counter(stage.path(f"{_HOSTS}/{name}"))
     with storage.open_output(stage.path(name)) as stream:
         for number, rows in enumerate(_rows(filtered_uri, shards, columns, first, end)):
             hit = listed.covers_pairs(rows)
-            _of_release(_in_json(rows.filter(~hit))).write_csv(stream, include_header=number == 0)
+            released = rows.filter(~hit)
+            counter.add(released)
+            _of_release(_in_json(released)).write_csv(stream, include_header=number == 0)
             if hit.any():
                 left_out = statistics.merge([left_out, statistics.measure(rows.filter(hit))])
     record = {
         "part": stage.describe(name, end - first - left_out.pairs).model_dump(),
         "left_out": left_out.pairs,
         "statistics": left_out.as_json() if left_out.pairs else None,
+        "hosts": [(file.uri.removeprefix(f"{stage.uri}/"), file.rows) for file in counter.close()],
     }
     stage.commit_task(name, record)
     return record

@@ -65,7 +65,8 @@ def carry_out(
         tell: gets the address of each page that is deleted.
 
     Returns:
-        The record: the plan's request and keys, ``id``, and for each stage its digests before and after.
+        The record: the plan's request and keys, ``id``, for each stage its digests before and after, and the models
+        that were trained on the pairs.
 
     Raises:
         DataError: a file is damaged.
@@ -96,7 +97,7 @@ def carry_out(
     for remove in removers:
         for page in remove(planned.traces):
             tell(page)
-    record |= {"stages": told}
+    record |= {"stages": told, "models": [model.model_dump(mode="json") for model in planned.models]}
     if not any(change.uri == place for change in planned.changes):
         storage.write_json(storage.join(place, FOLDER, f"{planned.id}.json"), record)
     storage.delete(storage.join(place, _PENDING))

@@ -19,12 +19,15 @@ from wukong.crawl import attempt, previous
 from wukong.crawl.optout import OptOut
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
+from wukong.curate.apply import count_near
+from wukong.curate.near_duplicates import COSINE
 from wukong.curate.rule import HELD_BACK
 from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import ConfigError, DataError
 from wukong.publish import located, release
 from wukong.publish.parallel import for_each
 from wukong.publish.traces import Traces
+from wukong.publish.trained_models import TrainedModel, trained_on
 from wukong.report import card
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
@@ -41,7 +44,7 @@ _OF_TABLES = {entry.name for entry in stages.TABLE if entry.takedown != "keep"} 
 """Folders whose files a plan lists one by one or deletes, or that name no pair."""
 _TRACED = (".json", ".html", ".parquet")
 
-_NOT_RECORDED = {"unfinished", "computed", "traced", "words", "captions"}
+_NOT_RECORDED = {"unfinished", "computed", "traced", "words", "captions", "models"}
 
 
 class Change(BaseModel):
@@ -91,6 +94,7 @@ class Plan(BaseModel):
         traced: URIs of other files that name the pairs.
         words: URLs of the pairs and digests of their images. They are not in the record.
         captions: captions of the pairs that no other pair has. They are not in the record.
+        models: the models of the experiment that were trained on the pairs, or of which that is not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -107,6 +111,7 @@ class Plan(BaseModel):
     traced: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    models: tuple[TrainedModel, ...] = ()
 
     @property
     def id(self) -> str:
@@ -115,7 +120,7 @@ class Plan(BaseModel):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is stored of it for good: no URL, no caption."""
+        """What is stored of it for good, also in a release: no URL, no caption."""
         return self.model_dump(mode="json", exclude=_NOT_RECORDED | {"changes"}) | {"id": self.id}
 
     @property
@@ -124,7 +129,14 @@ class Plan(BaseModel):
         return Traces(self.keys, self.words, self.captions)
 
 
-def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable[tuple[str, bytes]] = ()) -> Plan:
+def plan(
+    place: str,
+    list_uri: str,
+    reason: str,
+    now: datetime,
+    copies: Iterable[tuple[str, bytes]] = (),
+    entries: bytes | None = None,
+) -> Plan:
     """Find what a list of domains, URLs and digests covers. Nothing is changed.
 
     Args:
@@ -133,13 +145,15 @@ def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable
         reason: stored in the record.
         now: stored in the record.
         copies: names and contents of files elsewhere that may name pairs.
+        entries: the list's bytes; None to read it.
 
     Raises:
         ConfigError: the list is malformed, or it has digests and there is no shard to find their images in.
         DataError: the place has no stage that a takedown can change, or a file is damaged.
     """
-    listed = OptOut.load(list_uri)
-    outputs = [*_unfinished_crawls(place), *((stage, _MANIFEST) for stage in stages_at(place))]
+    entries = storage.read_bytes(list_uri) if entries is None else entries
+    listed = OptOut.parse(entries, list_uri)
+    outputs = [*unfinished_crawls(place), *((stage, _MANIFEST) for stage in stages_at(place))]
     if not outputs:
         raise DataError(f"{place} holds neither a release nor the crawl or the shards of an experiment")
     if listed.digests and not any(stage.stage in ("crawl", "filter") for stage, _ in outputs):
@@ -162,11 +176,12 @@ def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable
     with_all_captions = Traces(keys, words, captions)
     naming = traced(place, with_all_captions) if whole else []
     captions = _of_no_other(holders, keys, _shown(naming, copies, with_all_captions))
+    trained = (manifest.load(uri) for uri in finished(place, stages.TRAININGS)) if whole else ()
     return Plan(
         when=now.isoformat(timespec="seconds"),
         reason=reason,
         list_name=list_uri.rstrip("/").rsplit("/", 1)[-1],
-        list_sha256=hashlib.sha256(storage.read_bytes(list_uri)).hexdigest(),
+        list_sha256=hashlib.sha256(entries).hexdigest(),
         listed={name: len(getattr(listed, name)) for name in ("domains", "urls", "digests")},
         keys=tuple(sorted(keys)),
         changes=tuple(changes),
@@ -174,6 +189,7 @@ def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable
         traced=tuple(_naming(naming, Traces(keys, words, captions))),
         words=tuple(sorted(words)),
         captions=tuple(sorted(captions)),
+        models=tuple(trained_on(trained, sorted(keys))),
     )
 
 
@@ -235,7 +251,7 @@ def _captions(rows: pl.DataFrame) -> pl.Series:
     return pl.concat([pl.Series(dtype=pl.String), *columns])
 
 
-def _unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
+def unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
     """Return the crawls that failed, or were killed, with the names of their manifests."""
     crawls = []
     for folder, names in located.outputs(place, "crawl").items():
@@ -364,7 +380,7 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
         return _Lost({path: len(pairs_of_sets)} if counts else {}, counts, {}, 0, set(), set())
     folder, tar = path.split("/", 1)[0], path.removesuffix(".parquet") + ".tar"
     reason = {"parts": "status", "dropped": "dropped_by"}.get(folder)
-    hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS, _SEVERAL])
+    hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS, _SEVERAL, COSINE])
     several = {MORE_CAPTIONS: len(hit) - hit[_SEVERAL].null_count()} if _SEVERAL in hit.columns else {}
     reasons = {str(name): int(number) for name, number in hit[reason].value_counts().iter_rows()} if reason else {}
     files, counts, dropped, pairs = {path: len(hit)}, {}, {}, 0
@@ -381,6 +397,7 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
         pairs = len(hit)
         files |= {tar: pairs}
         counts = {"pairs": pairs, "kept": pairs, folder: pairs, **several}
+    counts |= count_near(hit)
     files = {name: rows for name, rows in files.items() if rows}
     return _Lost(files, counts, dropped, pairs, _texts(hit, _WORDS), {*_captions(hit)} - {None, ""})
 
@@ -411,7 +428,7 @@ def _pages(stage: Manifest, keys: Set[str], *, lost: bool) -> tuple[dict[str, in
         if shown is None:
             # Without the card's data nobody can tell which pairs it shows.
             deleted += [card.PATH] if lost or deleted else []
-        elif (shown.docs and deleted) or any(pair.key in keys for pair in shown.pairs):
+        elif (shown.docs and deleted) or shown.shows_any(keys):
             rewritten[card.PATH] = 0
     return rewritten, tuple(deleted)
 

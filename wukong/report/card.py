@@ -1,8 +1,9 @@
 """The dataset card: one HTML page that describes a set of pairs. It needs no network, and in English no script.
 
-It shows this set's numbers beside table 2 of the paper, histograms, a word cloud as in figure 3, the funnel, random
-pairs, sources and licences. What the page shows is stored as data too (``card.json``), so that the page can be made
-again without some of its pairs.
+It shows this set's numbers beside table 2 of the paper, histograms, a word cloud as in figure 3, the funnel, the rules
+with what they removed, what was not checked, random pairs, sources and licences. The operator's card, that of the gate,
+also shows dropped pictures, blurred. What the page shows is stored as data too (``card.json``), so that the page can be
+made again without some of its pairs.
 """
 
 import math
@@ -16,8 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from wukong.config.experiment import Experiment, Source
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
-from wukong.report import gallery, template
+from wukong.report import checks, gallery, template
+from wukong.report.blurred import Dropped
+from wukong.report.checks import Applied
 from wukong.report.funnel import Bar, Step, bars, funnel, wording
+from wukong.report.removed import Removed
 from wukong.report.statistics import PAPER, Counts, Statistics
 from wukong.runtime.language import message
 from wukong.store import manifest, storage
@@ -101,6 +105,10 @@ class Card(BaseModel):
         sources: where the images come from, with their licences.
         facts: further names and values, for instance digests.
         docs: address of the data docs relative to the page; empty if there are none.
+        rules: the rules that were on. Cards of earlier versions have none, and nothing of what follows.
+        found: what was found that a reader of numbers must know, as sentences.
+        unchecked: what was not looked for, as sentences.
+        dropped: dropped pictures, blurred.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -116,10 +124,20 @@ class Card(BaseModel):
     sources: tuple[Source, ...]
     facts: tuple[tuple[str, str], ...]
     docs: str
+    rules: tuple[Applied, ...] = ()
+    found: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+
+    def shows_any(self, keys: Set[str]) -> bool:
+        """Returns whether the card shows a picture of one of some pairs."""
+        return not keys.isdisjoint([*(pair.key for pair in self.pairs), *(each.key for each in self.dropped)])
 
     def without(self, keys: Set[str]) -> "Card":
         """Returns the card without the pairs of some keys. Its numbers stay as they are."""
-        return self.model_copy(update={"pairs": tuple(pair for pair in self.pairs if pair.key not in keys)})
+        pairs = tuple(pair for pair in self.pairs if pair.key not in keys)
+        dropped = tuple(each for each in self.dropped if each.key not in keys)
+        return self.model_copy(update={"pairs": pairs, "dropped": dropped})
 
 
 def make(
@@ -173,8 +191,10 @@ def of(
     more_steps: Sequence[Step] = (),
     shown: Callable[[pl.DataFrame], pl.Series] | None = None,
     docs: str = "",
+    removed: Removed | None = None,
+    dropped: Sequence[Dropped] = (),
 ) -> Card:
-    """Make the card of a filtered set, with its funnel, its sources and random pairs from its shards.
+    """Make the card of a filtered set, with its funnel, its rules, its sources and random pairs from its shards.
 
     Args:
         experiment: its name, its ``about``, its sources, the seed of its filter and its licence are used.
@@ -183,6 +203,8 @@ def of(
         more_steps: steps of the funnel after the filter's.
         shown: tells which rows may be shown as examples; by default all.
         docs: address of the data docs relative to the page; empty if there are none.
+        removed: counts over the pairs that the filter dropped; None where nobody counted them.
+        dropped: dropped pictures, blurred.
     """
     crawl = manifest.load(filtered.parents[0].uri)
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
@@ -190,7 +212,7 @@ def of(
         facts[message("pairs with several captions")] = f"{filtered.counts[MORE_CAPTIONS]:,}"
     if experiment.release.licence:
         facts[message("licence of the list of URLs and captions")] = experiment.release.licence
-    return make(
+    made = make(
         experiment.name,
         counted,
         [*funnel(crawl, filtered), *more_steps],
@@ -201,6 +223,9 @@ def of(
         wording(crawl).heading,
         docs,
     )
+    checked = {"found": checks.found(filtered), "unchecked": checks.unchecked(filtered)}
+    rules = checks.applied(filtered, removed or Removed())
+    return made.model_copy(update={"rules": rules, "dropped": tuple(dropped), **checked})
 
 
 def render(card: Card, docs_at: str = "") -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from wukong.config import evaluators
 from wukong.config.evaluators import DIRECTIONS
 from wukong.evaluate import paper, sets
-from wukong.evaluate.results import HOLDOUT, ROLES, square_of
+from wukong.evaluate.results import HOLDOUT, ROLES, overlap_of, significance, square_of
 from wukong.report import languages, template
 from wukong.report.comparison import SIGNS
 
@@ -56,6 +56,7 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         "alignments": [_alignment(each, shown[each["task"]]) for each in document["alignments"]],
         "token_wise": any(model["token_wise"] for model in document["models"]),
         "missing": document["missing"],
+        "overlaps": [(task, role) for task in tasks for role in task["overlaps"]],
     }
     return template.fill("evaluation.html.j2", values, FILTERS)
 
@@ -90,6 +91,7 @@ def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
             "examples": entries[role]["examples"],
             "note": document.get("notes", {}).get(name, ""),
             "trained_on": [each for each in document.get("trained_on", ()) if each["task"] == name],
+            "overlaps": {role: found for role in ROLES if (found := overlap_of(document, name, role))},
             **_best_and_worst(entries[role]["classes"]),
         }
     return list(tasks.values())
@@ -140,7 +142,13 @@ def _count(value: int) -> str:
     return f"{value:,}"
 
 
+def _p_value(value: float) -> str:
+    return f"{value:.2g}"
+
+
 FILTERS: Mapping[str, Callable[..., str]] = {
+    "significance": significance,
+    "p_value": _p_value,
     "sign": SIGNS.__getitem__,
     "number": _number,
     "interval": _interval,

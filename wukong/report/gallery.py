@@ -1,9 +1,11 @@
 """Images of a filtered set for pages: read from its shards by key, made small, and chosen at random."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
+from PIL import Image
 
 from wukong.curate import repack
 from wukong.curate.split import TRAIN
@@ -15,7 +17,15 @@ from wukong.store.manifest import Manifest
 
 Pictures = Callable[[str], bytes]
 
+Box = Mapping[str, float]
+"""Where a face is: ``x``, ``y``, ``width`` and ``height`` in shares of the picture's sides."""
+
 _SHARDS = 6
+_FACES = "faces"
+_MARGIN = 0.2
+"""By which a blurred area is larger than the face, on each side, in shares of the face."""
+
+_FACE_PIXELS = 4
 
 
 def pictures_of(filtered: Manifest, shards: Sequence[str] | None = None) -> Pictures:
@@ -65,10 +75,12 @@ class Thumbnails:
 
     Args:
         pictures: returns an image's bytes by its pair's key.
+        faces: areas that are blurred, by key.
     """
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: Pictures, faces: Mapping[str, Sequence[Box]] | None = None) -> None:
         self._pictures = pictures
+        self._faces = faces or {}
         self._made: dict[str, str] = {}
 
     def __call__(self, key: str) -> str:
@@ -78,8 +90,28 @@ class Thumbnails:
             DataError: the image cannot be decoded.
         """
         if key not in self._made:
-            self._made[key] = data_uri(decode(self._pictures(key), f"the picture of the pair {key}"))
+            image = decode(self._pictures(key), f"the picture of the pair {key}")
+            for box in self._faces.get(key, ()):
+                blur(image, box)
+            self._made[key] = data_uri(image)
         return self._made[key]
+
+
+def blur(image: Image.Image, box: Box) -> None:
+    """Replace a face in an RGB picture by so few colours that nobody can tell whose it is, nor make it sharp again."""
+    left, right = _edges(box["x"], box["width"], image.width)
+    top, bottom = _edges(box["y"], box["height"], image.height)
+    if left < right and top < bottom:
+        face = image.crop((left, top, right, bottom))
+        few = face.resize((_FACE_PIXELS, _FACE_PIXELS), Image.Resampling.BOX)
+        image.paste(few.resize(face.size, Image.Resampling.BICUBIC), (left, top))
+
+
+def _edges(start: float, length: float, pixels: int) -> tuple[int, int]:
+    """Return the first pixel of a blurred area along one side, and the one after its last."""
+    edges = start - _MARGIN * length, start + (1 + _MARGIN) * length
+    first, after = (min(max(round(edge * pixels), 0), pixels) for edge in edges)
+    return first, after
 
 
 def contact_sheet(
@@ -89,6 +121,8 @@ def contact_sheet(
     shown: Callable[[pl.DataFrame], pl.Series] | None = None,
 ) -> list[dict[str, str]]:
     """Choose training pairs at random. Equal data and an equal seed give the same pairs.
+
+    Where ``filter.faces.blur_in_previews`` was set, the faces that the filter found are blurred.
 
     Args:
         filtered: the filter stage's manifest.
@@ -104,9 +138,18 @@ def contact_sheet(
     if not uris:
         return []
     chosen = sorted(generator.sample(uris, min(len(uris), _SHARDS)))
-    columns = ["key", "caption", "url", "sha256"]
+    blurs = _blurs_faces(filtered)
+    columns = ["key", "caption", "url", "sha256", *([_FACES] if blurs else [])]
     table = pl.concat([pl.DataFrame(storage.read_table(uri, columns)) for uri in chosen])
+    if blurs:
+        table = table.drop_nulls(_FACES)  # nobody knows where faces are in pictures that the model could not read
     table = table if shown is None else table.filter(shown(table))
-    thumbnail = Thumbnails(pictures_of(filtered, chosen))
     places = generator.sample(range(len(table)), min(len(table), pairs))
-    return [{"key": key, "src": thumbnail(key), "caption": caption} for key, caption, _, _ in table[places].iter_rows()]
+    rows: list[dict[str, Any]] = table[places].to_dicts()
+    thumbnail = Thumbnails(pictures_of(filtered, chosen), {row["key"]: row.get(_FACES, ()) for row in rows})
+    return [{"key": row["key"], "src": thumbnail(row["key"]), "caption": row["caption"]} for row in rows]
+
+
+def _blurs_faces(filtered: Manifest) -> bool:
+    settings = filtered.config.get(_FACES)
+    return isinstance(settings, Mapping) and bool(settings.get("blur_in_previews"))

@@ -20,7 +20,7 @@ from wukong.config.evaluators import DIRECTIONS
 from wukong.config.experiment import Experiment
 from wukong.curate import rules
 from wukong.evaluate.protocol import sentences
-from wukong.evaluate.results import HOLDOUT, tasks_of
+from wukong.evaluate.results import HOLDOUT, overlap_said, tasks_of
 from wukong.report import template
 from wukong.report.funnel import bars, funnel, repeated, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
@@ -116,6 +116,11 @@ def contents(
         "dropped": _dropped(filtered),
         "crawl_dropped": _sorted(manifests["crawl"].dropped),
         "retrieval": [_retrieval(entry, thumbnail) for entry in tasks_of(evaluation, "retrieval")],
+        "overlaps": {
+            entry["task"]: said
+            for entry in evaluation.get("tasks", ())
+            if entry["model"] == "finetuned" and (said := overlap_said(evaluation, entry))
+        },
         "protocol": sentences(experiment),
         "classification": [_classification(entry) for entry in tasks_of(evaluation, "classification")],
         "curves": {

@@ -23,19 +23,18 @@ from wukong.evaluate.model import OwnModel
 from wukong.model.dual import Texts
 from wukong.model.saved_model import open_picture
 from wukong.runtime import progress
-from wukong.serve import calibration, stored_features
+from wukong.serve import calibration, stored_features, superseded
 from wukong.serve.collection import Collection, Piece, Place
 from wukong.serve.index import CALIBRATION, CAPTIONS, PLACES, open_parts
 from wukong.serve.query import search_forms
 from wukong.serve.stored_features import FeatureFile
+from wukong.serve.superseded import COLLECTION, STAGE
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
-STAGE = "index"
 _VERSION = 1
-_COLLECTION = "collection.json"
 _BLOCK = 2_048
 _BATCH_PICTURES, _BATCH_TEXTS = 32, 256
 
@@ -60,12 +59,13 @@ def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
         StorageError: the collection cannot be read, or the index cannot be written.
     """
     stage = stage_of(collection, model, root)
-    _delete_superseded(root, collection)  # first: it may show pairs that were taken down, and nothing can use it
+    # First: what it may show of pairs that were taken down, nothing can use.
+    superseded.delete(root, lambda uri, digest: uri == collection.uri.rstrip("/") and digest != collection.digest)
     return stage.made(lambda: _build(stage, collection, model))
 
 
 def _build(stage: Stage, collection: Collection, model: OwnModel) -> Manifest:
-    storage.write_json(stage.path(_COLLECTION), {"uri": collection.uri, "digest": collection.digest})
+    storage.write_json(stage.path(COLLECTION), {"uri": collection.uri, "digest": collection.digest})
     parts: list[Part] = []
     left_out = 0
     stored = stored_features.find(collection, model)
@@ -104,22 +104,8 @@ def _build(stage: Stage, collection: Collection, model: OwnModel) -> Manifest:
     index = open_parts(stage.uri, parts, model)
     calibrated = calibration.calibrate(index, model)
     storage.write_json(stage.path(CALIBRATION), calibrated)
-    parts += [stage.describe(CALIBRATION), stage.describe(_COLLECTION)]
+    parts += [stage.describe(CALIBRATION), stage.describe(COLLECTION)]
     return stage.commit(parts, counts=counts)
-
-
-def _delete_superseded(root: str, collection: Collection) -> None:
-    """Delete the indexes of this collection, by any model, that were made before it changed."""
-    for uri in storage.list_files(storage.join(root, STAGE), f"/{_COLLECTION}"):
-        made_of = storage.read_json(uri)
-        if made_of["uri"] == collection.uri and made_of["digest"] != collection.digest:
-            folder = uri.removesuffix(f"/{_COLLECTION}")
-            log.info("%s is deleted: %s has changed since it was made", folder, collection.uri)
-            storage.delete(storage.join(folder, "manifest.json"))  # first: a part of an index must not look finished
-            # Last: a deletion that is killed goes on at the next start.
-            for file in [file for file in storage.list_files(folder) if file != uri]:
-                storage.delete(file)
-            storage.delete(folder)
 
 
 def _distinct(collection: Collection) -> dict[str, str]:

@@ -134,7 +134,8 @@ def check_lists(experiment: Experiment) -> None:
     """Check that the lists that the experiment names can be read; this imports what the crawl and the filter import.
 
     Raises:
-        ConfigError: an opt-out list has a wrong line, or the lists of sensitive words have no word; names the key.
+        ConfigError: an opt-out list has a wrong line, the lists of sensitive words have no word, or a file is another
+            one than a rule expects; names the key.
     """
     from wukong.crawl.optout import OptOut
 
@@ -147,9 +148,10 @@ def check_lists(experiment: Experiment) -> None:
                 problems.append(f"{key}: {error}")
     for rule in rules.REGISTRY:
         named = [f"filter.{key}: {uri}" for key, uri in rules.uris(experiment.filter, [rule]).items()]
-        if named and rule.load is not None:
+        for read in (rule.load, rule.verify) if named else ():
             try:
-                rule.load(experiment.filter)
+                if read is not None:
+                    read(experiment.filter)
             except ConfigError as error:
                 problems.append(f"{', '.join(named)}: {error}")
     _refuse(problems)

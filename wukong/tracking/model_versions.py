@@ -129,6 +129,16 @@ def doubtful_holder(model: str, alias: str) -> str:
     return (unless_away(ask, "who holds the alias is left out") or "") if enabled() else ""
 
 
+def versions_of(server: Server) -> dict[str, tuple[str, ...]]:
+    """Return the registered versions, ``models:/NAME/VERSION``, by the URI of the stage that trained each."""
+    found: dict[str, tuple[str, ...]] = {}
+    for version in server.registered("model-versions"):
+        tags = {tag["key"]: tag["value"] for tag in version.get("tags", ())}
+        if uri := tags.get("wukong.model"):
+            found[uri] = (*found.get(uri, ()), f"models:/{version['name']}/{version['version']}")
+    return found
+
+
 def folder_of(model: str) -> str:
     """Return the URI of the folder of a registered model.
 

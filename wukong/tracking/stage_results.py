@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wukong.config.evaluators import HOLDOUTS
 from wukong.errors import StorageError
-from wukong.evaluate.results import DOCUMENT, HOLDOUT, ROLES, metrics_of
+from wukong.evaluate.results import DOCUMENT, HOLDOUT, ROLES, metrics_of, without_overlap_of
 from wukong.store import storage
 from wukong.store.manifest import Manifest, code_revision, digest_of
 from wukong.tracking import mlflow_rest
@@ -130,7 +130,8 @@ def _log_pretrained(server: Server, run_id: str, document: Mapping[str, Any], ta
 def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, Any], role: str = "finetuned") -> None:
     """Log one model's results to a run: each metric with the ID of the model and the digest of its set.
 
-    Each model has a run of its own, in which its metrics have the names of ``results.metrics_of``.
+    Each model has a run of its own, in which its metrics have the names of ``results.metrics_of`` and
+    ``results.without_overlap_of``.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
     from mlflow.entities import Metric as LinkedMetric
@@ -144,7 +145,7 @@ def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, An
     for model in (model for model in document["models"] if model["role"] == role):
         model_id = _logged_model(client, experiment_id, run_id, model)
         models.append(LoggedModelInput(model_id))
-        for name, value in metrics_of(document["tasks"], role).items():
+        for name, value in (metrics_of(document["tasks"], role) | without_overlap_of(document, role)).items():
             task_name = name.split("/")[2]
             known = {
                 "model_id": model_id,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw
 from sklearn.linear_model import LogisticRegression
@@ -85,7 +86,7 @@ def train_classifier(file: Path, pictures: Sequence[Image.Image], labels: Sequen
     pixels = np.stack([np.asarray(each.resize((side, side)), np.float32) for each in pictures])
     pixels = pixels.transpose(0, 3, 1, 2) / 255
     features = write(file, nodes, constants={"edge": edge}, outputs={"features": ("n", 384)})
-    seen = onnx.reference.ReferenceEvaluator(str(features)).run(None, {"x": pixels})[0]
+    seen = onnxruntime.InferenceSession(features).run(None, {"x": pixels})[0]
     fitted = LogisticRegression(C=10, max_iter=1000).fit(seen, labels)
     further = [
         helper.make_node("Gemm", ["features", "weight", "bias"], ["sums"]),

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torchvision.transforms import v2
 
 from wukong.config.picture_model import PictureModel
-from wukong.curate import picture_models
+from wukong.curate import picture_models, picture_weights
 from wukong.errors import ConfigError, DataError
 
 SIDES = [(100, 80), (80, 100), (64, 64), (300, 40), (33, 57)]
@@ -150,23 +150,25 @@ def test_pictures_that_the_model_cannot_read_are_none_and_the_others_are_read(tm
 def test_other_weights_are_refused_with_both_digests(tmp_path):
     file = onnx_models.channel_means(tmp_path / "a.onnx")
     expected = model(file)
-    assert picture_models.problem(expected) == ""
+    picture_weights.verify(expected)
     file.write_bytes(file.read_bytes() + b"\x00")
     now = model(file).sha256
-    told = f"has the SHA-256 {now}, and {expected.sha256} is expected: bring the file"
-    assert told in picture_models.problem(expected)
-    with pytest.raises(ConfigError, match=told):
-        picture_models.check(expected)
+    for use in (picture_weights.verify, picture_models.check):
+        with pytest.raises(ConfigError, match=f"has the SHA-256 {now}, and {expected.sha256} is expected: bring the"):
+            use(expected)
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):
     file = onnx_models.channel_means(tmp_path / "a.onnx")
-    gone = model(file)
+    assert picture_weights.missing(file.as_uri()) == ""
     file.unlink()
-    assert picture_models.problem(gone).startswith(f"there is no {gone.uri}; name an ONNX file")
-    folder = gone.model_copy(update={"uri": tmp_path.as_uri()})
-    assert "model.safetensors, " in picture_models.problem(folder)
-    assert "/config.json; name" in picture_models.problem(folder)
+    assert picture_weights.missing(file.as_uri()) == f"{file.as_uri()} does not exist; name a file that is there"
+    (tmp_path / "config.json").touch()
+    assert f"{tmp_path.as_uri()} lacks model.safetensors; name an ONNX file" in picture_weights.missing(
+        tmp_path.as_uri()
+    )
+    (tmp_path / "model.safetensors").touch()
+    assert picture_weights.missing(tmp_path.as_uri()) == ""
 
 
 def test_a_number_that_is_none_is_refused_with_the_name_of_the_picture(tmp_path):
@@ -177,9 +179,9 @@ def test_a_number_that_is_none_is_refused_with_the_name_of_the_picture(tmp_path)
     logarithms = model(onnx_models.write(tmp_path / "a.onnx", nodes), input={"size": 32})
     names = ["a.jpg of the shard", "b.jpg of the shard"]
     black = [Image.new("RGB", (40, 40), "white"), Image.new("RGB", (40, 40), "black")]
-    with pytest.raises(DataError, match="infinite or none for b.jpg of the shard"):
+    with pytest.raises(DataError, match=r"infinite or none for b.jpg of the shard"):
         picture_models.outputs(logarithms, black, names=names)
-    with pytest.raises(DataError, match="infinite or none for b.jpg of the shard"):
+    with pytest.raises(DataError, match=r"infinite or none for b.jpg of the shard"):
         picture_models.maps(logarithms, black, names=names)
 
 
@@ -189,9 +191,9 @@ def test_a_number_outside_its_range_is_refused_with_the_name_of_the_picture(tmp_
     dark = [Image.new("RGB", (40, 40), (60, 50, 149)), Image.new("RGB", (40, 40), (60, 50, 152))]
     wide, narrow = (model(file, input=at, output={"range": (0, most)}) for most in (102, 100))
     assert picture_models.outputs(wide, dark).max() == 102
-    with pytest.raises(DataError, match="gives 102 for second, and 0 to 100 is expected: set output.activation"):
+    with pytest.raises(DataError, match=r"gives 102 for second, and 0 to 100 is expected: set output.activation"):
         picture_models.outputs(narrow, dark, names=["first", "second"])
-    with pytest.raises(DataError, match="gives 10 for first, and 0 to 1 is expected"):
+    with pytest.raises(DataError, match=r"gives 10 for first, and 0 to 1 is expected"):
         picture_models.maps(model(file, input=at), dark, names=["first", "second"])
 
 
@@ -215,7 +217,7 @@ def test_an_output_that_is_not_there_is_refused(further, refused, tmp_path):
 
 def test_what_is_no_graph_is_refused(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"weights")
-    with pytest.raises(ConfigError, match="onnxruntime does not load .*a.onnx"):
+    with pytest.raises(ConfigError, match=r"onnxruntime does not load .*a.onnx"):
         picture_models.check(model(tmp_path / "a.onnx"))
 
 
@@ -224,7 +226,7 @@ def test_what_is_no_graph_is_refused(tmp_path):
 )
 def test_a_gpu_that_onnxruntime_cannot_use_is_no_reason_to_compute_elsewhere_unasked(tmp_path):
     file = onnx_models.channel_means(tmp_path / "a.onnx")
-    with pytest.raises(ConfigError, match="no CUDAExecutionProvider for cuda, it has .*: pip install onnxruntime-gpu"):
+    with pytest.raises(ConfigError, match=r"no CUDAExecutionProvider for cuda, it has .*: pip install onnxruntime-gpu"):
         picture_models.outputs(model(file), pictures(), "cuda")
     assert picture_models.outputs(model(file, device="cpu"), pictures(), "cuda").shape == (len(SIDES), 3)
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,8 @@ from wukong.errors import DataError
 from wukong.evaluate import trained_on
 from wukong.evaluate.data_set import ClassificationData
 from wukong.evaluate.formats.pictures import Arrays, Files, Parts
-from wukong.evaluate.holdouts import Pictures
+from wukong.evaluate.holdouts import Pictures as HeldOut
+from wukong.evaluate.trained_on import Pictures
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 from wukong.tracking import model_versions
@@ -25,6 +27,14 @@ def pairs_at(uri: str) -> "set[trained_on.Pairs] | str":
 
 def digest(number: int) -> str:
     return hashlib.sha256(f"picture {number}".encode()).hexdigest()
+
+
+def pictures(*digests: str | None) -> Pictures:
+    return Pictures([f"{number}" for number in range(len(digests))], digests, held_out=False)
+
+
+def counts(models: "Mapping[str, set[trained_on.Pairs] | str]", tasks: Mapping[str, Pictures]) -> list[dict[str, Any]]:
+    return trained_on.counts(models, tasks, trained_on.seen(models, tasks))
 
 
 def filtered(root: str, shards: Mapping[str, Sequence[int]]) -> Manifest:
@@ -49,11 +59,15 @@ def test_the_pictures_of_all_trainings_are_counted(tmp_path: Path, monkeypatch: 
     before = trained(root, "pretrain", [first], ["*/a/*"])
     after = trained(f"{root}/later", "finetune", [second, before])
     models = {"pretrained": trained_on.pairs_of(before), "finetuned": trained_on.pairs_of(after)}
-    tasks = {"all": [digest(n) for n in range(60)], "twice": [digest(1), digest(1), digest(99)], "held": [digest(50)]}
+    tasks = {
+        "all": pictures(*(digest(n) for n in range(60))),
+        "twice": pictures(digest(1), digest(1), digest(99)),
+        "held": pictures(digest(50)),
+    }
     read: list[tuple[str, ...]] = []
     real = storage.read_table
     monkeypatch.setattr(storage, "read_table", lambda uri, columns: read.append(tuple(columns)) or real(uri, columns))
-    found = {(each["task"], each["model"]): each for each in trained_on.counts(models, tasks)}
+    found = {(each["task"], each["model"]): each for each in counts(models, tasks)}
     of_first = {n for n in range(20) if n % 2 == 0}
     of_second = of_first | {*range(30, 40), *range(3)}
     assert {key: each["trained_on"] for key, each in found.items()} == {
@@ -75,12 +89,12 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     pairs = filtered(root, {"train/00000": range(4)})
     model = trained(root, "pretrain", [pairs])
     known = trained_on.pairs_of(model)
-    (arrays,) = trained_on.counts({"pretrained": known}, {"pixels": [None, None]})
+    (arrays,) = counts({"pretrained": known}, {"pixels": pictures(None, None)})
     assert arrays["trained_on"] is None and arrays["why"] == "the set's pictures are no files of their own"
-    (foreign,) = trained_on.counts({"pretrained": "it is a model of others"}, {"a": [digest(1)]})
+    (foreign,) = counts({"pretrained": "it is a model of others"}, {"a": pictures(digest(1))})
     assert foreign["trained_on"] is None and foreign["why"] == "it is a model of others"
     storage.delete(pairs.part_uris("train/", ".parquet")[0])
-    (gone,) = trained_on.counts({"pretrained": known}, {"a": [digest(1)]})
+    (gone,) = counts({"pretrained": known}, {"a": pictures(digest(1))})
     assert gone["trained_on"] is None and "00000.parquet" in gone["why"]
 
 
@@ -132,6 +146,6 @@ def test_a_pictures_digest_is_that_of_its_file(tmp_path: Path) -> None:
     parts = Parts([tmp_path / "both"], np.array([[0, 2, size], [0, 2 + size, 3]]))
     assert [parts.digest(0), parts.digest(1)] == [files.digest(0), files.digest(1)]
     assert Arrays([np.zeros((2, 4, 4), np.uint8)]).digest(0) is None
-    held = Pictures(["t", "t"], ["k", "l"], ["a" * 64, None])
+    held = HeldOut(["t", "t"], ["k", "l"], ["a" * 64, None])
     data = ClassificationData("x", "test", ["c"], ["k", "l"], np.zeros(2, np.int64), held, "X")
     assert trained_on.digests(data) == ["a" * 64, None]

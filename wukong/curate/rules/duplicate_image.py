@@ -8,6 +8,7 @@ from pydantic import Field
 
 from wukong.config.section import Strict
 from wukong.curate.rule import Column, Comparison, FromPictures, PictureBatch, Rule
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,4 +68,5 @@ RULE = Rule(
         distance=lambda settings: settings.max_hash_distance if settings.duplicate_images == "similar" else 0,
     ),
     drops=_drops,
+    unchecked=message("Equal and similar pictures were not looked for."),
 )

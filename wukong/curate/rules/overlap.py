@@ -42,7 +42,7 @@ def _by_vectors(settings: OverlapSettings) -> bool:
 
 
 def vectors(batch: PictureBatch, settings: OverlapSettings) -> pl.Series:
-    """The vector of each picture; null where a model cannot read it."""
+    """The vector of each picture; not a number where a model cannot read it."""
     from wukong.curate import picture_vectors
 
     encoded = picture_vectors.encode(batch.decoded, settings.vector_model, batch.device, batch.names)
@@ -61,6 +61,17 @@ def _thumbnails(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
     from wukong.curate.alignment import thumbnail
 
     return pl.Series([thumbnail(image) for image in batch.decoded], dtype=pl.Binary)
+
+
+def _counts(pairs: pl.DataFrame, settings: OverlapSettings) -> dict[str, int]:
+    """Pictures that the model cannot read are counted, because they are compared by hashes alone."""
+    import polars as pl
+
+    if not _by_vectors(settings):
+        return {}
+    if "vector" not in pairs.columns:  # no pair was left whose picture would be read
+        return {"unread/overlap": 0}
+    return {"unread/overlap": int(pairs["vector"].arr.first().cast(pl.Float32).is_nan().sum())}
 
 
 def _drops(settings: OverlapSettings) -> pl.Expr:
@@ -121,6 +132,7 @@ RULE = Rule(
     load=_load,
     digests=_digests,
     against_tests=True,
+    counts=_counts,
     drops=_drops,
     uris={"decontaminate.hashes": _fingerprints_problem},
 )

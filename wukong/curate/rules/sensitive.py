@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wukong.config.section import Strict
 from wukong.curate.rule import Batch, Check, Rule
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from wukong.curate.sensitive_words import SensitiveWords
 
 
+Disguise = Literal["signs", "letters", "pinyin", "shapes", "homophones"]
+"""How a word may be written otherwise than it is listed: with signs between its characters also beside other words;
+with letters and digits that look like letters; in pinyin; with characters that look alike or parts of characters; with
+characters that sound alike."""
+
+
 class SensitiveSettings(Strict):
     """Keys of ``filter``."""
 
@@ -23,6 +30,26 @@ class SensitiveSettings(Strict):
         None, description="URI of a folder, one file a category; the default set if absent"
     )
     default_words: bool = Field(False, description="look for the default set too, beside that of sensitive_words")
+    word_categories: list[str] | None = Field(
+        None,
+        min_length=1,
+        exclude_if=lambda value: value is None,  # keys without it are from before it was
+        description="the lists whose words drop pairs, by the names of their files; all lists if absent",
+    )
+    word_disguises: list[Disguise] = Field(
+        [],
+        exclude_if=lambda value: not value,  # likewise
+        description="how else words may be written; docs/curation-words.md describes and measures each",
+    )
+
+    @model_validator(mode="after")
+    def _categories_are_known(self) -> SensitiveSettings:
+        if self.sensitive_words is None:  # the operator's lists are read before the first stage
+            lists = Path(__file__).parents[1] / "sensitive_words" / "lists"
+            known = sorted(file.stem for file in lists.glob("*.txt"))
+            if unknown := set(self.word_categories or ()) - set(known):
+                raise ValueError(f"word_categories: there is no list {min(unknown)!r}; there are {', '.join(known)}")
+        return self
 
 
 def load(settings: SensitiveSettings) -> SensitiveWords:
@@ -33,7 +60,12 @@ def load(settings: SensitiveSettings) -> SensitiveWords:
     """
     from wukong.curate import sensitive_words
 
-    return sensitive_words.load(settings.sensitive_words, with_default=settings.default_words)
+    return sensitive_words.load(
+        settings.sensitive_words,
+        with_default=settings.default_words,
+        categories=settings.word_categories,
+        disguises=settings.word_disguises,
+    )
 
 
 def _compute(batch: Batch, _settings: SensitiveSettings) -> dict[str, pl.Series]:
@@ -53,6 +85,12 @@ def _audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.Series:
 
     each = words.find_each(pairs["caption"])
     return pl.Series([matches[0].word if matches else None for matches in each], dtype=pl.String)
+
+
+def _kinds(pairs: pl.DataFrame, _settings: SensitiveSettings, words: SensitiveWords) -> pl.Series:
+    from wukong.curate.text.normalize import normal_forms
+
+    return words.categories_of_normal(normal_forms(pairs["caption"]))
 
 
 def _folder_problem(uri: str) -> str:
@@ -81,4 +119,5 @@ RULE = Rule(
         audit=_audit,
     ),
     uris={"sensitive_words": _folder_problem},
+    kinds=_kinds,
 )

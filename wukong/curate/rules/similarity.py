@@ -98,4 +98,5 @@ RULE = Rule(
     ),
     drops=_drops,
     uris={"similarity_model": _model_problem},
+    unchecked=message("No model looked whether captions fit their pictures."),
 )

@@ -52,4 +52,5 @@ RULE = Rule(
     settings=UsageSettings,
     compute=_compute,
     drops=_drops,
+    kinds=lambda pairs, _settings, _loaded: pairs["usage"],
 )

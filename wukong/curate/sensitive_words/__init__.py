@@ -9,12 +9,18 @@ Words are searched in the normal form of a caption, in Simplified characters. A 
 inserted between its characters (``色 情``, ``赌*博``). It is not found where its characters only meet by chance at the
 border of two other words: ``红色情侣`` and ``路口交通`` hold no sensitive word. So a match of two characters must lie
 inside one word as jieba cuts the caption, or begin and end where words do. Longer words do not arise by chance.
+
+Words that are written otherwise on purpose, in pinyin or with characters that look alike, are found where
+``filter.word_disguises`` asks for it (``disguised.py``).
 """
 
+from __future__ import annotations
+
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ahocorasick_rs
 import polars as pl
@@ -24,6 +30,9 @@ from wukong.curate.text.normalize import normal_forms
 from wukong.curate.text.simplified import simplify, traditional
 from wukong.errors import ConfigError
 from wukong.store import storage
+
+if TYPE_CHECKING:
+    from wukong.curate.rules.sensitive import Disguise
 
 DEFAULT_LISTS = Path(__file__).parent / "lists"
 _SHORT = 2_000
@@ -42,12 +51,13 @@ class SensitiveWords:
 
     Args:
         lists: category to its words.
+        disguises: how else the words may be written.
 
     Raises:
         ConfigError: no category holds a word.
     """
 
-    def __init__(self, lists: Mapping[str, Iterable[str]]) -> None:
+    def __init__(self, lists: Mapping[str, Iterable[str]], disguises: Collection[Disguise] = ()) -> None:
         self._category: dict[str, str] = {}
         for category in sorted(lists):
             for folded in _folded(pl.Series(lists[category], dtype=pl.String)):
@@ -59,6 +69,11 @@ class SensitiveWords:
             )
         self._words = list(self._category)
         self._automaton = ahocorasick_rs.AhoCorasick(self._words)
+        self._disguises = None
+        if disguises:
+            from wukong.curate.sensitive_words.disguised import Disguises
+
+            self._disguises = Disguises(self._words, disguises)
 
     def __len__(self) -> int:
         return len(self._words)
@@ -70,6 +85,8 @@ class SensitiveWords:
         # Short lists fit into a regular expression, which is faster.
         short = sum(map(len, self._words)) < _SHORT
         found_any = compact.str.contains("|".join(self._words)) if short else compact.str.contains_any(self._words)
+        if self._disguises:
+            found_any |= self._disguises.suspects(texts, compact)
         suspects = found_any.arg_true()
         matches = [self._matches(text) for text in texts.gather(suspects)]
         categories = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
@@ -80,7 +97,7 @@ class SensitiveWords:
         )
 
     def find(self, caption: str) -> list[Match]:
-        """Every sensitive word in a caption, overlapping ones included, in order of their end."""
+        """Every sensitive word in a caption, overlapping ones included, in order of their end; then disguised ones."""
         return self.find_each([caption])[0]
 
     def find_each(self, captions: Iterable[str]) -> list[list[Match]]:
@@ -89,6 +106,13 @@ class SensitiveWords:
         return [self._matches(text) for text in _folded(texts)]
 
     def _matches(self, text: str) -> list[Match]:
+        words = self._listed(text)
+        if self._disguises:
+            words += [each for each in self._disguises.find(text) if each not in words]
+        return [Match(word, self._category[word]) for word in words]
+
+    def _listed(self, text: str) -> list[str]:
+        """The words that are in a text as listed."""
         places = [place for place, character in enumerate(text) if _is_word(character)]
         compact = "".join(text[place] for place in places)
         hits = self._automaton.find_matches_as_indexes(compact, overlapping=True)
@@ -96,23 +120,27 @@ class SensitiveWords:
             return []
         # Cutting a caption into words takes longer than all else, and is not needed for longer Chinese words.
         cuts = set() if all(_is_unambiguous(self._words[index]) for index, _, _ in hits) else _cuts(text)
-        matches = []
-        for index, start, end in hits:
-            word = self._words[index]
-            if _is_the_word(text, places[start], places[end - 1] + 1, word, cuts):
-                matches.append(Match(word, self._category[word]))
-        return matches
+        found = ((self._words[index], places[start], places[end - 1] + 1) for index, start, end in hits)
+        return [word for word, start, end in found if _is_the_word(text, start, end, word, cuts)]
 
 
-def load(uri: str | None = None, *, with_default: bool = False) -> SensitiveWords:
+def load(
+    uri: str | None = None,
+    *,
+    with_default: bool = False,
+    categories: Collection[str] | None = None,
+    disguises: Collection[Disguise] = (),
+) -> SensitiveWords:
     """Read the lists of a folder, ``CATEGORY.txt`` each; without a URI, those that come with Wukong.
 
     Args:
         uri: the URI of the folder.
         with_default: take the lists that come with Wukong too; those of one category become one.
+        categories: the lists whose words are looked for; all of them if absent.
+        disguises: how else the words may be written.
 
     Raises:
-        ConfigError: the folder holds no list, or a list is not UTF-8.
+        ConfigError: the folder holds no list, a list is not UTF-8, or there is no list of a category.
     """
     default = storage.from_path(DEFAULT_LISTS)
     folder = uri or default
@@ -121,15 +149,22 @@ def load(uri: str | None = None, *, with_default: bool = False) -> SensitiveWord
         raise ConfigError(f"filter.sensitive_words: no list (CATEGORY.txt, one word a line) in {folder}")
     if with_default and uri:
         files += storage.list_files(default, ".txt")
+    known = {Path(file).stem for file in files}
+    if unknown := set(categories or ()) - known:
+        raise ConfigError(
+            f"filter.word_categories: there is no list {min(unknown)!r}; there are {', '.join(sorted(known))}"
+        )
     lists: dict[str, list[str]] = {}
     for file in files:
+        if categories is not None and Path(file).stem not in categories:
+            continue
         try:
             text = storage.read_bytes(file).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{file} is not UTF-8 ({error}): save the list of sensitive words as UTF-8") from error
         words = lists.setdefault(Path(file).stem, [])
         words += [line.split("#", 1)[0].strip() for line in text.splitlines()]
-    return SensitiveWords(lists)
+    return SensitiveWords(lists, disguises)
 
 
 def _folded(captions: pl.Series) -> pl.Series:

@@ -200,11 +200,14 @@ def test_a_rule_that_does_not_fit_the_others_is_refused(tmp_path, change, messag
     library = tmp_path / "wukong"
     for name in (
         "__init__.py",
+        "errors.py",
         "config/__init__.py",
         "config/decontaminate.py",
         "config/picture_model.py",
         "config/section.py",
         "curate/__init__.py",
+        "curate/picture_scores.py",
+        "curate/picture_weights.py",
         "curate/rule.py",
         "curate/rules",
         "runtime/__init__.py",

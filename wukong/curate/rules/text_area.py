@@ -1,0 +1,63 @@
+"""Pictures that are mostly text, by a detector, are dropped. Off without the operator's weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator
+
+from wukong.config.picture_model import PictureModel
+from wukong.config.section import Fraction, Strict
+from wukong.curate.picture_scores import rule_of_scores, whole_picture
+from wukong.curate.rule import PictureBatch
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class TextArea(Strict):
+    """A detector that marks the pixels of text, as PaddleOCR's do, and what is left out."""
+
+    model: PictureModel
+    min_pixel: Fraction = Field(0.3, description="pixels with a lower score are no text")
+    min_line: Fraction = Field(0.5, description="rectangles around pixels of text with a lower mean score are no line")
+    grow: float = Field(1.6, ge=0, description="by which a line is grown, times its area over its perimeter")
+    max_share: Fraction = Field(
+        1.0, description="pictures of whose area a greater share is text are left out; 1 leaves out none"
+    )
+
+    _sees_all = field_validator("model")(whole_picture)
+
+
+class TextAreaSettings(Strict):
+    """Keys of ``filter``."""
+
+    text_area: TextArea | None = Field(
+        None, description="measure which share of a picture is text, and leave out those with much"
+    )
+
+
+def _shares(batch: PictureBatch, settings: TextArea) -> pl.Series:
+    import polars as pl
+
+    from wukong.curate import picture_models, text_areas
+
+    seen = picture_models.maps(settings.model, batch.decoded, batch.device, batch.names)
+    shares = [
+        arrays and text_areas.share(arrays[0][0], settings.min_pixel, settings.min_line, settings.grow)
+        for arrays in seen
+    ]
+    return pl.Series(shares, dtype=pl.Float32)
+
+
+RULE = rule_of_scores(
+    "text_area",
+    place=85,
+    title="little text in the picture, by a model",
+    settings=TextAreaSettings,
+    column="text_area",
+    column_place=63,
+    threshold="max_share",
+    drops=lambda share, text_area: share > text_area.max_share,
+    scores=_shares,
+)
