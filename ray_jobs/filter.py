@@ -597,7 +597,7 @@ def _assign(
     kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
     for number, judged in enumerate(_judged(stage, group, settings, compared), group.first):
         counts.update(_overlap_counts(stage, number, settings))
-        counts.update(apply.count_near(judged, settings))
+        counts.update(apply.count_near(judged))
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
         kept = apply.without_tested_captions(kept, settings)

@@ -133,18 +133,18 @@ def without_tested_captions(assigned: pl.DataFrame, settings: Filter) -> pl.Data
     return captions.together(rows.filter(stays | pl.col(captions.PAIR).is_first_distinct()))
 
 
-def count_near(judged: pl.DataFrame, settings: Filter) -> dict[str, int]:
+def count_near(pairs: pl.DataFrame) -> dict[str, int]:
     """How many of some pairs were compared by their vectors, and how many go at each threshold.
 
     Args:
-        judged: pairs with ``dropped_by``, after ``apply_comparisons``.
-        settings: which rules are on.
+        pairs: after ``apply_comparisons``, or stored ones, kept or dropped.
     """
-    if rules.nearness(settings) is None:
+    if near_duplicates.COSINE not in pairs.columns:
         return {}
-    before = [rule.name for when in ("pairs", "pictures") for rule in rules.decided(when, settings)]
-    before += [rule.name for rule in rules.decided("corpus", settings) if rule.comparison is not None]
-    return near_duplicates.counts(judged.filter(~pl.col("dropped_by").is_in(before).fill_null(value=False)))
+    if "dropped_by" in pairs.columns:
+        before = [each.name for each in rules.REGISTRY if each.comparison or each.decided in ("pairs", "pictures")]
+        pairs = pairs.filter(~pl.col("dropped_by").is_in(before).fill_null(value=False))
+    return near_duplicates.counts(pairs)
 
 
 def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dict[str, int]:
