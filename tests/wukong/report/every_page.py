@@ -8,7 +8,7 @@ from typing import Any
 import measured
 import numpy as np
 import polars as pl
-from evaluation_samples import evaluated
+from evaluation_samples import evaluated, overlaps
 from run_samples import stored_run
 
 from wukong.config import documents
@@ -121,6 +121,7 @@ def _evaluation() -> str:
     ]
     protocols = {each.name: each.for_pairs("distinct").describe() for each in (*PROTOCOLS.values(), OWN)}
     document |= {"protocols": protocols, "trained_on": trained_on, "notes": sets.notes(sets.REGISTRY)}
+    document["overlaps"] = overlaps()
     return evaluation.render(document, shown)
 
 
