@@ -53,7 +53,7 @@ from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import DataError
 from wukong.runtime.language import message
 from wukong.stages import places
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
@@ -132,10 +132,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         _show_dropped(by_pictures)
         _name_forbidden(stage, crawl, by_pictures)
     pairs = sum(record["pairs"] for record in judged)
-    left = pairs - sum(rows for record in [*judged, *by_pictures] for rows in record["dropped"].values())
-    assigned = _run_missing(
-        "assign", stage, _assign, groups, lambda: _corpus_facts(experiment, crawl, stage, groups, left)
-    )
+    assigned = _run_missing("assign", stage, _assign, groups, lambda: _corpus_facts(experiment, crawl, stage, groups))
     _show_dropped(assigned)
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
@@ -373,7 +370,7 @@ def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed
         counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
-        digests += judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls().to_list()
+        digests.extend(judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls())
         storage.write_table(_judged_uri(stage, number, by_pictures=True), judged.to_arrow())
     return {"dropped": dropped, "counts": dict(counts), **({"never_shown": digests} if digests else {})}
 
@@ -425,15 +422,14 @@ def _told(answers: Answers, group: _Group, column: str) -> Hashes:
 
 
 def _corpus_facts(
-    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group], left: int
+    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group]
 ) -> tuple[Filter, _Compared, Answers, Answers]:
-    """What ``_assign`` needs of the whole corpus: the settings, compared pairs, held-out pictures, trained captions.
-
-    ``left`` is the number of pairs that the rules before left.
-    """
+    """What ``_assign`` needs of the whole corpus: the settings, compared pairs, held-out pictures, trained captions."""
     settings = experiment.filter
-    repeats = _Compared(_repeats(stage, groups, settings))
-    compared = replace(repeats, near=_near(experiment, crawl, groups, stage, left, repeats))
+    compared = _Compared(_repeats(stage, groups, settings))
+    _compute_from_pictures(experiment, crawl, groups, stage)  # finished, unless a killed run's was deleted since
+    if rules.nearness(settings) is not None:
+        compared = replace(compared, near=_near(experiment, crawl, stage, groups, compared))
     held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, compared)
     if settings.decontaminate is not None:
         facts = (settings, places.look(experiment, crawl), compared, held_out)
@@ -469,23 +465,18 @@ def _bands(stage: Stage, group: _Group, settings: Filter, rule: str, distance: i
 
 
 def _near(
-    experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage, left: int, repeats: _Compared
-) -> Answers | None:
-    """Find the pairs, of those that repeat no other, whose vector is near that of another; None where no rule asks."""
-    settings = experiment.filter
-    if rules.nearness(settings) is None:
-        return None
-    computed = _compute_from_pictures(experiment, crawl, groups, stage)
-    if computed is None:
-        return None
-    rows = partial(_vectors, stage, settings, repeats, computed)
-    return near_duplicates.nearest(groups, rows, left, stage.path("_work/near"))
+    experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[_Group], repeats: _Compared
+) -> Answers:
+    """Find the pairs, of those that repeat no picture, whose vector is near that of another."""
+    look = places.look(experiment, crawl)
+    rows = partial(_vectors, stage, experiment.filter, repeats, look)
+    return near_duplicates.nearest(groups, rows, manifest.load(look.uri).parts.rows, stage.path("_work/near"))
 
 
-def _vectors(stage: Stage, settings: Filter, repeats: _Compared, computed: Stage, group: _Group) -> pl.DataFrame:
+def _vectors(stage: Stage, settings: Filter, repeats: _Compared, look: Stage, group: _Group) -> pl.DataFrame:
     vectors = []
     for number, kept in enumerate(_kept(stage, group, settings, repeats), group.first):
-        looked = pl.DataFrame(storage.read_table(computed.path(_picture_columns_path(number))))
+        looked = pl.DataFrame(storage.read_table(look.path(_picture_columns_path(number))))
         vectors.append(rules.vectors(kept, looked, settings))
     return pl.concat(vectors)
 
@@ -602,12 +593,11 @@ def _assign(
     held_out: Answers,
     trained: Answers,
 ) -> dict[str, Any]:
-    placed, dropped = [], []
-    nearness, counts = rules.nearness(settings), Counter[str]()
+    placed, dropped, counts = [], [], Counter[str]()
     kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
     for number, judged in enumerate(_judged(stage, group, settings, compared), group.first):
         counts.update(_overlap_counts(stage, number, settings))
-        counts.update(nearness.counts(judged, settings) if nearness is not None else {})
+        counts.update(apply.count_near(judged))
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
         kept = apply.without_tested_captions(kept, settings)

@@ -1,7 +1,7 @@
 """Times data-juicer's image_nsfw_filter on pictures with a model in a folder, one process.
 
-``picture_models.py`` runs it in data-juicer's environment. It prints the pictures a second of its process, decoding and all, and the
-first scores.
+``picture_models.py`` runs it in data-juicer's environment. It prints pictures a second of its process, with decoding,
+and the first scores.
 """
 
 import json

@@ -26,13 +26,16 @@ Whole = npt.NDArray[np.int16]
 """Vectors of length ``LENGTH`` with whole components, one a row."""
 
 LENGTH = 4000
-"""The square is less than 2^24 by 4.6 %, since rounding makes vectors longer. A cosine moves by 0.0001, rarely 0.0005."""
+"""Its square is 4.6 % below 2^24, since rounding makes vectors longer. A cosine moves by 0.0001, rarely by 0.0005."""
 
 LOWEST = 0.8
 """Nearness below this cosine is not told."""
 
 THRESHOLDS = tuple(round(LOWEST + step / 100, 2) for step in range(20))
 """Cosines at which it is counted how many pairs would go."""
+
+COUNTED = "near_duplicates"
+"""Name, in the counts of the filter's manifest, of the pairs that were compared; with ``/0.95``, of those that go."""
 
 COMPARED_WHOLE = 20_000
 """Up to so many vectors are one cluster: each is compared with each."""
@@ -156,6 +159,13 @@ def nearest(rows: pl.DataFrame) -> pl.DataFrame:
 def best(found: pl.DataFrame) -> pl.DataFrame:
     """Of what ``nearest`` found in several clusters, keep for each ``key`` the highest cosine, once."""
     return found.sort(COSINE, NEAREST, descending=[True, False]).unique("key", keep="first").sort("key")
+
+
+def counts(compared: pl.DataFrame) -> dict[str, int]:
+    """How many vectors were compared, and how many go at each threshold, as the filter's manifest counts them."""
+    near = compared[COSINE]
+    gone = {f"{COUNTED}/{threshold:.2f}": int((near >= threshold).sum()) for threshold in THRESHOLDS}
+    return {COUNTED: len(compared), **gone}
 
 
 def of_column(column: pl.Series) -> pl.Series:

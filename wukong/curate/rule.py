@@ -181,12 +181,10 @@ class Nearness(Generic[S]):
         vector: name of a column that is computed from pictures, null where a picture has none.
         scores: of two near pairs the one with the higher score is preferred, of equal ones the first by key; from the
             stored columns and those that were computed from pictures.
-        counts: further counts of the stage's manifest, of the pairs of a part, with ``dropped_by``.
     """
 
     vector: str
     scores: Callable[[pl.DataFrame, S], pl.Series]
-    counts: Callable[[pl.DataFrame, S], Mapping[str, int]]
 
 
 @dataclass(frozen=True)

@@ -344,6 +344,8 @@ def vectors(pairs: pl.DataFrame, looked: pl.DataFrame, settings: Strict) -> pl.D
     from wukong.curate import near_duplicates
 
     (asked,) = (rule.nearness for rule in decided("corpus", settings) if rule.nearness is not None)
+    if asked.vector not in looked.columns:  # no pair of the part was left when pictures were read
+        return pl.DataFrame(schema={"key": pl.String, "score": pl.Float64, "vector": pl.Binary})
     further = [name for name in looked.columns if name not in pairs.columns]
     known = looked.select("key", *further).unique("key", keep="first").filter(pl.col(asked.vector).is_not_null())
     joined = pairs.join(known, on="key", how="inner", maintain_order="left")

@@ -50,14 +50,14 @@ def _on(settings: ForbiddenSettings) -> bool:
 
 
 def pdq_forms(batch: PictureBatch, _settings: Strict) -> pl.Series:
-    """The PDQ hashes of each picture, as it is and turned and mirrored, one after another."""
+    """The PDQ hash of each picture in eight forms, one after another."""
     import polars as pl
 
     return pl.Series([each.tobytes() for each in batch.pdq[0]], dtype=pl.Binary)
 
 
 def pdq_quality(batch: PictureBatch, _settings: Strict) -> pl.Series:
-    """How much there is to see in each picture, 0 to 100."""
+    """The PDQ quality of each picture, 0 to 100."""
     import polars as pl
 
     return pl.Series(batch.pdq[1], dtype=pl.UInt8)
