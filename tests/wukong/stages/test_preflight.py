@@ -88,6 +88,7 @@ MISSING: list[tuple[str, list[str]]] = [
     ("crawl.previous={}/none", ["crawl.previous", "not the manifest of a crawl stage"]),
     ("validation.reference={}/filter", ["validation.reference", "not the manifest of a validate stage"]),
     ("filter.sensitive_words={}/none", ["filter.sensitive_words", "holds no list"]),
+    ("filter.forbidden.lists=[{}/none]", ["filter.forbidden.lists", "[0]", "does not exist"]),
     ("filter.similarity_model={}", ["filter.similarity_model", "lacks config.json, model.safetensors, vocab.txt"]),
     ("pretrain.from_model={}", ["pretrain.from_model", "lacks config.json, model.safetensors, vocab.txt"]),
     ("model.image.weights={}/none.safetensors", ["model.image.weights", "does not exist"]),
@@ -166,6 +167,18 @@ def test_lists_that_say_nothing_are_named(experiment: Callable[..., Experiment],
         assert named in str(caught.value)
     (tmp_path / "opt.txt").write_text("example.org\n")
     preflight.check_lists(experiment(f"crawl.politeness.opt_out={base}/opt.txt"))
+
+
+def test_a_list_of_forbidden_pictures_that_cannot_be_obeyed_is_named(
+    experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    (tmp_path / "good.txt").write_text("0" * 64)
+    (tmp_path / "bad.txt").write_text("# one\nno hash\n")
+    lists = [storage.from_path(tmp_path / name) for name in ("good.txt", "bad.txt")]
+    asked = experiment(f"filter.forbidden.lists=[{', '.join(lists)}]")
+    preflight.check_world(asked)
+    with pytest.raises(ConfigError, match=r"filter\.forbidden\.lists\[1\]: .*bad\.txt, line 2: 'no hash' is no hash"):
+        preflight.check_lists(asked)
 
 
 def test_weights_are_no_matter_of_a_data_set(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
