@@ -167,6 +167,6 @@ def test_a_search_that_is_killed_at_every_write_goes_on_to_the_same_bytes(tmp_pa
                 break
             except Killed:
                 kills += 1
-    assert kills > 20
+    assert kills > 8
     assert manifest.digest == undisturbed.digest
     assert compared < 5, "what a killed run has compared is not compared again"
