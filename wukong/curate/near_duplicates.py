@@ -193,15 +193,17 @@ def unpacked(column: pl.Series) -> Whole:
 
 def _nearest(vectors: Whole, centres: Whole, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The nearest centres of each vector, the nearest first, and their cosines."""
-    import faiss
-
-    index = faiss.IndexFlatIP(centres.shape[1])
-    index.add(centres.astype(np.float32))
-    products, found = np.empty((len(vectors), count), np.float32), np.empty((len(vectors), count), np.int64)
-    for low in range(0, len(vectors), _BLOCK):
-        some = slice(low, low + _BLOCK)
-        products[some], found[some] = index.search(vectors[some].astype(np.float32), count)
-    return found, products / np.float32(LENGTH**2)
+    columns = np.ascontiguousarray(centres.T, np.float32)
+    found, highest = np.empty((len(vectors), count), np.int64), np.empty((len(vectors), count), np.float32)
+    for low in range(0, len(vectors), _ROWS):
+        some = slice(low, low + _ROWS)
+        products = vectors[some].astype(np.float32) @ columns
+        rows = np.arange(len(products))
+        for rank in range(count):
+            peaks = products.argmax(axis=1)
+            found[some, rank], highest[some, rank] = peaks, products[rows, peaks]
+            products[rows, peaks] = -np.inf
+    return found, highest / np.float32(LENGTH**2)
 
 
 def _nearest_before(column: pl.Series, home: npt.NDArray[np.bool_]) -> _Found:
