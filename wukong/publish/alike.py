@@ -258,10 +258,11 @@ def by_pictures(
 
 def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
     """Iterate over the tars that hold each picture at least once; a filter's shards hold pictures of its crawl."""
-    listed = list(outputs)
-    crawls = {stage.digest for stage in listed if stage.stage == "crawl" and stage.parts}
+    # An attempt that failed may have handed its files on.
+    there = [stage for stage in outputs if stage.stage != "crawl" or "parts" in storage.list_names(stage.uri)]
+    crawls = {stage.digest for stage in there if stage.stage == "crawl" and stage.parts}
     looks = [manifest.load(uri) for uri in finished(place, ["look"])]
-    for stage in listed:
+    for stage in there:
         if stage.stage == "crawl" and stage.parts:
             mine = [look for look in looks if stage.digest in {parent.digest for parent in look.parents}]
             for number, table in enumerate(stage.part_uris("parts/", ".parquet")):
