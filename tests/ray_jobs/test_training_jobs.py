@@ -225,7 +225,7 @@ def test_published_sets_are_measured_beside_the_hold_outs(
     root = Path(storage.filesystem(done["filter"].uri)[1]).parents[2]
     plain = experiment(root)
     # Each seventh stamp is said to be trained on.
-    files = {path.relative_to(stamps / "tuxpaint").as_posix(): path for path in stamps.rglob("*.png")}
+    files = {path.relative_to(stamps / "tuxpaint" / "stamps").as_posix(): path for path in stamps.rglob("*.png")}
     trained = {name for name, path in files.items() if int(path.stem) % 7 == 0}
     table = pa.table({"sha256": [hashlib.sha256(files[name].read_bytes()).hexdigest() for name in sorted(trained)]})
     storage.write_table(storage.from_path(tmp_path / "train.parquet"), table)

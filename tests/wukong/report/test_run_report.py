@@ -204,7 +204,7 @@ def test_it_says_what_overlaps_with_the_training_data(run):
         "top-1: 50.00 % with them, 43.75 % without. The overlap raises the result by no more than noise."
     )
     assert said in " ".join(make((experiment, manifests, known)).split())
-    assert "overlap" not in make(run)
+    assert "overlap with the training data" not in make(run)
 
 
 def test_without_evaluation_it_is_a_report_of_the_data(run):
