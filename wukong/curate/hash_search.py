@@ -24,8 +24,8 @@ _PIECES = 16
 _PIECE_BITS = 16
 _MANY = 2_000
 _MOST_TURNED = 2
-_AT_ONCE = 1 << 21
-"""Hashes that are compared at once; they take 100 MB."""
+_AT_ONCE = 1 << 18
+"""Hashes that are compared at once; they take 20 MB."""
 
 
 class HashSearch:
