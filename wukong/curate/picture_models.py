@@ -22,6 +22,7 @@ from wukong.config.picture_model import PictureInput, PictureModel, PictureOutpu
 from wukong.curate import picture_weights
 from wukong.data.decoding import UNNAMED
 from wukong.errors import ConfigError, DataError
+from wukong.runtime.language import message
 from wukong.store import storage
 
 Numbers = npt.NDArray[np.float32]
@@ -94,13 +95,17 @@ def maps(
     return found
 
 
-def check(model: PictureModel, device: str = "cpu") -> None:
+def check(model: PictureModel) -> int:
     """Load a model and let it look at a gray picture, so that one that can read none is refused before it is used.
 
+    Returns:
+        How many numbers are taken of a picture.
+
     Raises:
-        ConfigError: the weights are others, cannot be computed with there, or do not fit the settings.
+        ConfigError: the weights are others, or do not fit the settings.
+        DataError: it gives a number that is none, or outside its range.
     """
-    _network(model, device)
+    return len(outputs(model, [_GRAY], names=[message("a gray picture")])[0])
 
 
 def view(image: Image.Image, settings: PictureInput) -> Image.Image:

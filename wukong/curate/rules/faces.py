@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate import picture_weights
-from wukong.curate.picture_scores import whole_picture
+from wukong.curate.picture_scores import verify, whole_picture
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
 
 if TYPE_CHECKING:
@@ -113,5 +113,5 @@ RULE = Rule[Any](
     counts=lambda pairs, settings: _counts(pairs, settings.faces),
     drops=lambda settings: _drops(settings.faces),
     uris={"faces.model.uri": picture_weights.missing},
-    verify=lambda settings: picture_weights.verify(settings.faces.model),
+    verify=lambda settings: verify(settings.faces.model, one_number=False),
 )
