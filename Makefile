@@ -79,6 +79,10 @@ test-long: $(INSTALLED) ## The tests that take minutes each: own pictures by the
 export-test: $(INSTALLED) ## Open exports in the environments of the projects that read them; it downloads their packages
 	WUKONG_EXPORT_TEST=1 $(BIN)/pytest tests/wukong/export --timeout 0 $(ARGS)
 
+.PHONY: picture-models-test
+picture-models-test: $(INSTALLED) ## Run published picture models beside their own packages; it downloads these
+	WUKONG_PICTURE_MODELS_TEST=1 $(BIN)/pytest tests/wukong/curate/test_published_picture_models.py --timeout 0 $(ARGS)
+
 .PHONY: docs-test
 docs-test: $(INSTALLED) ## Type what README, tutorial and pages say, from nothing in a clone of its own, as four people do
 	WUKONG_DOCS_TEST=1 $(BIN)/pytest tests/docs/test_from_nothing.py -x --timeout 0 $(ARGS)
@@ -174,6 +178,14 @@ bench-images: $(INSTALLED) ## Measure the images and what containers cost; ARGS=
 .PHONY: bench-curate
 bench-curate: $(INSTALLED) ## Time the text rules beside data-juicer, count 100 million captions, weigh memory by parts
 	$(BIN)/python benchmarks/curate/bench.py $(ARGS)
+
+.PHONY: bench-overlap
+bench-overlap: $(INSTALLED) ## Plant changed test pictures and count what is found; time hashes, searches, picture models, near duplicates, words
+	$(BIN)/python benchmarks/overlap/bench.py $(ARGS)
+	$(BIN)/python benchmarks/overlap/hashing.py
+	$(BIN)/python benchmarks/curate/picture_models.py
+	$(BIN)/python benchmarks/curate/near_duplicates.py
+	$(BIN)/python benchmarks/curate/words/bench.py
 
 .PHONY: bench-eval
 bench-eval: $(INSTALLED) ## Compare recall and accuracy with Chinese-CLIP, CLIP_benchmark and MTEB; time scoring and retrieval

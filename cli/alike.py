@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 DISTANCE = 31
 """The distance that PDQ's authors recommend (``wukong.curate.pdq.DISTANCE``)."""
 
-COSINE = 0.95
+COSINE = 0.8
+"""With the demo's model, 45 of 50 pictures from which a quarter of the area was cut away are found again."""
 
 LikeOption = Annotated[
     list[str] | None,

@@ -47,9 +47,10 @@ def release(
 ) -> None:
     """Write the training pairs as a set to publish: CSV files of url,caption, as the paper published its own.
 
-    It also writes the dataset card (docs/card.html), a description in Croissant (croissant.json) and SHA256SUMS, which
-    `sha256sum --check SHA256SUMS` reads. Only a set that has passed the validation gate is released; person names are
-    masked. The same set, list and number of files give the same bytes. Example:
+    It also writes the dataset card (docs/card.html), a description in Croissant (croissant.json), the EU's summary of
+    training content (docs/training_summary.html) and SHA256SUMS, which `sha256sum --check SHA256SUMS` reads. Only a set
+    that has passed the validation gate is released; person names are masked. The same set, list and number of files
+    give the same bytes. Example:
 
         wukong release --config my.yaml --files 256 --opt-out requests.txt --output s3://public/my-set
     """

@@ -16,7 +16,7 @@ from wukong.curate.exchange import File, Source
 from wukong.curate.pairs import PAIRS
 from wukong.curate.split import TRAIN
 from wukong.errors import ConfigError, DataError, GateError
-from wukong.report import blurred, card, removed, statistics
+from wukong.report import card, removed, statistics
 from wukong.report.removed import Removed
 from wukong.report.statistics import Statistics
 from wukong.runtime.language import message
@@ -115,8 +115,7 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
     counted = statistics.merge(list(by_split.values()))
     dropped = [(uri, experiment) for uri in filtered.part_uris("dropped/", ".parquet")]
     gone = removed.merge(in_order(_count_dropped, dropped))
-    blurs = blurred.examples(manifest.load(filtered.parents[0].uri), gone.chosen())
-    card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html", removed=gone, dropped=blurs))
+    card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html", removed=gone))
     metrics = {
         "unique_tokens": float(counted.unique_tokens),
         "tokens_mean": counted.token_mean,

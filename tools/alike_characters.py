@@ -3,37 +3,23 @@
     python -m tools.alike_characters NotoSansCJK-Regular.ttc --index 2
 
 The table, ``wukong/curate/sensitive_words/disguises/alike.txt``, was made with Noto Sans CJK SC 2.004 (SIL Open Font
-License; Debian's package ``fonts-noto-cjk``). It holds, for each of the 3,755 most common characters (level 1 of
-GB 2312), those of all 6,763 of GB 2312 whose glyphs are nearest. Glyphs are compared as grey pictures, blurred by a
-pixel, by the cosine of what is left when the mean glyph was taken off.
+License; Debian's package ``fonts-noto-cjk``). It holds, for each of the 6,763 characters of GB 2312, those whose
+glyphs are nearest. Glyphs are compared as grey pictures, blurred by a pixel, by the cosine of what is left when the
+mean glyph was taken off.
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from wukong.curate.sensitive_words.disguised import common_characters
+
 TABLE = Path(__file__).parents[1] / "wukong" / "curate" / "sensitive_words" / "disguises" / "alike.txt"
-COMMON_ROWS, ALL_ROWS = range(16, 56), range(16, 88)
 SIDE = 40
-MOST, LEAST_COSINE = 16, 0.45
-
-
-def characters(rows: range) -> list[str]:
-    """The characters of some rows of GB 2312."""
-
-    def decoded() -> Iterator[str]:
-        for row in rows:
-            for cell in range(1, 95):
-                try:
-                    yield bytes([0xA0 + row, 0xA0 + cell]).decode("gb2312")
-                except UnicodeDecodeError:  # the last cells of a level are empty
-                    continue
-
-    return list(decoded())
+MOST, LEAST_COSINE = 24, 0.42
 
 
 def glyphs(font: ImageFont.FreeTypeFont, shown: list[str]) -> NDArray[np.float32]:
@@ -44,7 +30,8 @@ def glyphs(font: ImageFont.FreeTypeFont, shown: list[str]) -> NDArray[np.float32
         ImageDraw.Draw(picture).text((SIDE / 2, SIDE / 2), character, 255, font, anchor="mm")
         pictures[row] = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), np.float32).ravel()
     pictures -= pictures.mean(axis=0)
-    return pictures / np.linalg.norm(pictures, axis=1, keepdims=True)
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    return pictures
 
 
 def main() -> None:
@@ -54,13 +41,13 @@ def main() -> None:
     parser.add_argument("--index", type=int, default=0, help="of the font in a collection")
     options = parser.parse_args()
     font = ImageFont.truetype(options.font, SIDE - 4, options.index)
-    common, others = characters(COMMON_ROWS), characters(ALL_ROWS)
-    cosines = glyphs(font, others)
-    cosines = cosines[: len(common)] @ cosines.T
+    shown = common_characters()
+    drawn = glyphs(font, shown)
+    cosines = drawn @ drawn.T
     lines = []
-    for row, character in enumerate(common):
+    for row, character in enumerate(shown):
         nearest = np.argsort(-cosines[row])[1 : MOST + 1]
-        alike = [others[column] for column in nearest if cosines[row, column] >= LEAST_COSINE]
+        alike = [shown[column] for column in nearest if cosines[row, column] >= LEAST_COSINE]
         if alike:
             lines.append(f"{character} {''.join(alike)}\n")
     head = "# Characters that look alike: one, and those that may stand for it, the nearest first. "

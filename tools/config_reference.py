@@ -45,12 +45,30 @@ This page is written from `wukong/config/experiment.py` by `make configuration`;
 def reference() -> str:
     """Return the page: a table for each section of an experiment, in Markdown."""
     schema = Experiment.model_json_schema()
-    parts = [_HEAD, *_section([""], "The top level", schema, schema["$defs"])]
+    models = schema["$defs"]
+    parts = [_HEAD, *_section([""], "The top level", schema, models)]
+    for name, places in _places([""], schema, models, {}).items():
+        title = ", ".join(f"`{place}`" for place in places)
+        parts += _section([f"{place}." for place in places], title, models[name], models)
     return "\n".join(parts).rstrip() + "\n"
 
 
+def _places(
+    paths: list[str], model: dict[str, Any], models: dict[str, Any], found: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """The dotted names of each section below a section, by the name of its JSON schema."""
+    inner: dict[str, list[str]] = {}
+    for key, value in model["properties"].items():
+        if name := _section_name(value):
+            inner.setdefault(name, []).extend(f"{path}{key}{'[]' if 'items' in value else ''}" for path in paths)
+    for name, places in inner.items():
+        found.setdefault(name, []).extend(places)
+        _places([f"{place}." for place in places], models[name], models, found)
+    return found
+
+
 def _section(paths: list[str], title: str, model: dict[str, Any], models: dict[str, Any]) -> Iterator[str]:
-    """A section's heading, text and table, then its sections.
+    """A section's heading, text and table.
 
     Args:
         paths: dotted names of the section, each with a dot at its end; one that is empty for the top level.
@@ -60,32 +78,25 @@ def _section(paths: list[str], title: str, model: dict[str, Any], models: dict[s
     """
     yield f"## {title}\n\n{_text(model.get('description', ''))}\n"
     yield "| key | type | default | allowed | meaning |\n|---|---|---|---|---|"
-    inner: dict[str, list[str]] = {}
     required = model.get("required", [])
     for key, value in model["properties"].items():
+        if "$ref" in value:
+            continue
         name = _section_name(value)
-        if name:
-            inner.setdefault(name, []).append(key)
-            if "$ref" in value:
-                continue
         names = ", ".join(f"`{path}{key}`" for path in paths)
         cells = (names, _type(value), _default(key, value, required), _allowed(value))
         meaning = _text(value.get("description", ""))
         if name:
-            meaning = f"{meaning or _first_sentence(models[name])}: a list with the keys below"
+            kind = "a list" if "items" in value else "null, or a section"
+            meaning = f"{meaning or _first_sentence(models[name])}: {kind} with the keys below"
         yield "| " + " | ".join(map(_cell, (*cells, meaning))) + " |"
     yield ""
-    for name, keys in inner.items():
-        listed = "items" in model["properties"][keys[0]]
-        below = [f"{path}{key}{'[]' if listed else ''}" for path in paths for key in keys]
-        title = ", ".join(f"`{entry}`" for entry in below)
-        yield from _section([f"{entry}." for entry in below], title, models[name], models)
 
 
 def _section_name(value: dict[str, Any]) -> str:
-    """The name of the section that a key holds, one or a list of them; empty if it holds values."""
-    reference = value.get("$ref") or value.get("items", {}).get("$ref", "")
-    return str(reference).rpartition("/")[2]
+    """The name of the section that a key holds, one, one or null, or a list of them; empty if it holds values."""
+    references = (entry.get("$ref") or entry.get("items", {}).get("$ref", "") for entry in _variants(value))
+    return str(next(references)).rpartition("/")[2]
 
 
 def _variants(value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -97,12 +108,16 @@ def _type(value: dict[str, Any]) -> str:
     names = []
     for variant in _variants(value):
         match variant.get("type"):
+            case "array" if "prefixItems" in variant:
+                names.append(f"list of {len(variant['prefixItems'])} {_type(variant['prefixItems'][0])}s")
             case "array":
                 names.append(f"list of {_type(variant['items'])}s" if "$ref" not in variant["items"] else "list")
             case "object":
                 names.append("mapping")
             case "null":
                 names.append("null")
+            case None:
+                names.append("section")
             case kind:
                 names.append({"string": "text", "boolean": "true or false"}.get(str(kind), str(kind)))
     return " or ".join(dict.fromkeys(names))

@@ -65,6 +65,12 @@ def unit(vectors: npt.NDArray[Any]) -> Floats:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
+def cpu_seconds() -> float:
+    """Seconds of cores that this process and its descendants have used."""
+    own = psutil.Process()
+    return sum(sum(each.cpu_times()[:2]) for each in [own, *own.children(recursive=True)])
+
+
 def directions(generator: np.random.Generator, count: int) -> Floats:
     return unit(generator.standard_normal((count, WIDTH), np.float32))
 
@@ -154,16 +160,17 @@ def main() -> None:
             vars(module)["run_all"] = run_all
         memory = Memory()
         memory.start()
-        started, groups = time.monotonic(), [str(path) for path in paths]
+        started, used, groups = time.monotonic(), cpu_seconds(), [str(path) for path in paths]
         answers = job.nearest(groups, rows, files * FILE_ROWS, f"file://{folder}/search")
         found = pl.concat([near_duplicates.best(answers.of(number)) for number in range(files)])
-        seconds, peak = time.monotonic() - started, memory.peak
+        seconds, cpu, peak = time.monotonic() - started, cpu_seconds() - used, memory.peak
     counts = share_found(files, found)
     of_all = sum(found for _, found in counts.values()) / sum(all_pairs for all_pairs, _ in counts.values())
     result = {
         "vectors": files * FILE_ROWS,
         "processes": options.processes,
         "seconds": round(seconds),
+        "cpu_seconds": round(cpu),
         "peak_mib": round(peak),
         "planted": sum(all_pairs for all_pairs, _ in counts.values()),
         "found": round(of_all, 4),

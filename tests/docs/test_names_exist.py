@@ -10,7 +10,7 @@ import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -103,7 +103,10 @@ def _is_key(names: list[str], section: Any = Experiment) -> bool:
         return True
     if not (isinstance(section, type) and issubclass(section, BaseModel)):
         return False
-    fields = {name: field.annotation for name, field in section.model_fields.items()}
+    fields = {}
+    for name, field in section.model_fields.items():
+        kinds = [kind for kind in get_args(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        fields[name] = next(iter(kinds), field.annotation)  # of a section that may be null, the section
     return (names[0] in fields and _is_key(names[1:], fields[names[0]])) or any(
         _is_key(names, inner) for inner in fields.values()
     )

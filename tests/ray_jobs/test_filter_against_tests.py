@@ -3,7 +3,9 @@
 import hashlib
 import io
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,20 @@ from crawled import experiment
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from ray_jobs import filter as job
+from ray_jobs import fingerprints as fingerprints_job
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl.url import key_of
-from wukong.curate import hash_files
+from wukong.curate import hash_files, pdq
 from wukong.data.schema import OVERLAPS
-from wukong.errors import ConfigError
-from wukong.evaluate import fingerprints
+from wukong.errors import ConfigError, DataError
+from wukong.evaluate import fingerprints, sets
+from wukong.evaluate.data_set import RetrievalData
+from wukong.evaluate.published import Caption
+from wukong.publish import takedown, takedown_plan
+from wukong.stages import places, preflight
 from wukong.store import storage
-from wukong.store.manifest import Manifest
+from wukong.store.manifest import Manifest, Stage, load
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -71,6 +78,7 @@ def rows_of(pictures: Mapping[str, Image.Image]) -> list[dict[str, Any]]:
 
 def crawl_of(make_crawl: Any, pictures: Mapping[str, Image.Image], **changes: Any) -> Manifest:
     rows = rows_of(pictures)
+    rows[-1] |= changes.pop("last", {})
     data = {key_of(row["url"]): row.pop("picture") for row in rows}
     return make_crawl(rows, picture=lambda row: data[row["key"]], **changes)
 
@@ -131,8 +139,8 @@ def test_marked_pairs_are_trained_on_and_keep_their_mark(tmp_path, make_crawl):
 
 
 def test_what_is_near_a_hold_out_is_dropped_though_its_file_is_another(tmp_path, make_crawl):
-    pictures = {"held/one": drawn(0), "a/smaller": drawn(0).resize((200, 200)), "a/other": drawn(1)}
-    crawl = crawl_of(make_crawl, pictures, part_size=1)
+    pictures = {"held/one": drawn(0), "a/smaller": drawn(0).resize((200, 200)), "a/other": drawn(1), "a/cat": drawn(2)}
+    crawl = crawl_of(make_crawl, pictures, part_size=1, last={"caption": "a cat"})  # of a part nothing is left
     plain = job.run(settings(tmp_path, None), {"crawl": crawl})
     assert plain.counts["train"] == 2, "equal files alone are kept away"
     manifest = job.run(settings(tmp_path, {"sets": ["held"], **BY_HASHES}), {"crawl": crawl})
@@ -207,6 +215,30 @@ def test_fingerprints_of_another_kind_are_refused_before_any_task(tmp_path, make
         job.run(asked, {"crawl": crawl_of(make_crawl, {"a": drawn(0)})})
 
 
+def test_what_is_not_there_is_named_before_the_first_stage(tmp_path):
+    vectors = {"uri": storage.from_path(tmp_path / "copies.onnx"), "sha256": "0" * 64, "licence": "MIT"}
+    unknown = {"sets": ["imagenet"], "hashes": [storage.from_path(tmp_path / "none.parquet")]}
+    asked = documents.parse(
+        {
+            "name": "test",
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "filter": {"split": {"held_out_captions": 0.0}, "decontaminate": unknown, "vector_model": vectors},
+            "evaluate": {"sets": storage.from_path(tmp_path / "sets")},
+        }
+    )
+    with pytest.raises(ConfigError) as refused:
+        preflight.check_world(asked, ["filter"])
+    lines = str(refused.value).splitlines()
+    assert any("filter.decontaminate.sets: " in line and "has nothing in imagenet/" in line for line in lines)
+    assert any("none.parquet does not exist" in line and "`wukong hashes SET`" in line for line in lines)
+    assert any("filter.vector_model.uri: " in line and "copies.onnx" in line for line in lines)
+    (tmp_path / "copies.onnx").write_bytes(b"other weights")
+    uri = fingerprints_at(tmp_path / "known", {"test": drawn(0)})
+    asked = settings(tmp_path, {"hashes": [uri]}, vector_model=vectors)
+    with pytest.raises(ConfigError, match=r"copies\.onnx has the SHA-256 .*, and 0{64} is expected"):
+        preflight.check_lists(asked)
+
+
 def test_names_of_no_set_are_refused_with_the_names_that_there_are():
     document = {
         "name": "test",
@@ -221,3 +253,83 @@ def test_names_of_no_set_are_refused_with_the_names_that_there_are():
     document["filter"]["decontaminate"]["sets"] = []
     with pytest.raises(ConfigError, match="names neither sets nor hashes"):
         documents.parse(document)
+
+
+@pytest.mark.slow
+def test_cut_pictures_of_a_hold_out_are_found_by_vectors(tmp_path, make_crawl):
+    beside = Image.new("RGB", (512, 256))
+    beside.paste(drawn(7), (0, 0))
+    beside.paste(drawn(1), (256, 0))
+    pictures = {"held/0": drawn(0), "held/1": drawn(1), "a/cut": drawn(0).crop((20, 30, 240, 250)), "a/beside": beside}
+    pictures |= {f"a/{seed}": drawn(seed) for seed in range(10, 16)}
+    manifest = job.run(settings(tmp_path, {"sets": ["all"]}), {"crawl": crawl_of(make_crawl, pictures, part_size=4)})
+    found = table(manifest, OVERLAPS)
+    held = {key_of(f"http://x/held/{n}"): n for n in range(2)}
+    named = {key_of(f"http://x/a/{name}"): name for name in ("cut", "beside")}
+    shown = {(held[row["picture"]], named[row["key"]], row["level"]) for row in found.to_dicts()}
+    assert shown == {(0, "cut", "vector"), (1, "beside", "vector")}
+    assert manifest.dropped["overlap"] == 2 and manifest.counts["train"] == 6
+
+
+@pytest.mark.slow
+def test_a_published_sets_fingerprints_are_made_once_and_anew_for_other_files(tmp_path, monkeypatch):
+    folder = tmp_path / "sets" / "coco-cn"
+    folder.mkdir(parents=True)
+    (folder / "captions.txt").write_text("一只猫")
+
+    class Images:
+        def image(self, number: int) -> Image.Image:
+            if number == 1:
+                raise DataError("picture 1 is damaged")
+            return drawn(number)
+
+    data = RetrievalData("coco-cn", "test", ["a", "b", "c"], [Caption("一只猫", (0,))], False, Images(), "COCO-CN")  # type: ignore[arg-type]
+    read = []
+    monkeypatch.setattr(sets, "of", lambda name: SimpleNamespace(read=lambda at: read.append((name, at)) or data))
+    monkeypatch.setattr(fingerprints_job, "run_all", lambda task, work, _: [task(*each) for each in work])
+    asked = documents.parse(
+        {
+            "name": "test",
+            "storage": storage.from_path(tmp_path / "store"),
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "filter": {"split": {"held_out_captions": 0.0}, "decontaminate": {"sets": ["all"]}},
+            "evaluate": {"sets": storage.from_path(tmp_path / "sets")},
+        }
+    )
+    (made,) = fingerprints_job.made(asked)
+    assert read == [("coco-cn", folder)] and made.counts == {"unread": 1}
+    assert fingerprints_job.made(asked) == [made] and len(read) == 1
+    known = fingerprints_job.read(made)
+    assert (known.name, list(known.pictures), len(known.thumbnails)) == ("coco-cn", ["a", "c"], 2)
+    assert known.captions.tolist() == hash_files.caption_hashes(pl.Series(["一只猫"])).tolist()
+    lengths = np.linalg.norm(known.vectors.astype(np.float32), axis=1)
+    assert known.vectors.dtype == np.float16 and np.allclose(lengths, 1, atol=1e-3)
+    mirrored = pdq.hashes([ImageOps.mirror(drawn(0))])[0]
+    assert np.array_equal(known.forms[0, 1], mirrored[0])
+    before = places.filtering(asked, manifest_of_nothing(tmp_path)).key
+    (folder / "captions.txt").write_text("一只狗")
+    (again,) = fingerprints_job.made(asked)
+    assert again.uri != made.uri and len(read) == 2
+    assert places.filtering(asked, manifest_of_nothing(tmp_path)).key != before, (
+        "another set makes another filter stage"
+    )
+
+
+def manifest_of_nothing(folder: Path) -> Manifest:
+    return Stage(storage.from_path(folder), "crawl", {}).commit([])
+
+
+def test_a_takedown_takes_a_pair_out_of_the_table_of_overlaps_too(tmp_path, make_crawl):
+    uri = fingerprints_at(tmp_path / "known", {"test0": drawn(0), "test1": drawn(1)})
+    asked = settings(tmp_path, {"hashes": [uri], "action": "mark", **BY_HASHES})
+    crawl = crawl_of(make_crawl, {"a/0": drawn(0), "a/1": drawn(1), "a/2": drawn(2)}, root=asked.root)
+    manifest = job.run(asked, {"crawl": crawl})
+    assert manifest.counts["overlap/known"] == 2
+    listed = tmp_path / "list.txt"
+    listed.write_text("http://x/a/0\n")
+    planned = takedown_plan.plan(asked.root, storage.from_path(listed), "case 1", datetime(2026, 1, 1, tzinfo=UTC))
+    takedown.carry_out(asked.root, planned)
+    left = load(manifest.uri)
+    assert table(left, OVERLAPS)["key"].to_list() == [key_of("http://x/a/1")]
+    assert left.counts["overlap/known"] == 1 and left.counts["train"] == 2
+    assert {part.path: part.rows for part in left.parts}[OVERLAPS] == 1

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+import tarfile
 
 import numpy as np
 import onnx
@@ -20,6 +22,21 @@ from wukong.store import storage
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
+def written(file, nodes, outputs, constants):
+    """Write a graph that takes pictures as ``x``; return its settings."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 3, "height", "width"))],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"uri": storage.from_path(file), "sha256": digest, "licence": "made by a test"}
+
+
 @pytest.fixture
 def model(tmp_path):
     """A model that says how red a picture is."""
@@ -27,24 +44,28 @@ def model(tmp_path):
         helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0),
         helper.make_node("Gather", ["means", "first"], ["y"], axis=1),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "red",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 3, 32, 32))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 1))],
-        [numpy_helper.from_array(np.array([0]), "first")],
-    )
-    opset = [helper.make_opsetid("", 17)]
-    data = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
-    assert onnx.load_model_from_string(data)
-    (tmp_path / "red.onnx").write_bytes(data)
-    return {
-        "uri": storage.from_path(tmp_path / "red.onnx"),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "licence": "made by a test",
-        "input": {"size": 32, "resize": "squash"},
-        "output": {"range": [0, 1]},
+    made = written(tmp_path / "red.onnx", nodes, {"y": ("n", 1)}, {"first": np.array([0])})
+    return made | {"input": {"size": 32, "resize": "squash"}, "output": {"range": [0, 1]}}
+
+
+@pytest.fixture
+def detector(tmp_path):
+    """A detector that sees a face of half a picture's sides in its middle, as surely as the picture is red."""
+    nodes = [
+        helper.make_node("Conv", ["x", "middle"], ["heat"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Conv", ["x", "none", "size"], ["scale"], kernel_shape=[32, 32], strides=[32, 32]),
+        helper.make_node("Conv", ["x", "none"], ["offset"], kernel_shape=[32, 32], strides=[32, 32]),
+    ]
+    middle = np.zeros((1, 3, 32, 32), np.float32)
+    middle[0, 0, 16, 16] = 1
+    constants = {
+        "middle": middle,
+        "none": np.zeros((2, 3, 32, 32), np.float32),
+        "size": np.log(np.array([0.5, 0.5], np.float32)),
     }
+    outputs = {name: ("n", channels, "h", "w") for name, channels in (("heat", 1), ("scale", 2), ("offset", 2))}
+    made = written(tmp_path / "faces.onnx", nodes, outputs, constants)
+    return made | {"input": {"size": 32, "resize": "squash"}}
 
 
 def picture(row):
@@ -82,6 +103,30 @@ def test_scores_are_stored_and_decide_and_no_picture_is_read_again_for_another_t
     without = filtered()
     assert "unsafe_score" not in pl.DataFrame(storage.read_table(without.part_uris("train/", ".parquet")[0])).columns
     assert "unread/unsafe" not in without.counts
+
+
+def test_faces_are_stored_with_pairs_in_tables_and_shards(tmp_path, make_crawl, detector):
+    rows = [{"url": f"http://x/noto/{n}", "caption": f"摄影师张伟明在第{n}号公园里拍照"} for n in range(20)]
+    crawl = make_crawl(rows, part_size=8, picture=picture)
+    faces = {"model": detector, "max_faces": 0, "min_score": 0.7}
+    manifest = job.run(experiment(tmp_path, split={}, faces=faces), {"crawl": crawl})
+    assert manifest.dropped["faces"] == 4  # 15 to 18
+    assert {name: manifest.counts[name] for name in ("unread/faces", "with_faces", "name_and_face")} == {
+        "unread/faces": 1, "with_faces": 0, "name_and_face": 0,
+    }  # fmt: skip
+    kept = pl.concat(pl.DataFrame(storage.read_table(uri)) for uri in manifest.part_uris("train/", ".parquet"))
+    by_number = {int(row["url"].rsplit("/", 1)[1]): row for row in kept.to_dicts()}
+    box = {"x": 0.25, "y": 0.25, "width": 0.5, "height": 0.5, "score": 14 * 12 / 255}
+    assert by_number[14]["faces"] == [pytest.approx(box, abs=1e-5)]
+    assert by_number[2]["faces"] == [] and by_number[19]["faces"] is None
+    (first, *_) = manifest.part_uris("train/", ".tar")
+    with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(first))) as tar:
+        stored = [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
+    of_key = {row["key"]: row["faces"] for row in kept.to_dicts()}
+    assert stored and all(row.get("faces") == of_key[row["key"]] for row in stored)  # null is left out there
+
+    loose = job.run(experiment(tmp_path, split={}, faces={"model": detector}), {"crawl": crawl})
+    assert loose.counts["with_faces"] == loose.counts["name_and_face"] == 8  # 11 to 18 are red enough
 
 
 def test_missing_and_other_weights_are_refused_before_the_first_stage(tmp_path, model):

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import polars as pl
 import pytest
@@ -165,6 +167,48 @@ def test_its_checksums_and_its_description_are_true(made):
     assert listed == {part.path: part.sha256 for part in released.parts if part.path.endswith(".csv")}
     assert len(listed) == 4
     check_manifest(released)
+
+
+def shown_blurred(uri):
+    page = storage.read_bytes(f"{uri}/docs/card.html").decode()
+    pairs, _, blurred = page.partition('<div class="sheet blurred">')
+    return set(re.findall('data-key="(.+?)"', pairs)), set(re.findall('data-key="(.+?)"', blurred))
+
+
+def test_the_gates_card_shows_dropped_pictures_blurred_and_the_released_one_if_asked(made):
+    e, validated, released, listed, _ = made
+    filtered = release.filtered_of(validated)
+    dropped = pl.concat([pl.DataFrame(storage.read_table(uri)) for uri in filtered.part_uris("dropped/", ".parquet")])
+    by_rule = dropped.filter(pl.col("dropped_by") != "held_back")
+    gates = shown_blurred(validated.uri)[1]
+    assert gates and gates <= set(by_rule["key"])
+    assert len(gates) == min(20, len(by_rule))
+    assert shown_blurred(released.uri)[1] == set()
+    asked = e.model_copy(update={"release": e.release.model_copy(update={"show_dropped": True, "opt_out": listed})})
+    shown = shown_blurred(release.release(asked, validated).uri)[1]
+    gone = {key_of(url) for url in GONE}
+    assert gates & gone and shown and not shown & gone
+    counts = storage.read_json(f"{validated.uri}/removed.json")
+    sensitive = by_rule.filter(dropped_by="sensitive")
+    assert sum(counts["kinds"]["sensitive"].values()) == len(sensitive) > 0
+
+
+def test_the_domains_of_a_release_are_those_of_its_pairs(made):
+    _, _, released, *_ = made
+    hosts = Counter(urlsplit(row["url"]).hostname for rows in rows_of(released) for row in rows)
+    told = storage.read_bytes(f"{released.uri}/docs/domains.tsv").decode().splitlines()
+    host, pairs, _ = told[1].split("\t")
+    assert len(told) == 2 and int(pairs) == hosts[host] == max(hosts.values())
+    summary = storage.read_json(f"{released.uri}/training_summary.json")
+    assert (summary["domains"]["all"], summary["domains"]["listed"]) == (len(hosts), 1)
+    assert not storage.list_files(f"{released.uri}/_work")
+
+
+def test_a_set_that_an_earlier_version_validated_is_released(restored):
+    e, validated, *_ = restored
+    old = validated.model_copy(update={"parts": [part for part in validated.parts if part.path != "removed.json"]})
+    released = release.release(e, old)
+    assert "removed" in storage.read_bytes(f"{released.uri}/docs/card.html").decode()
 
 
 def test_what_is_listed_is_left_out_and_out_of_the_numbers_and_pictures(made, tmp_path):

@@ -1,5 +1,6 @@
 """Features, pretrain, finetune and evaluate on real Ray: coloured shapes with Chinese names."""
 
+import hashlib
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -26,7 +28,7 @@ from wukong.config.experiment import Experiment
 from wukong.crawl.part_writer import Spool, write_part
 from wukong.data import feature_files
 from wukong.errors import DataError
-from wukong.evaluate import holdouts
+from wukong.evaluate import answers, holdouts, trained_on
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.results import tasks_of
 from wukong.model import saved_model
@@ -177,6 +179,7 @@ def test_the_model_finds_unseen_pictures_and_is_measured(done: dict[str, Manifes
     digests = {model["role"]: model["digest"] for model in report["models"]}
     assert digests == {"finetuned": done["finetune"].digest, "pretrained": done["pretrain"].digest}
     assert len(report["training"]["pretrain"]) == 4
+    assert report["overlaps"] == []
     seen = {(each["model"], each["task"]): each for each in report["trained_on"]}
     assert seen.keys() == measured.keys()
     for key, each in seen.items():
@@ -216,9 +219,18 @@ def stamps(tmp_path: Path) -> Path:
     return tmp_path / "sets"
 
 
-def test_published_sets_are_measured_beside_the_hold_outs(done: dict[str, Manifest], stamps: Path) -> None:
+def test_published_sets_are_measured_beside_the_hold_outs(
+    done: dict[str, Manifest], stamps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Path(storage.filesystem(done["filter"].uri)[1]).parents[2]
     plain = experiment(root)
+    # Each seventh stamp is said to be trained on.
+    files = {path.relative_to(stamps / "tuxpaint" / "stamps").as_posix(): path for path in stamps.rglob("*.png")}
+    trained = {name for name, path in files.items() if int(path.stem) % 7 == 0}
+    table = pa.table({"sha256": [hashlib.sha256(files[name].read_bytes()).hexdigest() for name in sorted(trained)]})
+    storage.write_table(storage.from_path(tmp_path / "train.parquet"), table)
+    pairs = trained_on.Pairs(storage.from_path(tmp_path), ("train.parquet",), ("*",))
+    monkeypatch.setattr(trained_on, "pairs_of", lambda _: {pairs})
     asked = {"tasks": ("tuxpaint",), "protocol": "cn-clip", "sets": storage.from_path(stamps)}
     settings = plain.model_copy(update={"evaluate": plain.evaluate.model_copy(update=asked)})
     found = evaluate.run(settings, done)
@@ -231,6 +243,15 @@ def test_published_sets_are_measured_beside_the_hold_outs(done: dict[str, Manife
         ("pretrained", "cn-clip", "test"),
     ]
     assert set(report["protocols"]) == {"own", "cn-clip"} and "tuxpaint" not in report["missing"]
+    answered = answers.read(storage.read_table(storage.join(found.uri, "answers/tuxpaint.parquet")), "finetuned")
+    right = dict(zip(answered.queries, answered.results["top1"].tolist(), strict=True))
+    assert trained < right.keys()
+    clean = sum(value for name, value in right.items() if name not in trained) / (615 - len(trained))
+    overlap = {each["model"]: each for each in report["overlaps"]}
+    assert overlap["finetuned"]["overlap"] == overlap["pretrained"]["queries"] == len(trained)
+    assert overlap["finetuned"]["results"]["top1"]["clean"]["value"] == pytest.approx(clean)
+    (headline,) = {name for name in found.metrics if name.endswith("_without_overlap") and name.startswith("eval/")}
+    assert headline.startswith("eval/classification/tuxpaint/")
     held = {name: value for name, value in found.metrics.items() if "tuxpaint" not in name}
     assert held == done["evaluate"].metrics, "hold-outs have the numbers that they have without it"
     # A killed stage: its manifest and one record are not there. What is left is not made again.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from types import NoneType
 from typing import Any, get_args
 
 import pytest
@@ -22,7 +23,7 @@ def keys(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
             yield from keys(section, f"{path}{name}.")
         else:
             yield f"{path}{name}", field
-            yield from keys(section, f"{path}{name}[].")
+            yield from keys(section, f"{path}{name}." if NoneType in get_args(field.annotation) else f"{path}{name}[].")
 
 
 @pytest.fixture(scope="module")
@@ -56,4 +57,6 @@ def test_type_default_and_range_are_those_of_the_key(rows: dict[str, list[str]])
     assert rows["finetune.lock"][:3] == ["text or integer", '`"all"`', "`all`, `none`, > 0"]
     assert rows["pretrain.augmentations"][0] == "list of texts"
     assert rows["model.text.dropout"][2] == "≥ 0 and < 1"
+    assert rows["filter.unsafe"][:2] == ["section or null", "`null`"]
+    assert rows["filter.unsafe.model.input.mean"][:2] == ["list of 3 numbers", "`[0.0, 0.0, 0.0]`"]
     assert rows["storage"][2] == "<code>^(s3&#124;file)://.+</code>"

@@ -133,6 +133,20 @@ def without_tested_captions(assigned: pl.DataFrame, settings: Filter) -> pl.Data
     return captions.together(rows.filter(stays | pl.col(captions.PAIR).is_first_distinct()))
 
 
+def count_near(pairs: pl.DataFrame) -> dict[str, int]:
+    """How many of some pairs were compared by their vectors, and how many go at each threshold.
+
+    Args:
+        pairs: after ``apply_comparisons``, or stored ones, kept or dropped.
+    """
+    if near_duplicates.COSINE not in pairs.columns:
+        return {}
+    if "dropped_by" in pairs.columns:
+        before = [each.name for each in rules.REGISTRY if each.comparison or each.decided in ("pairs", "pictures")]
+        pairs = pairs.filter(~pl.col("dropped_by").is_in(before).fill_null(value=False))
+    return near_duplicates.counts(pairs)
+
+
 def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dict[str, int]:
     """Count the rows with each of some drop reasons."""
     counts = dict.fromkeys(reasons, 0)

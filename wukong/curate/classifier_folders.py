@@ -58,8 +58,8 @@ def build(config: Mapping[str, Any], weights: bytes, uri: str) -> nn.Module:
         if config.get("architectures") == [_THEIRS]:
             module, state = _vit(config, len(state["classifier.bias"])), _renamed(state)
         elif timm.is_model(name := str(config.get("architecture"))):
-            options = config.get("model_args") or {}
-            module = timm.create_model(name, pretrained=False, num_classes=config["num_classes"], **options)
+            options = {"num_classes": config["num_classes"], **(config.get("model_args") or {})}
+            module = timm.create_model(name, pretrained=False, **options)
         else:
             raise ConfigError(
                 f"{uri}: its config.json names {config.get('architectures') or name}; a folder is of timm, with an "

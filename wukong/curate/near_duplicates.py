@@ -26,13 +26,16 @@ Whole = npt.NDArray[np.int16]
 """Vectors of length ``LENGTH`` with whole components, one a row."""
 
 LENGTH = 4000
-"""The square is less than 2^24 by 4.6 %, since rounding makes vectors longer. A cosine moves by 0.0001, rarely 0.0005."""
+"""Its square is 4.6 % below 2^24, since rounding makes vectors longer. A cosine moves by 0.0001, rarely by 0.0005."""
 
 LOWEST = 0.8
 """Nearness below this cosine is not told."""
 
 THRESHOLDS = tuple(round(LOWEST + step / 100, 2) for step in range(20))
 """Cosines at which it is counted how many pairs would go."""
+
+COUNTED = "near_duplicates"
+"""Name, in the counts of the filter's manifest, of the pairs that were compared; with ``/0.95``, of those that go."""
 
 COMPARED_WHOLE = 20_000
 """Up to so many vectors are one cluster: each is compared with each."""
@@ -158,6 +161,13 @@ def best(found: pl.DataFrame) -> pl.DataFrame:
     return found.sort(COSINE, NEAREST, descending=[True, False]).unique("key", keep="first").sort("key")
 
 
+def counts(compared: pl.DataFrame) -> dict[str, int]:
+    """How many vectors were compared, and how many go at each threshold, as the filter's manifest counts them."""
+    near = compared[COSINE]
+    gone = {f"{COUNTED}/{threshold:.2f}": int((near >= threshold).sum()) for threshold in THRESHOLDS}
+    return {COUNTED: len(compared), **gone}
+
+
 def of_column(column: pl.Series) -> pl.Series:
     """The vectors of pictures, a column of lists of one length without nulls, as ``packed`` makes them.
 
@@ -183,15 +193,17 @@ def unpacked(column: pl.Series) -> Whole:
 
 def _nearest(vectors: Whole, centres: Whole, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The nearest centres of each vector, the nearest first, and their cosines."""
-    import faiss
-
-    index = faiss.IndexFlatIP(centres.shape[1])
-    index.add(centres.astype(np.float32))
-    products, found = np.empty((len(vectors), count), np.float32), np.empty((len(vectors), count), np.int64)
-    for low in range(0, len(vectors), _BLOCK):
-        some = slice(low, low + _BLOCK)
-        products[some], found[some] = index.search(vectors[some].astype(np.float32), count)
-    return found, products / np.float32(LENGTH**2)
+    columns = np.ascontiguousarray(centres.T, np.float32)
+    found, highest = np.empty((len(vectors), count), np.int64), np.empty((len(vectors), count), np.float32)
+    for low in range(0, len(vectors), _ROWS):
+        some = slice(low, low + _ROWS)
+        products = vectors[some].astype(np.float32) @ columns
+        rows = np.arange(len(products))
+        for rank in range(count):
+            peaks = products.argmax(axis=1)
+            found[some, rank], highest[some, rank] = peaks, products[rows, peaks]
+            products[rows, peaks] = -np.inf
+    return found, highest / np.float32(LENGTH**2)
 
 
 def _nearest_before(column: pl.Series, home: npt.NDArray[np.bool_]) -> _Found:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from wukong.config.decontaminate import Decontaminate
-from wukong.curate import alignment, hash_files, pdq, picture_vectors
+from wukong.curate import alignment, hash_files, pdq
 from wukong.curate.hash_files import Fingerprints
 from wukong.curate.hash_search import HashSearch
 from wukong.curate.picture_vectors import Vectors
@@ -31,7 +31,7 @@ to full agreement at level ``vector``."""
 FOUND_CAPTIONS = {"set": pl.String, "key": pl.String, "caption_original": pl.String}
 """A training caption that is one of the set's."""
 
-COLUMNS = ("key", "pdq_forms", "pdq_quality", "vector", "halves", "thumbnail")
+COLUMNS = ("key", "pdq", "vector", "halves", "thumbnail")
 """What is compared of training pairs; the last three only where vectors are."""
 
 _NEAREST = 5
@@ -45,7 +45,7 @@ class Tests:
     Attributes:
         name: of the set.
         pictures: the id of each picture.
-        forms: ``(n, 8, 32)``, PDQ hashes (``wukong.curate.pdq.dihedral``).
+        forms: ``(n, m, 32)``, PDQ hashes of the picture, and as the second ones, if there are, of the mirrored one.
         quality: of PDQ.
         vectors: of each picture; None where the set is known by hashes alone.
         thumbnails: small pictures (``wukong.curate.alignment``), with the vectors.
@@ -69,10 +69,10 @@ class Tests:
     @classmethod
     def of_pairs(cls, name: str, pairs: pl.DataFrame) -> "Tests":
         """Those of a hold-out's pairs, with ``COLUMNS``."""
-        vectors = picture_vectors.rows_of(pairs["vector"]) if "vector" in pairs.columns else None
+        vectors = pairs["vector"].to_numpy() if "vector" in pairs.columns else None
         thumbnails = pairs["thumbnail"].to_list() if "thumbnail" in pairs.columns else []
-        quality = pairs["pdq_quality"].to_numpy()
-        return cls(name, pairs["key"].to_list(), _forms(pairs["pdq_forms"]), quality, vectors, thumbnails)
+        hashes, quality = _hashes(pairs)
+        return cls(name, pairs["key"].to_list(), hashes[:, None], quality, vectors, thumbnails)
 
 
 class Search:
@@ -86,7 +86,9 @@ class Search:
     def __init__(self, tests: Tests, settings: Decontaminate) -> None:
         self._tests, self._settings = tests, settings
         self._told = np.flatnonzero(tests.quality >= settings.min_quality)
-        self._hashes = HashSearch(np.ascontiguousarray(tests.forms[self._told, :_FORMS]).reshape(-1, pdq.BYTES))
+        forms = tests.forms[self._told, :_FORMS]
+        self._forms = forms.shape[1]
+        self._hashes = HashSearch(np.ascontiguousarray(forms).reshape(-1, pdq.BYTES))
         self._readable, self._least = np.empty(0, np.intp), settings.min_cosine or 0.0
         if tests.vectors is not None and settings.min_cosine is not None:
             import faiss
@@ -105,6 +107,8 @@ class Search:
         Returns:
             The columns of ``FOUND``, in the order of the pairs; a pair and a test picture together stand once.
         """
+        if pairs.is_empty():
+            return pl.DataFrame(schema=FOUND)
         distances = dict(self._by_hash(pairs))
         near = [each for each in self._near(pairs) if each not in distances] if len(self._readable) else []
         rows = [(*each, "hash", float(bits)) for each, bits in distances.items()]
@@ -128,16 +132,16 @@ class Search:
 
     def _by_hash(self, pairs: pl.DataFrame) -> Iterator[tuple[tuple[int, int], int]]:
         """The row of a pair and that of a test picture, and the bits in which they differ; the nearest come last."""
-        told = np.flatnonzero(pairs["pdq_quality"] >= self._settings.min_quality)
-        hashes = np.ascontiguousarray(_forms(pairs["pdq_forms"].gather(told))[:, 0])
-        found = zip(*self._hashes.within(hashes, self._settings.distance), strict=True)
+        hashes, quality = _hashes(pairs)
+        told = np.flatnonzero(quality >= self._settings.min_quality)
+        found = zip(*self._hashes.within(hashes[told], self._settings.distance), strict=True)
         for row, test, bits in sorted(found, key=lambda each: -int(each[2])):
-            yield (int(told[row]), int(self._told[test // _FORMS])), int(bits)
+            yield (int(told[row]), int(self._told[test // self._forms])), int(bits)
 
     def _near(self, pairs: pl.DataFrame) -> list[tuple[int, int]]:
         """Pairs and the test pictures that are nearest by a vector of the whole picture, or of its halves."""
-        whole = picture_vectors.rows_of(pairs["vector"])
-        halves = picture_vectors.rows_of(pairs["halves"]).reshape(len(pairs) * 2, -1)
+        whole = pairs["vector"].to_numpy()
+        halves = pairs["halves"].to_numpy().reshape(len(pairs) * 2, -1)
         rows = np.concatenate([np.arange(len(pairs)), np.repeat(np.arange(len(pairs)), 2)])
         queries = np.concatenate([whole, halves]).astype(np.float32)
         known = np.isfinite(queries).all(axis=1)
@@ -181,5 +185,7 @@ def digests(asked: Decontaminate) -> dict[str, str]:
     }
 
 
-def _forms(column: pl.Series) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(b"".join(column), np.uint8).reshape(-1, pdq.FORMS, pdq.BYTES)
+def _hashes(pairs: pl.DataFrame) -> tuple[pdq.Hashes, npt.NDArray[np.uint8]]:
+    """The hashes of the column ``pdq``, and their quality."""
+    rows = np.frombuffer(b"".join(pairs["pdq"]), np.uint8).reshape(len(pairs), pdq.BYTES + 1)
+    return rows[:, : pdq.BYTES], rows[:, pdq.BYTES]

@@ -22,18 +22,22 @@ from wukong.config.picture_model import PictureInput, PictureModel, PictureOutpu
 from wukong.curate import picture_weights
 from wukong.data.decoding import UNNAMED
 from wukong.errors import ConfigError, DataError
+from wukong.runtime.language import message
 from wukong.store import storage
 
 Numbers = npt.NDArray[np.float32]
 
 _LOADING = Lock()
 _LOADED = 8
-_PIXELS_AT_ONCE = 2**21
+_PIXELS_AT_ONCE, _PIXELS_ON_GPU = 2**20, 2**23
 _MAX_ASPECT_RATIO = 10
 """A longer picture is not read: a detector would need much memory for it, and others would see next to nothing."""
 
 _MULTIPLE = 32
 _ROUNDING = 1e-5
+_OF_MEMORY = ("out of memory", "failed to allocate", "bad_alloc")
+"""What runtimes say where memory is missing, which is no reason to call a picture unreadable."""
+
 _GRAY = Image.new("RGB", (96, 64), (128, 128, 128))
 
 
@@ -91,13 +95,17 @@ def maps(
     return found
 
 
-def check(model: PictureModel, device: str = "cpu") -> None:
+def check(model: PictureModel) -> int:
     """Load a model and let it look at a gray picture, so that one that can read none is refused before it is used.
 
+    Returns:
+        How many numbers are taken of a picture.
+
     Raises:
-        ConfigError: the weights are others, cannot be computed with there, or do not fit the settings.
+        ConfigError: the weights are others, or do not fit the settings.
+        DataError: it gives a number that is none, or outside its range.
     """
-    _network(model, device)
+    return len(outputs(model, [_GRAY], names=[message("a gray picture")])[0])
 
 
 def view(image: Image.Image, settings: PictureInput) -> Image.Image:
@@ -128,11 +136,13 @@ class _Network(Protocol):
 
     Attributes:
         numbers: how many numbers are taken of a picture.
+        on_gpu: whether it computes on a GPU, where more pictures at once are faster.
         most: pictures that it takes at once, no fewer; 0 where it takes any number.
         errors: what it raises for pictures that it cannot read.
     """
 
     numbers: int
+    on_gpu: bool
     most: int
     errors: tuple[type[Exception], ...]
 
@@ -179,7 +189,7 @@ class _Graph:
             *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile),
             *(state.NotImplemented, state.RuntimeException),
         )
-        self.numbers = 0
+        self.numbers, self.on_gpu = 0, device != "cpu"
         provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
         if provider not in (there := onnxruntime.get_available_providers()):
             raise ConfigError(
@@ -252,7 +262,8 @@ class _Folder:
         config = storage.read_json(storage.join(model.uri, "config.json"))
         if device == "cpu":
             torch.set_num_threads(1)  # tasks run side by side
-        self._module, self._device, self.numbers = classifier_folders.build(config, weights, model.uri), device, 0
+        self.numbers, self.on_gpu = 0, device != "cpu"
+        self._module, self._device = classifier_folders.build(config, weights, model.uri), device
         self._module.eval().to(device)
 
     def __call__(self, pictures: Numbers, taken: Sequence[str | None] | None) -> list[Numbers]:
@@ -276,7 +287,8 @@ def _seen(
             seen = view(image, model.input)
             of_size[seen.size].append((row, seen))
     for (width, height), rows in of_size.items():
-        most = network.most or max(1, _PIXELS_AT_ONCE // (width * height))
+        pixels = _PIXELS_ON_GPU if network.on_gpu else _PIXELS_AT_ONCE
+        most = network.most or max(1, pixels // (width * height))
         for start in range(0, len(rows), most):
             batch = rows[start : start + most]
             for row, arrays in zip((row for row, _ in batch), _run(network, model, batch, taken), strict=True):
@@ -293,7 +305,12 @@ def _run(
         pictures = np.concatenate([pictures, np.zeros((network.most - len(batch), *pictures.shape[1:]), np.float32)])
     try:
         arrays = network(pictures, taken)
-    except network.errors:
+    except network.errors as error:
+        if any(words in str(error).lower() for words in _OF_MEMORY):
+            raise ConfigError(
+                f"{model.uri} has too little memory for {len(batch)} pictures of {batch[0][1].width} x "
+                f"{batch[0][1].height} pixels ({_shown(error)}): set a smaller input.size, or run fewer tasks at once"
+            ) from error
         if len(batch) == 1:
             return [None]
         return [found for each in batch for found in _run(network, model, [each], taken)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate import picture_weights
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
+from wukong.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -71,7 +73,7 @@ def rule_of_scores(
         counts=lambda pairs, all_settings: {f"unread/{name}": pairs[column].null_count()},
         drops=of_column,
         uris={f"{name}.model.uri": picture_weights.missing},
-        verify=lambda all_settings: picture_weights.verify(section(all_settings).model),
+        verify=lambda all_settings: verify(section(all_settings).model, one_number=scores is None),
     )
 
 
@@ -103,16 +105,42 @@ def whole_picture(model: PictureModel) -> PictureModel:
     return model
 
 
+def verify(model: PictureModel, *, one_number: bool) -> None:
+    """Compare weights with their digest, and let the model look at a gray picture where what runs it is installed.
+
+    Args:
+        model: the weights and their settings.
+        one_number: whether a rule compares the model's one number.
+
+    Raises:
+        ConfigError: they are others, or the settings do not fit them.
+    """
+    picture_weights.verify(model)
+    if not all(map(find_spec, ("onnxruntime",) if model.uri == model.file else ("timm", "safetensors"))):
+        return
+    from wukong.curate import picture_models
+
+    try:
+        numbers = picture_models.check(model)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    if one_number:
+        _refuse_several(model, numbers)
+
+
+def _refuse_several(model: PictureModel, numbers: int) -> None:
+    if numbers != 1:
+        raise ConfigError(
+            f"{model.uri} gives {numbers} numbers a picture, and the rule compares one: name it in output.index"
+        )
+
+
 def _of_model(batch: PictureBatch, section: Any) -> pl.Series:
     import polars as pl
 
     from wukong.curate import picture_models
-    from wukong.errors import ConfigError
 
     model: PictureModel = section.model
     found = picture_models.outputs(model, batch.decoded, batch.device, batch.names)
-    if found.shape[1] != 1:
-        raise ConfigError(
-            f"{model.uri} gives {found.shape[1]} numbers a picture, and the rule compares one: name it in output.index"
-        )
+    _refuse_several(model, found.shape[1])
     return pl.Series(found[:, 0], dtype=pl.Float32).fill_nan(None)

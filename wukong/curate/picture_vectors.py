@@ -56,10 +56,10 @@ def encode(
 
 
 def column(rows: Vectors) -> pl.Series:
-    """Vectors as a column of lists of one length; null for a row with what is no number."""
-    series = pl.Series(rows, dtype=pl.Array(pl.Float16, rows.shape[1]))
-    known = pl.Series(np.isfinite(rows).all(axis=1))
-    return pl.select(pl.when(known).then(series)).to_series()
+    """Vectors as a column of lists of one length. None is null, because Parquet files of such lists with nulls are not
+    read by Arrow.
+    """
+    return pl.Series(rows, dtype=pl.Array(pl.Float16, rows.shape[1]))
 
 
 def halves(
@@ -67,7 +67,7 @@ def halves(
 ) -> pl.Series:
     """The vectors of the left and the right half of each picture that is wide enough to be two, as one list.
 
-    Null for other pictures. For the arguments see ``encode``.
+    They are no numbers for other pictures. For the arguments see ``encode``.
     """
     wide = [row for row, image in enumerate(images) if image.width >= _WIDE * image.height]
     cut = [half for row in wide for half in _cut(images[row])]
@@ -80,14 +80,6 @@ def halves(
 def _cut(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     middle = image.width // 2
     return image.crop((0, 0, middle, image.height)), image.crop((middle, 0, image.width, image.height))
-
-
-def rows_of(series: pl.Series) -> Vectors:
-    """What ``column`` made a column of."""
-    width = series.dtype.shape[0]  # type: ignore[attr-defined]
-    rows = np.full((len(series), width), np.nan, np.float16)
-    rows[series.is_not_null().to_numpy()] = series.drop_nulls().to_numpy()
-    return rows
 
 
 def _of_tower(images: Sequence[Image.Image], device: str) -> npt.NDArray[np.float32]:

@@ -142,7 +142,7 @@ class FromPictures(Generic[S]):
         column: name of the column.
         needed: whether the settings ask for it.
         compute: one value a picture.
-        thresholds: settings that decide over the column and do not change it, of a section ``section.setting``: with
+        thresholds: settings that decide over the column and do not change it, of a section ``SECTION.SETTING``: with
             another value of them no picture is read again.
         runs_model: whether a GPU computes it faster.
     """
@@ -181,12 +181,10 @@ class Nearness(Generic[S]):
         vector: name of a column that is computed from pictures, null where a picture has none.
         scores: of two near pairs the one with the higher score is preferred, of equal ones the first by key; from the
             stored columns and those that were computed from pictures.
-        counts: further counts of the stage's manifest, of the pairs of a part, with ``dropped_by``.
     """
 
     vector: str
     scores: Callable[[pl.DataFrame, S], pl.Series]
-    counts: Callable[[pl.DataFrame, S], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ class Rule(Generic[S]):
         comparison: for a rule that compares each pair with all others.
         nearness: for a rule that compares the vector of each pair with all others, once the other comparisons are done.
         check: what the gate expects.
-        uris: settings that are URIs or lists of them, of a section ``section.setting``, each with a function that
+        uris: settings that are URIs or lists of them, of a section ``SECTION.SETTING``, each with a function that
             returns why a URI cannot be used, in words that name it, or an empty string.
         verify: compares files that the settings name with what they say of them; for preflight checks, because it may
             read much. Raises ``ConfigError``.

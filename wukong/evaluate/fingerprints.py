@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import Image, ImageOps
+from PIL import Image
 
 from wukong.curate import pdq
 from wukong.curate.hash_files import Fingerprints, caption_hashes
@@ -96,8 +96,6 @@ def _made(
                 except DataError as error:
                     unread.append(str(error))
             forms, quality = pdq.dihedral(images)
-            # Negated frequencies are nearly those of a mirrored picture; its own differ in 30 bits less (median).
-            forms[:, 1], _ = pdq.hashes([ImageOps.mirror(image) for image in images])
             hashes.append(forms)
             qualities.append(quality)
             if vectors is not None and images:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wukong.config import evaluators
-from wukong.evaluate import interval
+from wukong.evaluate import interval, trained_on
 from wukong.evaluate.answers import Answers
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.trained_on import LEVELS, Pairs, Pictures, Seen
@@ -55,7 +55,7 @@ def entries(
                 continue
             levels = _levels(name, pictures, seen)
             left_out = frozenset[str]().union(*(each.left_out.get(name, ()) for each in seen)) - levels.keys()
-            compared = bool(known) and all(name in pairs.compared for pairs in known)
+            compared = trained_on.was_compared(name, pictures, known)
             if not (levels or left_out or compared):
                 continue
             answers = answered(name, role) if levels else None

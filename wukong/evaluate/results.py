@@ -276,10 +276,10 @@ def overlap_said(document: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     Returns:
         Some sentences; empty if none overlap and none were found and left out.
     """
-    overlap, headline = overlap_of(document, task["task"], task["model"]), task["headline"]
+    overlap = overlap_of(document, task["task"], task["model"])
     if not overlap:
         return ""
-    count, left_out, pictures = (overlap[name] for name in ("overlap", "left_out", "pictures"))
+    headline, (count, left_out, pictures) = task["headline"], map(overlap.get, ("overlap", "left_out", "pictures"))
     said = []
     if count:
         said.append(message(f"{count:,} of {pictures:,} pictures overlap with the training data."))

@@ -28,6 +28,8 @@ OVERLAPS = "overlaps.parquet"
 """The part of a filter stage that says which pairs show a picture of a test set."""
 LEVELS = ("file", "hash", "vector")
 """How a picture is found to be a trained one, the surest first."""
+_ALL = "all"
+"""Stands for all hold-outs among the names of sets that are looked for."""
 _COUNTED = "overlap/"
 """Begins the names of a filter stage's counts of pairs that show a picture of a set."""
 _READERS = 8
@@ -42,7 +44,7 @@ class Pairs:
         uri: the stage's.
         tables: paths of the tables of its pairs.
         sources: the patterns.
-        compared: the sets and hold-outs whose pictures the stage looked for.
+        compared: the sets and hold-outs whose pictures the stage looked for, ``_ALL`` for all of its hold-outs.
         overlaps: whether it has ``OVERLAPS``.
     """
 
@@ -99,12 +101,24 @@ def pairs_of(model: Manifest) -> set[Pairs]:
             filtered = manifest.load(parent.uri)
             tables = (f"train/{name}.parquet" for name in shards.names_of(filtered, "train"))
             sources = model.config.get("training", {}).get("sources", ["*"])
-            compared = sorted(name.removeprefix(_COUNTED) for name in filtered.counts if name.startswith(_COUNTED))
             has = filtered.parts.has(OVERLAPS)
-            pairs.add(Pairs(filtered.uri, tuple(tables), tuple(sources), tuple(compared), has))
+            pairs.add(Pairs(filtered.uri, tuple(tables), tuple(sources), _compared(filtered), has))
         elif parent.stage in ("pretrain", "finetune"):
             pairs |= pairs_of(manifest.load(parent.uri))
     return pairs
+
+
+def _compared(filtered: Manifest) -> tuple[str, ...]:
+    asked = filtered.config.get("decontaminate") or {}
+    # Published sets by their fingerprints, hold-outs by name, and what else something was found of.
+    counted = (name.removeprefix(_COUNTED) for name in filtered.counts if name.startswith(_COUNTED))
+    return tuple(sorted({*filtered.config.get("fingerprints", ()), *asked.get("sets", ()), *counted}))
+
+
+def was_compared(name: str, pictures: Pictures, known: Collection[Pairs]) -> bool:
+    """Return whether the pictures of a task were looked for in all that a model was trained on."""
+    names = {name, _ALL} if pictures.held_out else {name}
+    return bool(known) and all(not names.isdisjoint(pairs.compared) for pairs in known)
 
 
 def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:

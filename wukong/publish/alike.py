@@ -258,10 +258,11 @@ def by_pictures(
 
 def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
     """Iterate over the tars that hold each picture at least once; a filter's shards hold pictures of its crawl."""
-    listed = list(outputs)
-    crawls = {stage.digest for stage in listed if stage.stage == "crawl" and stage.parts}
+    # An attempt that failed may have handed its files on.
+    there = [stage for stage in outputs if stage.stage != "crawl" or "parts" in storage.list_names(stage.uri)]
+    crawls = {stage.digest for stage in there if stage.stage == "crawl" and stage.parts}
     looks = [manifest.load(uri) for uri in finished(place, ["look"])]
-    for stage in listed:
+    for stage in there:
         if stage.stage == "crawl" and stage.parts:
             mine = [look for look in looks if stage.digest in {parent.digest for parent in look.parents}]
             for number, table in enumerate(stage.part_uris("parts/", ".parquet")):
@@ -274,16 +275,12 @@ def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
                 table = f"{tar.removesuffix('.tar')}.parquet"
                 yield _Piece(tar, table if table in tables else "")
         elif stage.stage == "filter" and not crawls & {parent.digest for parent in stage.parents}:
-            shard_tables = (uri for uri in stage.part_uris(suffix=".parquet") if not _is_of(stage, uri, "dropped"))
-            yield from (_Piece(_tar_of(table), table) for table in shard_tables)
+            tars = stage.part_uris(suffix=".tar")
+            yield from (_Piece(tar, f"{tar.removesuffix('.tar')}.parquet") for tar in tars)
 
 
 def _tar_of(table: str) -> str:
     return f"{table.removesuffix('.parquet')}.tar"
-
-
-def _is_of(stage: Manifest, uri: str, folder: str) -> bool:
-    return uri.startswith(storage.join(stage.uri, f"{folder}/"))
 
 
 def _near(piece: _Piece, sought: _Sought) -> tuple[list[Hit], int]:
@@ -346,13 +343,10 @@ def made_of_pictures(place: str, outputs: Sequence[Manifest], roots: Iterable[st
     for stage in outputs:
         mine = [each for each in features if stage.digest in {parent.digest for parent in each.parents}]
         shown = {path.partition(".")[0] for each in mine for path in each.parts.paths}
-        for path in stage.parts.below(suffix=".parquet").paths:
-            named = path.removesuffix(".parquet")
+        for tar in stage.parts.below(suffix=".tar").paths:
+            named = tar.removesuffix(".tar")
             kinds = [f"features {named}"] if named in shown else []
-            if stage.uri in indexed and not path.startswith("dropped/"):
-                kinds.append("index")
-            if kinds:
-                made[storage.join(stage.uri, path)] = kinds
+            made[storage.join(stage.uri, f"{named}.parquet")] = kinds + (["index"] if stage.uri in indexed else [])
     return made
 
 
@@ -387,7 +381,7 @@ def described(outputs: Sequence[Manifest], hits: Sequence[Hit], further: Mapping
                 continue
             uri = storage.join(stage.uri, path)
             where[key] |= dict.fromkeys([f"{stage.stage} {path}", *further.get(uri, ())])
-            if path.endswith(".parquet") and folder != "dropped":
+            if stage.stage == "crawl" or stage.parts.has(_tar_of(path)):
                 tars[key].append(_tar_of(uri))
     return [
         Match(

@@ -29,8 +29,7 @@ from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import ConfigError, DataError
 from wukong.publish import croissant, hosts, training_summary
 from wukong.publish.parallel import for_each
-from wukong.report import blurred, card, removed, statistics
-from wukong.report.blurred import Dropped
+from wukong.report import card, removed, statistics
 from wukong.report.funnel import Step
 from wukong.report.removed import Removed
 from wukong.runtime.language import message
@@ -110,8 +109,7 @@ def _release(
         counted,
         [step],
         lambda rows: ~listed.covers_pairs(rows),
-        removed=_removed(validated),
-        dropped=_dropped(experiment, crawl, filtered, listed) if settings.show_dropped else (),
+        removed=_removed(experiment, filtered, validated, listed),
     )
     card.write(stage.uri, shown)
     parts += [stage.describe(card.PATH)]
@@ -130,19 +128,18 @@ def _release(
     return stage.commit(parts, counts={"pairs": pairs}, dropped={OPTED_OUT: left_out})
 
 
-def _removed(validated: Manifest) -> Removed | None:
-    """Return what the gate counted of the dropped pairs; None if it is of an earlier version, which did not."""
-    return removed.read(storage.join(validated.uri, removed.PATH)) if validated.parts.has(removed.PATH) else None
+def _removed(experiment: Experiment, filtered: Manifest, validated: Manifest, listed: OptOut) -> Removed:
+    """Return what the gate counted of the dropped pairs, and those that may be shown, if the release shows any.
 
-
-def _dropped(experiment: Experiment, crawl: Manifest, filtered: Manifest, listed: OptOut) -> list[Dropped]:
-    """Return blurred examples of dropped pictures that the opt-out list does not cover."""
-    chosen = Removed()
-    for uri in filtered.part_uris("dropped/", ".parquet"):
+    A gate of an earlier version counted nothing.
+    """
+    counted = validated.parts.has(removed.PATH)
+    found = removed.read(storage.join(validated.uri, removed.PATH)) if counted else Removed()
+    for uri in filtered.part_uris("dropped/", ".parquet") if experiment.release.show_dropped else ():
         rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"]))
         candidates = removed.candidates(rows.filter(~listed.covers_pairs(rows)), experiment.filter)
-        chosen.add(Removed(candidates=candidates))
-    return blurred.examples(crawl, chosen.chosen())
+        found.add(Removed(candidates=candidates))
+    return found
 
 
 def filtered_of(validated: Manifest) -> Manifest:

@@ -19,6 +19,8 @@ from wukong.crawl import attempt, previous
 from wukong.crawl.optout import OptOut
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
+from wukong.curate.apply import count_near
+from wukong.curate.near_duplicates import COSINE
 from wukong.curate.rule import HELD_BACK
 from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import ConfigError, DataError
@@ -378,7 +380,7 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
         return _Lost({path: len(pairs_of_sets)} if counts else {}, counts, {}, 0, set(), set())
     folder, tar = path.split("/", 1)[0], path.removesuffix(".parquet") + ".tar"
     reason = {"parts": "status", "dropped": "dropped_by"}.get(folder)
-    hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS, _SEVERAL])
+    hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS, _SEVERAL, COSINE])
     several = {MORE_CAPTIONS: len(hit) - hit[_SEVERAL].null_count()} if _SEVERAL in hit.columns else {}
     reasons = {str(name): int(number) for name, number in hit[reason].value_counts().iter_rows()} if reason else {}
     files, counts, dropped, pairs = {path: len(hit)}, {}, {}, 0
@@ -395,6 +397,7 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
         pairs = len(hit)
         files |= {tar: pairs}
         counts = {"pairs": pairs, "kept": pairs, folder: pairs, **several}
+    counts |= count_near(hit)
     files = {name: rows for name, rows in files.items() if rows}
     return _Lost(files, counts, dropped, pairs, _texts(hit, _WORDS), {*_captions(hit)} - {None, ""})
 

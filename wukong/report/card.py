@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from wukong.config.experiment import Experiment, Source
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
-from wukong.report import checks, gallery, template
+from wukong.report import blurred, checks, gallery, template
 from wukong.report.blurred import Dropped
 from wukong.report.checks import Applied
 from wukong.report.funnel import Bar, Step, bars, funnel, wording
@@ -192,7 +192,6 @@ def of(
     shown: Callable[[pl.DataFrame], pl.Series] | None = None,
     docs: str = "",
     removed: Removed | None = None,
-    dropped: Sequence[Dropped] = (),
 ) -> Card:
     """Make the card of a filtered set, with its funnel, its rules, its sources and random pairs from its shards.
 
@@ -203,8 +202,8 @@ def of(
         more_steps: steps of the funnel after the filter's.
         shown: tells which rows may be shown as examples; by default all.
         docs: address of the data docs relative to the page; empty if there are none.
-        removed: counts over the pairs that the filter dropped; None where nobody counted them.
-        dropped: dropped pictures, blurred.
+        removed: counts over the pairs that the filter dropped, and of which pictures blurred examples are shown; None
+            where nobody counted them.
     """
     crawl = manifest.load(filtered.parents[0].uri)
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
@@ -223,9 +222,15 @@ def of(
         wording(crawl).heading,
         docs,
     )
-    checked = {"found": checks.found(filtered), "unchecked": checks.unchecked(filtered)}
-    rules = checks.applied(filtered, removed or Removed())
-    return made.model_copy(update={"rules": rules, "dropped": tuple(dropped), **checked})
+    removed = removed or Removed()
+    return made.model_copy(
+        update={
+            "rules": checks.applied(filtered, removed),
+            "found": checks.found(filtered),
+            "unchecked": checks.unchecked(filtered),
+            "dropped": tuple(blurred.examples(crawl, removed.chosen())),
+        }
+    )
 
 
 def render(card: Card, docs_at: str = "") -> str:

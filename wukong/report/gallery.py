@@ -122,7 +122,7 @@ def contact_sheet(
 ) -> list[dict[str, str]]:
     """Choose training pairs at random. Equal data and an equal seed give the same pairs.
 
-    Where ``filter.faces.blur_in_previews`` was set, the faces that the filter found are blurred.
+    Where the filter was asked for it (``blur_in_previews``), the faces that it found are blurred.
 
     Args:
         filtered: the filter stage's manifest.

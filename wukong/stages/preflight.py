@@ -487,7 +487,9 @@ def check_sets(experiment: Experiment) -> None:
     asked, problems = experiment.evaluate, []
     if asked.tasks:
         prompts.of(named(asked.protocol).prompts)
-    parts = [("evaluate.tasks", name, named(asked.protocol).split(name)) for name in asked.tasks]
+    parts: list[tuple[str, str, str | None]] = [
+        ("evaluate.tasks", name, named(asked.protocol).split(name)) for name in asked.tasks
+    ]
     for training in stages.TRAININGS:
         chosen = stages.training_of(experiment, training).validation
         published = [name for name in chosen.tasks if name in experiment.published_sets and chosen.split]

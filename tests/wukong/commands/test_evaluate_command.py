@@ -140,7 +140,18 @@ def test_pictures_that_the_model_was_trained_on_are_counted_and_notes_printed(
         ("pretrained", 5, 18),
         ("finetuned", None, 18),
     ]
+    (overlap,) = found["overlaps"]
+    assert (overlap["model"], overlap["overlap"], overlap["by"]["file"], overlap["queries"]) == ("pretrained", 5, 5, 5)
+    whole = 18 * found["tasks"][0]["results"]["top1"]["value"]
+    inside = 5 * overlap["results"]["top1"]["overlap"]["value"]
+    clean = overlap["results"]["top1"]["clean"]["value"]
+    assert 13 * clean == pytest.approx(whole - inside)
+    assert (
+        "Tux Paint categories, zero-shot: 5 of 18 pictures overlap with the training data. "
+        f"top-1: {100 * whole / 18:.2f} % with them, {100 * clean:.2f} % without. The overlap raises the result by"
+    ) in result.output
     text = page.read_text("utf-8")
+    assert "Overlap with the training data" in text
     assert "The zero-shot model: 5 of 18 pictures were trained on." in text
     assert "whether it was trained on these pictures is not known: no manifest of a training lies beside it" in text
     assert "The demo trains" in text

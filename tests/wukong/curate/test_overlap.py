@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -23,12 +24,11 @@ def turned_over(hashes, random, most):
 
 
 def pairs_of(hashes, quality):
-    forms = np.concatenate([hashes[:, None], np.zeros((len(hashes), 7, 32), np.uint8)], axis=1)
+    rows = np.column_stack([hashes, quality])
     return pl.DataFrame(
         {
             "key": [f"{n:020x}" for n in range(len(hashes))],
-            "pdq_forms": [each.tobytes() for each in forms],
-            "pdq_quality": pl.Series(quality, dtype=pl.UInt8),
+            "pdq": [row.tobytes() for row in rows],
         }
     )
 
@@ -80,8 +80,7 @@ def test_of_pictures_near_by_vectors_those_that_agree_are_found_and_no_others():
     pairs = pl.DataFrame(
         {
             "key": ["cut", "other", "wide"],
-            "pdq_forms": [bytes(256)] * 3,
-            "pdq_quality": pl.Series([0, 0, 0], dtype=pl.UInt8),
+            "pdq": [bytes(33)] * 3,
             "vector": picture_vectors.column(np.stack([vector for _, vector in trained]).astype(np.float16)),
             "halves": picture_vectors.column(halves),
             "thumbnail": [alignment.thumbnail(image) for image, _ in trained],
@@ -97,10 +96,13 @@ def test_of_pictures_near_by_vectors_those_that_agree_are_found_and_no_others():
 def test_vectors_that_are_no_numbers_are_compared_with_nothing():
     rows = np.array([[1, 0], [np.nan, np.nan]], np.float16)
     series = picture_vectors.column(rows)
-    assert series.null_count() == 1 and series.dtype == pl.Array(pl.Float16, 2)
-    assert np.array_equal(picture_vectors.rows_of(series), rows, equal_nan=True)
+    assert series.null_count() == 0 and series.dtype == pl.Array(pl.Float16, 2)
+    stream = io.BytesIO()
+    pq.write_table(pl.DataFrame({"vector": series}).to_arrow(), stream)
+    stored = pl.DataFrame(pq.read_table(stream))["vector"]
+    assert np.array_equal(stored.to_numpy(), rows, equal_nan=True)
     known = overlap.Tests("set", ["a", "b"], np.zeros((2, 8, 32), np.uint8), np.zeros(2, np.uint8), rows, [b"", b""])
-    pairs = pl.DataFrame({"key": ["k"], "pdq_forms": [bytes(256)], "pdq_quality": pl.Series([0], dtype=pl.UInt8)})
+    pairs = pl.DataFrame({"key": ["k"], "pdq": [bytes(33)]})
     pairs = pairs.with_columns(
         vector=picture_vectors.column(rows[1:]), halves=picture_vectors.column(rows[1:].repeat(2, 1))
     )

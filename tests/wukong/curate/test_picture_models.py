@@ -147,6 +147,18 @@ def test_pictures_that_the_model_cannot_read_are_none_and_the_others_are_read(tm
     assert [each is None for each in picture_models.maps(detector, [*shades, long])] == [False] * 5 + [True]
 
 
+def test_missing_memory_makes_no_picture_unreadable(tmp_path, monkeypatch):
+    means = model(onnx_models.channel_means(tmp_path / "a.onnx"), input={"size": 32})
+    network = picture_models._network(means, "cpu")
+
+    def run(_self, _pictures, _taken):
+        raise network.errors[0]("Failed to allocate memory for requested buffer of size 1")
+
+    monkeypatch.setattr(type(network), "__call__", run)
+    with pytest.raises(ConfigError, match=r"too little memory for 5 pictures of 32 x 32 pixels \(.*smaller input.size"):
+        picture_models.outputs(means, pictures())
+
+
 def test_other_weights_are_refused_with_both_digests(tmp_path):
     file = onnx_models.channel_means(tmp_path / "a.onnx")
     expected = model(file)

@@ -234,8 +234,18 @@ def test_a_model_that_does_not_fit_its_rule_is_refused(section, refused):
 def test_a_model_of_several_numbers_is_refused_where_one_is_compared(tmp_path):
     model = onnx_models.settings(onnx_models.channel_means(tmp_path / "a.onnx"), output={"range": (0, 1)})
     settings = Filter.model_validate({"unsafe": {"model": model}})
-    with pytest.raises(ConfigError, match=r"gives 3 numbers a picture, .* name it in output.index"):
-        computed(tmp_path, shades(0.5), settings)
+    (rule,) = rules.decided("pictures", settings)
+    for use in (rule.verify, lambda settings: computed(tmp_path, shades(0.5), settings)):
+        with pytest.raises(ConfigError, match=r"gives 3 numbers a picture, .* name it in output.index"):
+            use(settings)
+
+
+def test_an_impossible_score_is_refused_before_the_first_stage(tmp_path):
+    model = red(tmp_path / "red.onnx", range=(0, 0.4))
+    settings = Filter.model_validate({"unsafe": {"model": model}})
+    (rule,) = rules.decided("pictures", settings)
+    with pytest.raises(ConfigError, match=r"gives 0.50\d+ for a gray picture, and 0 to 0.4 is expected"):
+        rule.verify(settings)
 
 
 def test_a_detector_of_other_outputs_finds_no_faces_in_silence(tmp_path):

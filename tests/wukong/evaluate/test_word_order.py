@@ -209,6 +209,11 @@ def test_pairs_with_a_picture_in_common_are_one_unit() -> None:
     answered = tasks.measure(model, data, PAPER).answers
     assert answered is not None
     units = dict(zip(answered.queries, answered.units.tolist(), strict=True))
+    of_pair = {
+        pair: tuple(data.image_ids[caption.images[0]] for caption in data.captions[2 * n : 2 * n + 2])
+        for n, pair in enumerate(data.pair_ids)
+    }
+    assert answered.pictures == tuple(of_pair[pair] for pair in answered.queries)
     assert len({units[pair] for pair in data.pair_ids[:5]}) == 1
     assert len(set(units.values())) == 36
     alone = tasks.measure(Looking([each.text for each in data.captions], len(data)), drawn_data(40), PAPER).answers

@@ -69,7 +69,9 @@ def address(tmp_path: Path) -> str:
     ]
     models = [MeasuredModel("finetuned", "cats", trained.digest, False), MeasuredModel("pretrained", "c", "x", False)]
     seen = {"task": "stamps", "model": "finetuned", "pictures": 400, "trained_on": 3, "why": ""}
-    measured = document(models, {"paper": ["Protocol paper: as it is.", "Split: test."]}, tasks, {}, trained_on=[seen])
+    overlap = {"task": "stamps", "model": "finetuned", "pictures": 400, "overlap": 0, "left_out": 9, "results": {}}
+    said = {"paper": ["Protocol paper: as it is.", "Split: test."]}
+    measured = document(models, said, tasks, {}, trained_on=[seen], overlaps=[overlap])
     storage.write_json(evaluation.path("evaluation.json"), measured)
     for stage, made in (("finetune", trained), ("evaluate", evaluation.commit([]))):
         record(experiment, stage, made)
@@ -96,6 +98,7 @@ def test_a_card_has_the_results_the_data_and_the_licences_of_the_run(address: st
     assert "| Set stamps (test) | top-1 | 61.2 [56.2 to 66.2] | 400 |  | paper | 3 of 400 |" in made.text
     assert "| Set captions (test) | mean recall | 35.5 [30.5 to 40.5] | 400 |  | paper | not known |" in made.text
     assert "Protocol paper: as it is. Split: test." in made.text
+    assert "\nSet stamps: 9 of 400 pictures were found and left out of training.\n" in made.text
     assert "by the run `first` of the experiment `cats`" in made.text and "Pictures of cats." in made.text
     assert made.text.count("| 900 | 700 |") == 1, "a set that both trainings had stands there once"
     assert "| Stamps | GPL-2.0-only | drawings |" in made.text

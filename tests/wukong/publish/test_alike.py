@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,17 @@ from trace_search import found
 from typer.testing import CliRunner, Result
 
 from cli import alike as command
+from cli import takedown as takedown_command
 from cli.main import app
+from wukong.crawl import attempt
 from wukong.curate import pdq
 from wukong.errors import ConfigError, DataError
 from wukong.publish import alike, parallel, takedown
+from wukong.publish.trained_models import TrainedModel
 from wukong.serve import superseded
 from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
+from wukong.tracking import availability, mlflow_rest
 
 Call = Callable[..., Result]
 PLANTED = set(shown.COPIES)
@@ -192,6 +196,17 @@ def test_crawls_that_failed_or_were_killed_are_searched(tmp_path: Path, sent: Pa
     assert set(listed.decode().splitlines()[1:]) == {matches["mirror"].url, matches["half"].sha256}
 
 
+def test_a_crawl_that_failed_is_searched_as_long_as_it_has_its_files(root: str, sent: Path) -> None:
+    (crawl,) = (stage for stage in alike.outputs_at(root) if stage.stage == "crawl")
+    storage.delete(f"{root}/filter")
+    storage.delete(f"{crawl.uri}/manifest.json")
+    manifest.save(crawl, f"{crawl.uri}/{attempt.FAILED}")
+    assert set(near(root, sent)) == PLANTED
+    for folder in ("parts", "plan", "search"):
+        storage.delete(f"{crawl.uri}/{folder}")
+    assert near(root, sent) == {}
+
+
 def test_shards_without_their_crawl_are_searched(root: str, sent: Path) -> None:
     storage.delete(f"{root}/crawl")
     assert set(near(root, sent)) == PLANTED - {"half"}, "of dropped pairs only the crawl has the pictures"
@@ -241,6 +256,20 @@ def test_what_is_confirmed_is_taken_out_of_everything_and_models_are_named(
         pair.sha256 for name, pair in shown.of_names(sorted(gone)).items()
     }
     assert listed in done.output
+
+
+def test_registered_versions_of_a_model_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str, number: int, uri: str) -> dict[str, Any]:
+        tags = [{"key": "wukong.model", "value": uri}] if uri else []
+        return {"name": name, "version": number, "tags": [*tags, {"key": "other", "value": "s3://b/x"}]}
+
+    known = [version("demo", 1, "s3://b/x"), version("demo", 2, "s3://b/y"), version("best", 7, "s3://b/x")]
+    server = SimpleNamespace(registered=lambda _: [*known, version("theirs", 1, "")])
+    monkeypatch.setattr(mlflow_rest, "Server", lambda: server)
+    monkeypatch.setattr(availability, "answers", lambda _: True)
+    models = [TrainedModel(uri=f"s3://b/{name}", digest="0", pairs=1) for name in "xz"]
+    named = [model.registered for model in takedown_command._registered(models)]
+    assert named == [("models:/demo/1", "models:/best/7"), ()]
 
 
 def test_all_that_is_near_by_hash_goes_without_a_question_if_so_said(

@@ -50,7 +50,12 @@ FILTERED = Manifest(
 COUNTED = measure(
     pl.DataFrame({"caption": ["一只猫", "两只狗"], "width": [300, 300], "height": [300, 300], "length": [3, 3]})
 )
-KNOWN: dict[str, Any] = {"publisher": "Example", "contact": "pairs@example.org", "published": "2026-11-30", "version": "2.0.0"}
+KNOWN: dict[str, Any] = {
+    "publisher": "Example",
+    "contact": "pairs@example.org",
+    "published": "2026-11-30",
+    "version": "2.0.0",
+}
 
 
 def summarised(folder: Path, crawl: Manifest = CRAWL, counted: Statistics = COUNTED, **release: Any) -> dict[str, Any]:

@@ -68,6 +68,27 @@ def data(name: str) -> ClassificationData | RetrievalData:
     return RetrievalData(name, "test", ["a", "b"], [Caption("一只猫", (0,))], False, _Colours(2), name)
 
 
+def overlaps() -> list[dict[str, Any]]:
+    """Return the entries of overlap with the training data: some of ImageNet, all of the rest left out or none."""
+
+    def of(task: str, role: str, **entry: Any) -> dict[str, Any]:
+        nothing = {"pictures": 1000, "overlap": 0, "by": dict.fromkeys(("file", "hash", "vector"), 0), "left_out": 0,
+                   "compared": True, "queries": 0, "results": {}}  # fmt: skip
+        return {"task": task, "model": role, **nothing, **entry}
+
+    results = {
+        "top1": {"overlap": asdict(_interval(0.9)), "clean": asdict(_interval(0.48)), "p": 0.0031,
+                 "difference": asdict(Interval(0.02, 0.011, 0.034, 0.95, 100))},
+        "mean_per_class": {"overlap": asdict(_interval(0.8)), "clean": None, "difference": None, "p": None},
+    }  # fmt: skip
+    by = {"file": 5, "hash": 6, "vector": 1}
+    return [
+        of("imagenet", "pretrained", left_out=4),
+        of("imagenet", "finetuned", overlap=12, by=by, queries=12, left_out=3, results=results),
+        of("new", "finetuned"),
+    ]
+
+
 def evaluated() -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """Return the document of an evaluation of two models, read from a file, and its small images by task."""
     both = {"pretrained": outcomes(0.4), "finetuned": outcomes(0.5)}

@@ -1,5 +1,6 @@
 """Every page of ``wukong.report``, of small data that fill as many of its parts as they can."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,26 +8,32 @@ from typing import Any
 import measured
 import numpy as np
 import polars as pl
-from evaluation_samples import evaluated
+from evaluation_samples import evaluated, overlaps
 from run_samples import stored_run
 
+from wukong.config import documents
 from wukong.config.experiment import Source
 from wukong.evaluate import paper_tables, results, sets, stored
 from wukong.evaluate.paper_tables import Evaluated
 from wukong.evaluate.protocol import OWN, PROTOCOLS
 from wukong.evaluate.results import MeasuredModel, Outcome
+from wukong.publish import training_summary
+from wukong.publish.hosts import Host
 from wukong.registry import comparison, promotion
 from wukong.registry.choices import Choice
 from wukong.registry.comparison import Measured
 from wukong.registry.promotion import Anew, Rules
 from wukong.registry.verdict import Verdict
-from wukong.report import card, evaluation, paper, run_report
+from wukong.report import card, checks, evaluation, paper, run_report
 from wukong.report import comparison as comparison_page
 from wukong.report import promotion as promotion_page
+from wukong.report.blurred import Dropped
 from wukong.report.funnel import Step
+from wukong.report.removed import Removed
 from wukong.report.statistics import measure
 from wukong.runs.run_records import Record
 from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 from wukong.tracking import model_versions
 from wukong.tracking.mlflow_rest import Run
 
@@ -60,6 +67,7 @@ def pages(folder: Path) -> dict[str, str]:
         **{f"table {number}": paper.render(paper_tables.table(number, _models())) for number in ("5", "6", "7")},
         "card": _card(sourced=True),
         "card without sources": _card(sourced=False),
+        "summary of training content": _summary(folder / "released"),
     }
 
 
@@ -113,6 +121,7 @@ def _evaluation() -> str:
     ]
     protocols = {each.name: each.for_pairs("distinct").describe() for each in (*PROTOCOLS.values(), OWN)}
     document |= {"protocols": protocols, "trained_on": trained_on, "notes": sets.notes(sets.REGISTRY)}
+    document["overlaps"] = overlaps()
     return evaluation.render(document, shown)
 
 
@@ -190,4 +199,39 @@ def _card(*, sourced: bool) -> str:
         sources if sourced else (),
         docs="index.html",
     )
+    filtered = _filtered()
+    if sourced:
+        gone = Removed({"sensitive": Counter(gambling=3)}, {"size": Counter({"": 4, "Stamps": 2})})
+        dropped = Dropped("1" * 20, "size", "data:image/gif;base64,R0lGODlhAQABAAAAACw=")
+        checked = {"found": checks.found(filtered), "unchecked": checks.unchecked(filtered)}
+        more = {"rules": checks.applied(filtered, gone), "dropped": (dropped,), **checked}
+        shown = shown.model_copy(update=more)
     return card.render(shown, docs_at="" if sourced else "s3://wukong/demo/docs/index.html")
+
+
+def _filtered() -> Manifest:
+    config = {"min_side": 200, "refused_usage": ["noai"], "decontaminate": {"action": "mark"}}
+    counts = {"pairs": 1_000, "train": 800, "overlap/muge": 12, "overlap_captions/muge": 3, "unread/unsafe": 2}
+    dropped = {"size": 150, "sensitive": 3}
+    return Manifest(
+        stage="filter", uri="file:///f", config=config, counts=counts | {"name_and_face": 5}, dropped=dropped
+    )
+
+
+def _summary(folder: Path) -> str:
+    root = storage.from_path(folder)
+    crawl = Manifest(
+        stage="crawl",
+        uri=root,
+        config={"engine": "baidu", "politeness": {"robots_txt": True, "respect_noai": False, "user_agent": "bot"}},
+        counts={"urls": 20},
+        provenance={"created": "2026-11-02T01:00:00+00:00", "seconds": 9.0},
+    )
+    sources = [{"name": "Stamps", "pattern": "*/stamps/*"}]
+    searched = {"queries": "file:///q", "endpoint": "http://x", "engine": "baidu"}
+    experiment = documents.parse({"name": "demo", "storage": root, "crawl": searched, "sources": sources})
+    stage = Stage(root, "release", {})
+    counted = measure(pl.DataFrame({"caption": ["一只猫"], "width": [300], "height": [300], "length": [3]}))
+    domains = training_summary.write_domains(stage, 12, iter([Host("a.cn", 3, 400)]))
+    training_summary.write(stage, experiment, crawl, _filtered(), counted, 1, domains)
+    return storage.read_bytes(stage.path(training_summary.PAGE)).decode()

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from english import english
 
 from wukong.config import documents
 from wukong.config.experiment import Source
 from wukong.curate.pairs import PAIRS
 from wukong.errors import DataError
 from wukong.report import card
+from wukong.report.blurred import Dropped
+from wukong.report.checks import Applied
 from wukong.report.statistics import measure
 from wukong.store import storage
 from wukong.store.manifest import Stage
@@ -58,6 +61,16 @@ def test_in_a_frame_the_address_of_the_data_docs_is_text(tmp_path: Path) -> None
 
 
 def filled(docs: str = "") -> card.Card:
+    rule = Applied(
+        "size", "large enough", 2, (("min_side", "200"),), 12_345, (("<kind>", 3),), (("", 9), ("Stamps", 4))
+    )
+    found, unchecked = ("Overlap with <muge>: 12 pictures.",), ("Nobody looked for <x>.",)
+    dropped = tuple(Dropped(f"{n:020x}", "size", f"data:image/png;base64,B{n}") for n in range(10, 13))
+    more = {"rules": (rule,), "found": found, "unchecked": unchecked, "dropped": dropped}
+    return without_checks(docs).model_copy(update=more)
+
+
+def without_checks(docs: str = "") -> card.Card:
     rows = pl.DataFrame({"caption": ["一只猫", "<b>猫"], "width": [300, 900], "height": [300, 301], "length": [3, 31]})
     sources = (Source(name="Stamps", pattern="*/stamps/*", licence="GPL-2.0-only", note="<drawings>"),)
     pairs = [{"key": f"{n:020x}", "src": "data:image/jpeg;base64,AA==", "caption": f"<第{n}只>"} for n in range(3)]
@@ -78,6 +91,33 @@ def test_what_a_card_shows_is_stored_and_gives_the_same_page_again(tmp_path: Pat
     assert [f"{n:020x}" in without for n in range(3)] == [True, False, True]
     page_before = card.render(shown).splitlines()
     assert without.splitlines() == [line for line in page_before if gone not in line]
+
+
+def test_a_card_names_rules_with_their_thresholds_and_what_they_removed() -> None:
+    page = english(card.render(filled()))
+    for expected in ("large enough", "version 2", "12,345", "&lt;kind&gt;", "elsewhere 9"):
+        assert expected in page, expected
+    assert page.index("What was found") < page.index("12 pictures") < page.index("What was not checked")
+    assert "Nobody looked for &lt;x&gt;." in page
+
+
+def test_dropped_pictures_are_taken_off_a_card_by_their_keys() -> None:
+    shown, gone = filled(), f"{11:020x}"
+    assert shown.shows_any({gone}) and shown.shows_any({f"{1:020x}"}) and not shown.shows_any({"f" * 20})
+    left = shown.without({gone})
+    assert [each.key for each in left.dropped] == [f"{10:020x}", f"{12:020x}"]
+    assert left.pairs == shown.pairs and gone not in card.render(left) and "base64,B11" not in card.render(left)
+    assert "blurred" not in card.render(shown.model_copy(update={"dropped": ()})).split("</style>", 1)[1]
+
+
+def test_a_card_of_an_earlier_version_is_read_and_shows_no_empty_parts(tmp_path: Path) -> None:
+    shown = without_checks()
+    stored = shown.model_dump(mode="json", exclude={"rules", "found", "unchecked", "dropped"})
+    storage.write_json(f"{storage.from_path(tmp_path)}/{card.DATA_PATH}", stored)
+    again = card.read(storage.from_path(tmp_path))
+    assert again == shown
+    page = english(card.render(again))
+    assert not [title for title in ("Rules", "What was found", "What was not checked", "Dropped") if title in page]
 
 
 def test_damaged_data_of_a_card_are_named(tmp_path: Path) -> None:

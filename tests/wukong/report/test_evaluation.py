@@ -10,7 +10,7 @@ import browser
 import pytest
 import torch
 from english import english
-from evaluation_samples import NASTY, data, evaluated, outcomes
+from evaluation_samples import NASTY, data, evaluated, outcomes, overlaps
 from PIL import Image
 
 from wukong.evaluate import alignment, examples, paper, results, sets
@@ -117,6 +117,33 @@ def test_the_difference_of_two_models_has_its_interval_and_its_test(made: Any) -
     assert text.count("fine-tuned less zero-shot") == 1  # at the set that has one
 
 
+def test_results_stand_there_with_and_without_overlapping_pictures(made: Any) -> None:
+    document, shown = made
+    text = text_of(english(evaluation.render({**document, "overlaps": overlaps()}, shown)))
+    section = text.split("Overlap with the training data")[1].split("Words on patches")[0]
+    assert "the candidates stay" in section
+    assert (
+        "ImageNet fine-tuned 12 of 1,000 1.2 % 3 top-1 50.0 48.5–51.5 48.0 46.5–49.5 90.0 88.5–91.5 "
+        "+2.0 +1.1 to +3.4 0.0031 New pictures fine-tuned 0 of 1,000 0 mean recall The difference"
+    ) in section
+    assert "ImageNet zero-shot 0 of 1,000 4 top-1 ImageNet fine-tuned 12 of" in section
+    below = text.split("Set by set")[1]
+    assert (
+        "The fine-tuned model: 12 of 1,000 pictures overlap with its training data. They were found as equal files "
+        "(5), by a hash (6) and by vectors (1). 3 others were found and left out of training. Copies in another size "
+        "or format were looked for. top-1: The overlap raises the result by more than noise."
+    ) in below
+    assert "Every result of the fine-tuned model with and without 12 overlapping queries" in below
+    assert "mean over classes 50.0 48.5–51.5 80.0 78.5–81.5" in below
+
+
+def test_a_document_that_knows_of_no_overlap_is_shown_as_before(made: Any) -> None:
+    document, shown = made
+    earlier = {key: value for key, value in document.items() if key != "overlaps"}
+    page = english(evaluation.render(earlier, shown))
+    assert page == english(evaluation.render(document, shown)) and "verlap" not in page
+
+
 def test_a_word_is_drawn_on_its_patches(made: Any) -> None:
     html = english(evaluation.render(*made))
     tags = Page(html).tags
@@ -166,6 +193,7 @@ def test_pictures_that_are_right_are_aligned_and_texts_that_cannot_be_read_left_
 @browser.needed
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_it_without_scrolling_sideways(made: Any, width: int, tmp_path: Path) -> None:
+    document, shown = made
     page = tmp_path / "evaluation.html"
-    page.write_text(evaluation.render(*made), "utf-8")
+    page.write_text(evaluation.render({**document, "overlaps": overlaps()}, shown), "utf-8")
     assert browser.overflow(page, width) == ""

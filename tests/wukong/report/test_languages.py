@@ -18,7 +18,7 @@ from wukong.runtime import language
 PAGES = (
     *("report", "report, framed", "evaluation", "evaluation of one model", "comparison"),
     *("promotion", "promotion of the first", "promotion, forced", "table 5", "table 6", "table 7"),
-    *("card", "card without sources"),
+    *("card", "card without sources", "summary of training content"),
 )
 LOCALES = {"en": "en-US", "zh-CN": "zh-CN"}
 ENGLISH = re.compile(r"[A-Za-z][A-Za-z'’-]+(?: [A-Za-z][A-Za-z'’-]*){3,}")

@@ -193,6 +193,20 @@ def test_a_curve_spans_its_box_and_leaves_out_what_is_no_number(run):
     assert xy[-1] == (320, 112)
 
 
+def test_it_says_what_overlaps_with_the_training_data(run):
+    experiment, manifests, evaluation = run
+    result = {"clean": {"value": 0.4375}, "overlap": {"value": 0.75}, "difference": {"low": -0.1}, "p": 0.3}
+    found = {"task": "kinds", "model": "finetuned", "pictures": 12, "overlap": 4, "left_out": 2}
+    tasks = [{**task, "headline": "top1"} for task in evaluation["tasks"]]
+    known = {**evaluation, "tasks": tasks, "overlaps": [{**found, "results": {"top1": result}}]}
+    said = (
+        "4 of 12 pictures overlap with the training data. 2 of 12 pictures were found and left out of training. "
+        "top-1: 50.00 % with them, 43.75 % without. The overlap raises the result by no more than noise."
+    )
+    assert said in " ".join(make((experiment, manifests, known)).split())
+    assert "overlap with the training data" not in make(run)
+
+
 def test_without_evaluation_it_is_a_report_of_the_data(run):
     experiment, manifests, _ = run
     shown = run_report.contents(experiment, manifests, {}, {}, run_report.pictures_of(manifests["filter"]))

@@ -110,7 +110,7 @@ def config_of(settings: Strict, *, exclude: Collection[str] = ()) -> dict[str, A
 
     Args:
         settings: the filter's settings.
-        exclude: settings that are left out, of a section ``section.setting``.
+        exclude: settings that are left out, of a section ``SECTION.SETTING``.
 
     Returns:
         The settings, and under ``rule_versions`` each rule that was added or has changed since version 6 of the stage.
@@ -127,7 +127,7 @@ def dumped(settings: Strict, exclude: Collection[str] = ()) -> dict[str, Any]:
 
     Args:
         settings: the filter's settings.
-        exclude: settings that are left out, of a section ``section.setting``.
+        exclude: settings that are left out, of a section ``SECTION.SETTING``.
     """
     values = settings.model_dump(mode="json")
     defaults = {key: type(settings).model_fields[key].get_default(call_default_factory=True) for key in _added()}
@@ -344,6 +344,8 @@ def vectors(pairs: pl.DataFrame, looked: pl.DataFrame, settings: Strict) -> pl.D
     from wukong.curate import near_duplicates
 
     (asked,) = (rule.nearness for rule in decided("corpus", settings) if rule.nearness is not None)
+    if asked.vector not in looked.columns:  # no pair of the part was left when pictures were read
+        return pl.DataFrame(schema={"key": pl.String, "score": pl.Float64, "vector": pl.Binary})
     further = [name for name in looked.columns if name not in pairs.columns]
     known = looked.select("key", *further).unique("key", keep="first").filter(pl.col(asked.vector).is_not_null())
     joined = pairs.join(known, on="key", how="inner", maintain_order="left")

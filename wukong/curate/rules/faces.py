@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from wukong.config.picture_model import PictureModel
-from wukong.config.section import Fraction, Strict
+from wukong.config.section import Strict
 from wukong.curate import picture_weights
-from wukong.curate.picture_scores import whole_picture
+from wukong.curate.picture_scores import verify, whole_picture
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Faces(Strict):
     """A detector of faces with the outputs of CenterFace, and what is done with what it finds."""
 
     model: PictureModel
-    min_score: Fraction = Field(0.5, ge=LEAST_SCORE, description="what has a lower score is no face")
+    min_score: float = Field(0.5, ge=LEAST_SCORE, le=1, description="what has a lower score is no face")
     max_faces: int | None = Field(None, ge=0, description="pictures with more faces are left out; null leaves out none")
     blur_in_previews: bool = Field(False, description="blur faces in the previews of a release")
 
@@ -113,5 +113,5 @@ RULE = Rule[Any](
     counts=lambda pairs, settings: _counts(pairs, settings.faces),
     drops=lambda settings: _drops(settings.faces),
     uris={"faces.model.uri": picture_weights.missing},
-    verify=lambda settings: picture_weights.verify(settings.faces.model),
+    verify=lambda settings: verify(settings.faces.model, one_number=False),
 )

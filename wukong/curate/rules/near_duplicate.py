@@ -56,19 +56,6 @@ def _drops(settings: NearDuplicateSettings) -> pl.Expr:
     return pl.lit(False) if lowest is None else pl.col(_COSINE) >= lowest
 
 
-def _counts(pairs: pl.DataFrame, _settings: NearDuplicateSettings) -> dict[str, int]:
-    """How many of the pairs that were compared have a nearer one, by cosine."""
-    import polars as pl
-
-    from wukong.curate.near_duplicates import THRESHOLDS
-
-    compared = pairs.filter(pl.col("dropped_by").is_null() | (pl.col("dropped_by") == RULE.name))
-    return {"near_duplicates": len(compared)} | {
-        f"near_duplicates/{threshold:.2f}": compared.select((pl.col(_COSINE) >= threshold).sum()).item()
-        for threshold in THRESHOLDS
-    }
-
-
 RULE = Rule(
     name="near_duplicate",
     place=95,
@@ -93,10 +80,6 @@ RULE = Rule(
             thresholds=(),
         ),
     ),
-    nearness=Nearness(
-        vector="vector",
-        scores=lambda pairs, settings: scores(pairs, _asked(settings).keep),
-        counts=_counts,
-    ),
+    nearness=Nearness(vector="vector", scores=lambda pairs, settings: scores(pairs, _asked(settings).keep)),
     drops=_drops,
 )

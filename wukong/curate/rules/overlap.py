@@ -13,8 +13,8 @@ from pydantic import Field
 from wukong.config.decontaminate import Decontaminate
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
+from wukong.curate import picture_weights
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
-from wukong.curate.rules.forbidden import pdq_forms, pdq_quality
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -41,8 +41,19 @@ def _by_vectors(settings: OverlapSettings) -> bool:
     return settings.decontaminate is not None and settings.decontaminate.min_cosine is not None
 
 
+def _pdq(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
+    """The PDQ hash of each picture and, as the last byte, its quality. Mirrored are the test pictures: they are few."""
+    import numpy as np
+    import polars as pl
+
+    from wukong.curate.pdq import hashes
+
+    found, quality = hashes(batch.decoded)
+    return pl.Series([row.tobytes() for row in np.column_stack([found, quality])], dtype=pl.Binary)
+
+
 def vectors(batch: PictureBatch, settings: OverlapSettings) -> pl.Series:
-    """The vector of each picture; null where a model cannot read it."""
+    """The vector of each picture; not a number where a model cannot read it."""
     from wukong.curate import picture_vectors
 
     encoded = picture_vectors.encode(batch.decoded, settings.vector_model, batch.device, batch.names)
@@ -63,6 +74,17 @@ def _thumbnails(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
     return pl.Series([thumbnail(image) for image in batch.decoded], dtype=pl.Binary)
 
 
+def _counts(pairs: pl.DataFrame, settings: OverlapSettings) -> dict[str, int]:
+    """Pictures that the model cannot read are counted, because they are compared by hashes alone."""
+    import polars as pl
+
+    if not _by_vectors(settings):
+        return {}
+    if "vector" not in pairs.columns:  # no pair was left whose picture would be read
+        return {"unread/overlap": 0}
+    return {"unread/overlap": int(pairs["vector"].arr.first().cast(pl.Float32).is_nan().sum())}
+
+
 def _drops(settings: OverlapSettings) -> pl.Expr:
     import polars as pl
 
@@ -77,6 +99,11 @@ def _fingerprints_problem(uri: str) -> str:
     if storage.exists(uri):
         return ""
     return message(f"{uri} does not exist; name a file of fingerprints that `wukong hashes SET` has made")
+
+
+def _verify(settings: OverlapSettings) -> None:
+    if settings.vector_model is not None:
+        picture_weights.verify(settings.vector_model)
 
 
 def _load(settings: OverlapSettings) -> None:
@@ -112,8 +139,7 @@ RULE = Rule(
         Column("overlap_caption", "string", place=91, optional=True),
     ),
     from_pictures=(
-        FromPictures("pdq_forms", _on, pdq_forms, _THRESHOLDS),
-        FromPictures("pdq_quality", _on, pdq_quality, _THRESHOLDS),
+        FromPictures("pdq", _on, _pdq, _THRESHOLDS),
         FromPictures("vector", _by_vectors, vectors, _THRESHOLDS, runs_model=True),
         FromPictures("halves", _by_vectors, _halves, _THRESHOLDS, runs_model=True),
         FromPictures("thumbnail", _by_vectors, _thumbnails, _THRESHOLDS),
@@ -121,6 +147,8 @@ RULE = Rule(
     load=_load,
     digests=_digests,
     against_tests=True,
+    counts=_counts,
     drops=_drops,
-    uris={"decontaminate.hashes": _fingerprints_problem},
+    uris={"decontaminate.hashes": _fingerprints_problem, "vector_model.uri": picture_weights.missing},
+    verify=_verify,
 )

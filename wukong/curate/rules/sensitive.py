@@ -33,12 +33,10 @@ class SensitiveSettings(Strict):
     word_categories: list[str] | None = Field(
         None,
         min_length=1,
-        exclude_if=lambda value: value is None,  # keys without it are from before it was
         description="the lists whose words drop pairs, by the names of their files; all lists if absent",
     )
     word_disguises: list[Disguise] = Field(
         [],
-        exclude_if=lambda value: not value,  # likewise
         description="how else words may be written; docs/curation-words.md describes and measures each",
     )
 
@@ -66,6 +64,15 @@ def load(settings: SensitiveSettings) -> SensitiveWords:
         categories=settings.word_categories,
         disguises=settings.word_disguises,
     )
+
+
+def _digests(settings: SensitiveSettings) -> dict[str, str]:
+    """Of the operator's lists: what they hold decides, and their address does not change with it."""
+    if settings.sensitive_words is None:
+        return {}
+    from wukong.curate import sensitive_words
+
+    return {"sensitive_words": sensitive_words.digest(settings.sensitive_words)}
 
 
 def _compute(batch: Batch, _settings: SensitiveSettings) -> dict[str, pl.Series]:
@@ -108,6 +115,8 @@ RULE = Rule(
     version=0,
     settings=SensitiveSettings,
     load=load,
+    digests=_digests,
+    added=("word_categories", "word_disguises"),
     compute=_compute,
     drops=_drops,
     check=Check(

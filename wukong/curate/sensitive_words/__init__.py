@@ -16,6 +16,7 @@ Words that are written otherwise on purpose, in pinyin or with characters that l
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -143,12 +144,9 @@ def load(
         ConfigError: the folder holds no list, a list is not UTF-8, or there is no list of a category.
     """
     default = storage.from_path(DEFAULT_LISTS)
-    folder = uri or default
-    files = storage.list_files(folder, ".txt")
-    if not files:
-        raise ConfigError(f"filter.sensitive_words: no list (CATEGORY.txt, one word a line) in {folder}")
+    files = _files(uri or default)
     if with_default and uri:
-        files += storage.list_files(default, ".txt")
+        files += _files(default)
     known = {Path(file).stem for file in files}
     if unknown := set(categories or ()) - known:
         raise ConfigError(
@@ -165,6 +163,26 @@ def load(
         words = lists.setdefault(Path(file).stem, [])
         words += [line.split("#", 1)[0].strip() for line in text.splitlines()]
     return SensitiveWords(lists, disguises)
+
+
+def digest(uri: str) -> str:
+    """SHA-256 of the lists in a folder, their names included.
+
+    Raises:
+        ConfigError: the folder holds no list.
+    """
+    found = hashlib.sha256()
+    for file in _files(uri):
+        content = hashlib.sha256(storage.read_bytes(file)).hexdigest()
+        found.update(f"{Path(file).name} {content}\n".encode())
+    return found.hexdigest()
+
+
+def _files(folder: str) -> list[str]:
+    files = storage.list_files(folder, ".txt")
+    if not files:
+        raise ConfigError(f"filter.sensitive_words: no list (CATEGORY.txt, one word a line) in {folder}")
+    return files
 
 
 def _folded(captions: pl.Series) -> pl.Series:

@@ -5,7 +5,7 @@ letters of ASCII; without the digits of tones; with digits as the letters that t
 character as that character. In each reading three kinds of patterns are looked for: the words, the words with some of
 their characters in pinyin (Aho-Corasick), and the words with some of their characters replaced by others that look or
 sound alike. In ordinary text all of these arise by chance. So a match must begin and end where words do (as jieba cuts
-the caption), and a character that is replaced must be no part of a longer word.
+the caption without its signs), unless it has three Chinese characters or more.
 
 The tables in ``disguises/`` say which letters and characters look alike; pypinyin says how a character is read.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -37,9 +38,11 @@ _TABLES = Path(__file__).parent / "disguises"
 _SIGNS = {"@": "a", "$": "s", "!": "i", "|": "l", "€": "e", "£": "l", "¥": "y"}
 _DIGITS = {"0": "o", "1": "i", "2": "z", "3": "e", "4": "a", "5": "s", "6": "b", "7": "t", "8": "b", "9": "g"}
 _NUMERALS = {ord(shown): letter for shown, letter in (_SIGNS | _DIGITS).items()}
-_NUMERALS_AGAIN = _NUMERALS | {ord("1"): "l", ord("6"): "g", ord("9"): "q"}
+# A digit may stand for several letters: they are taken for one.
+_ONE_SHAPE = str.maketrans("lqg", "ibb")
 _LETTER = re.compile("[a-z]")
 _TONE = re.compile(r"(?<=[a-z])[1-5]")
+_NO_TONE = "\0"
 # Where one of these stands, two statements meet.
 _PUNCTUATION = frozenset("，。、；：！？,;:?()（）[]{}<>《》「」『』【】“”‘’\"'/\\=…—\n")
 _BETWEEN_SYLLABLES = frozenset(" -'·")
@@ -67,54 +70,84 @@ class _Pattern:
 
 
 class _Reading:
-    """A caption without signs, and where its characters stand in the caption."""
+    """A way to read a caption.
 
-    def __init__(self, parts: Iterable[tuple[str, int, int]]) -> None:
-        kept = [(text, start, end) for text, start, end in parts if text.isalnum()]
-        self.text = "".join(text for text, _, _ in kept)
-        self.starts = [start for _, start, _ in kept]
-        self.ends = [end for _, _, end in kept]
+    Attributes:
+        source: the caption, in which other characters stand in the same places.
+        text: its letters, characters and digits, without signs.
+        as_shapes: whether letters stand for all that digits may stand for as well (``_ONE_SHAPE``).
+    """
+
+    def __init__(self, source: str, *, as_shapes: bool = False) -> None:
+        self.source = source
+        self.text = "".join(filter(str.isalnum, source))
+        self.as_shapes = as_shapes
+
+    @cached_property
+    def starts(self) -> Sequence[int]:
+        """Where in ``source`` the characters of ``text`` begin."""
+        return [place for place, character in enumerate(self.source) if character.isalnum()]
+
+    @cached_property
+    def ends(self) -> Sequence[int]:
+        """Where in ``source`` the characters of ``text`` end."""
+        return [start + 1 for start in self.starts]
+
+    def gaps(self, first: int, last: int) -> dict[int, str]:
+        """What stands between the characters ``first`` to ``last`` of ``text``, by the offset from ``first``."""
+        texts = (self.source[self.ends[place] : self.starts[place + 1]] for place in range(first, last))
+        return {number: gap for number, text in enumerate(texts, 1) if (gap := text.replace(_NO_TONE, ""))}
 
 
-class _Caption:
-    """A caption, its readings, and where its words begin and end."""
+class _Joined(_Reading):
+    """A reading in which some characters are taken for one: what it is, and from where to where in the other."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.plain = _Reading((character, place, place + 1) for place, character in enumerate(text))
+    def __init__(self, reading: _Reading, wholes: Iterable[tuple[str, int, int]]) -> None:
+        super().__init__(reading.source)
+        parts, done = [], 0
+        for whole, start, end in [*wholes, ("", len(reading.text), len(reading.text))]:
+            parts += [(reading.text[place], reading.starts[place], reading.ends[place]) for place in range(done, start)]
+            if whole:
+                parts.append((whole, reading.starts[start], reading.ends[end - 1]))
+            done = end
+        self.text = "".join(text for text, _, _ in parts)
+        self.starts = [start for _, start, _ in parts]
+        self.ends = [end for _, _, end in parts]
+
+
+class _Words:
+    """Where the words of a caption begin and end, as jieba cuts it without its signs."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self._reading = reading
 
     @cached_property
     def _edges(self) -> tuple[frozenset[int], frozenset[int]]:
-        lengths = [len(word) for word in rjieba.cut(self.plain.text, False)]
+        lengths = [len(word) for word in rjieba.cut(self._reading.text, False)]
         ends = list(itertools.accumulate(lengths))
         starts = [end - length for end, length in zip(ends, lengths, strict=True)]
         return (
-            frozenset(self.plain.starts[start] for start in starts),
-            frozenset(self.plain.ends[end - 1] for end in ends),
+            frozenset(self._reading.starts[start] for start in starts),
+            frozenset(self._reading.ends[end - 1] for end in ends),
         )
 
-    def is_token(self, start: int, end: int) -> bool:
-        """Whether words begin at ``start`` and end at ``end``, and none ends between."""
-        starts, ends = self._edges
-        return start in starts and end in ends and not any(place in ends for place in range(start + 1, end))
-
-    def is_inside_token(self, start: int, end: int) -> bool:
-        """Whether no word begins or ends within these characters, except at their edges."""
+    def goes_on(self, start: int, end: int) -> bool:
+        """Whether no word begins after ``start`` and before ``end``."""
         starts, _ = self._edges
-        return not any(place in starts for place in range(start + 1, end))
+        return starts.isdisjoint(range(start + 1, end))
 
-    def stands_alone(self, start: int, end: int) -> bool:
-        """Whether no word goes on beyond these characters."""
-        starts, ends = self._edges
-        before, after = self.text[start - 1 : start], self.text[end : end + 1]
-        begins = start in starts if has_han(self.text[start]) else not _is_latin(before)
-        return begins and (end in ends if has_han(self.text[end - 1]) else not _is_latin(after))
+    def begin_and_end(self, source: str, start: int, end: int, *, surely: bool) -> bool:
+        """Whether these characters of a reading are not parts of their neighbours.
 
-    def gaps(self, reading: _Reading, first: int, last: int) -> dict[int, str]:
-        """What stands between the characters ``first`` to ``last`` of a reading, by the offset from ``first``."""
-        between = range(first, last)
-        texts = (self.text[reading.ends[place] : reading.starts[place + 1]] for place in between)
-        return {number: gap for number, gap in enumerate(texts, 1) if gap}
+        Args:
+            source: the reading's.
+            start: of the first character.
+            end: of the last.
+            surely: no Chinese word goes on at either end by chance, so only rows of letters and digits matter.
+        """
+        before, after = source[start - 1 : start], source[end : end + 1]
+        begins = surely or start in self._edges[0] if has_han(source[start]) else not _is_latin(before)
+        return begins and (surely or end in self._edges[1] if has_han(source[end - 1]) else not _is_latin(after))
 
 
 class Disguises:
@@ -137,6 +170,7 @@ class Disguises:
             patterns += itertools.chain.from_iterable(map(_in_pinyin, words))
         self._patterns = patterns
         self._automaton = ahocorasick_rs.AhoCorasick([pattern.text for pattern in patterns])
+        self._of_shapes = ahocorasick_rs.AhoCorasick([pattern.text.translate(_ONE_SHAPE) for pattern in patterns])
         self._alike = _alike(self._kinds)
         self._begins: dict[str, list[str]] = {}
         self._pairs = np.zeros(1 << _BITS, np.bool_)
@@ -145,6 +179,7 @@ class Disguises:
         listed = set().union(*words)
         splits = {parts: whole for parts, whole in _splits().items() if whole in listed}
         self._splits = splits if "shapes" in self._kinds else {}
+        self._wholes = list(self._splits.values())
         self._parts = ahocorasick_rs.AhoCorasick(list(self._splits), matchkind=ahocorasick_rs.MatchKind.LeftmostLongest)
 
     def suspects(self, captions: pl.Series, compact: pl.Series) -> pl.Series:
@@ -165,76 +200,76 @@ class Disguises:
 
     def find(self, text: str) -> list[str]:
         """The words in a caption in normal form and Simplified characters, in order of their end, as listed."""
-        caption = _Caption(text.translate(self._first))
+        plain = _Reading(text.translate(self._first))
+        words = _Words(plain)
         ends: dict[str, int] = {}
-        for reading in self._readings(text, caption):
-            for index, start, end in self._automaton.find_matches_as_indexes(reading.text, overlapping=True):
-                if self._is_pattern(caption, reading, self._patterns[index], start):
+        for reading in self._readings(text, plain):
+            automaton = self._of_shapes if reading.as_shapes else self._automaton
+            for index, start, end in automaton.find_matches_as_indexes(reading.text, overlapping=True):
+                if self._is_pattern(words, reading, self._patterns[index], start):
                     ends.setdefault(self._patterns[index].word, reading.ends[end - 1])
-            for word, start in self._replaced(caption, reading):
-                ends.setdefault(word, reading.ends[start + len(word) - 1])
+            if not reading.as_shapes:
+                for word, start in self._replaced(words, reading):
+                    ends.setdefault(word, reading.ends[start + len(word) - 1])
         return sorted(ends, key=lambda word: (ends[word], word))
 
-    def _readings(self, text: str, caption: _Caption) -> Iterator[_Reading]:
-        yield caption.plain
-        if "pinyin" in self._kinds and _TONE.search(caption.text):
-            tones = {match.start() for match in _TONE.finditer(caption.text)}
-            yield _Reading(
-                (each, place, place + (2 if place + 1 in tones else 1))
-                for place, each in enumerate(caption.text)
-                if place not in tones
-            )
-        if "letters" in self._kinds and _LETTER.search(caption.text):
-            first, second = caption.text.translate(_NUMERALS), text.translate(self._second).translate(_NUMERALS_AGAIN)
-            readings = {first, second}
-            for other in readings - {caption.text}:
-                yield _Reading((each, place, place + 1) for place, each in enumerate(other))
-        if self._splits and (hits := self._parts.find_matches_as_indexes(caption.plain.text)):
-            yield _joined(
-                caption.plain, [(list(self._splits.values())[index], start, end) for index, start, end in hits]
-            )
+    def _readings(self, text: str, plain: _Reading) -> Iterator[_Reading]:
+        yield plain
+        if "pinyin" in self._kinds and _TONE.search(plain.source):
+            yield _Reading(_TONE.sub(_NO_TONE, plain.source))
+        if "letters" in self._kinds and _LETTER.search(plain.source):
+            for source in dict.fromkeys((plain.source, text.translate(self._second))):
+                if (shapes := source.translate(_NUMERALS)) != text:
+                    yield _Reading(shapes.translate(_ONE_SHAPE), as_shapes=True)
+        if self._splits and (hits := self._parts.find_matches_as_indexes(plain.text)):
+            yield _Joined(plain, ((self._wholes[index], start, end) for index, start, end in hits))
 
-    def _is_pattern(self, caption: _Caption, reading: _Reading, pattern: _Pattern, first: int) -> bool:
+    def _is_pattern(self, words: _Words, reading: _Reading, pattern: _Pattern, first: int) -> bool:
         """Whether what matches a pattern is the word and no accident."""
         last = first + len(pattern.text) - 1
         start, end = reading.starts[first], reading.ends[last]
-        gaps = caption.gaps(reading, first, last)
-        if any(not _PUNCTUATION.isdisjoint(gap) for gap in gaps.values()) or (gaps and pattern.initials):
+        gaps = reading.gaps(first, last)
+        if gaps and (pattern.initials or not self._may_stand_between(gaps.values())):
             return False
-        signs = {place for place, gap in gaps.items() if not _BETWEEN_SYLLABLES.issuperset(gap)}
-        if gaps and len(gaps) < len(pattern.text) - 1:
-            spaces = gaps.keys() - signs
-            if not pattern.breaks.issuperset(spaces) or (spaces and pattern.text == pattern.word):
-                return False
-        if signs and "signs" not in self._kinds:
+        spaces = {place for place, gap in gaps.items() if _BETWEEN_SYLLABLES.issuperset(gap)}
+        if len(spaces) < len(gaps) and "signs" not in self._kinds:
             return False
-        if pattern.text == pattern.word and has_han(pattern.word):
-            whole = not gaps and end - start == len(pattern.word) and caption.is_inside_token(start, end)
-            return whole or caption.stands_alone(start, end)
-        return caption.stands_alone(start, end)
+        # Spaces are between all characters, or where a character of the word ends.
+        is_listed = pattern.text == pattern.word
+        if spaces and len(gaps) < len(pattern.text) - 1 and (is_listed or not pattern.breaks.issuperset(spaces)):
+            return False
+        if is_listed and has_han(pattern.word) and end - start == len(pattern.word) and words.goes_on(start, end):
+            return True
+        # Nobody writes signs within a sentence by chance.
+        surely = bool(gaps) and not spaces
+        return words.begin_and_end(reading.source, start, end, surely=surely or _is_long(pattern.word))
 
-    def _replaced(self, caption: _Caption, reading: _Reading) -> Iterator[tuple[str, int]]:
+    def _replaced(self, words: _Words, reading: _Reading) -> Iterator[tuple[str, int]]:
         """Words of which some characters are replaced, and where in the reading they begin."""
-        text = reading.text
-        for first, character in enumerate(text):
+        for first, character in enumerate(reading.text):
             for word in self._begins.get(character, ()):
-                there = text[first : first + len(word)]
-                if len(there) < len(word) or there == word:
-                    continue
-                other = [place for place, (a, b) in enumerate(zip(word, there, strict=True)) if a != b]
-                if len(other) > len(word) // 2 or any(
-                    there[place] not in self._alike.get(word[place], ()) for place in other
-                ):
-                    continue
-                last = first + len(word) - 1
-                gaps = caption.gaps(reading, first, last)
-                if gaps and ("signs" not in self._kinds or any(not _PUNCTUATION.isdisjoint(g) for g in gaps.values())):
-                    continue
-                places = [first + place for place in other]
-                if caption.stands_alone(reading.starts[first], reading.ends[last]) and all(
-                    caption.is_token(reading.starts[place], reading.ends[place]) for place in places
-                ):
-                    yield word, first
+                if self._stands_for(reading.text[first : first + len(word)], word):
+                    last, long = first + len(word) - 1, _is_long(word)
+                    start, end, gaps = reading.starts[first], reading.ends[last], reading.gaps(first, last).values()
+                    if gaps and ("signs" not in self._kinds or not self._may_stand_between(gaps)):
+                        continue
+                    # Two characters that are a word of their own are that word, and two words have a space between.
+                    if not long and (words.goes_on(start, end) or any(map(str.isspace, gaps))):
+                        continue
+                    if words.begin_and_end(reading.source, start, end, surely=long):
+                        yield word, first
+
+    def _stands_for(self, text: str, word: str) -> bool:
+        """Whether a text is a word of whose characters at most half are replaced by others that are alike."""
+        if len(text) < len(word):
+            return False
+        replaced = [(mine, other) for mine, other in zip(word, text, strict=True) if mine != other]
+        return 0 < len(replaced) <= len(word) // 2 and all(
+            other in self._alike.get(mine, ()) for mine, other in replaced
+        )
+
+    def _may_stand_between(self, gaps: Iterable[str]) -> bool:
+        return all(_PUNCTUATION.isdisjoint(gap) for gap in gaps)
 
     def _add_replaced(self, word: str) -> None:
         han = [character for character in word if has_han(character)]
@@ -258,6 +293,11 @@ class Disguises:
         return pl.Series(held)
 
 
+def _is_long(word: str) -> bool:
+    """Whether a word is so long that its characters do not meet by chance, even if one of them is replaced."""
+    return sum(map(has_han, word)) > 2
+
+
 def _is_latin(character: str) -> bool:
     return character.isalnum() and not has_han(character)
 
@@ -268,17 +308,6 @@ def _hashes(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> NDArray[np
 
 def _one_replaced(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[str, str]]:
     return itertools.chain(((first[0], each) for each in second), ((each, second[0]) for each in first[1:]))
-
-
-def _joined(reading: _Reading, wholes: Iterable[tuple[str, int, int]]) -> _Reading:
-    """A reading in which some characters are one: what it is, and from where to where."""
-    parts, done = [], 0
-    for whole, start, end in [*wholes, ("", len(reading.text), len(reading.text))]:
-        parts += [(reading.text[place], reading.starts[place], reading.ends[place]) for place in range(done, start)]
-        if whole:
-            parts.append((whole, reading.starts[start], reading.ends[end - 1]))
-        done = end
-    return _Reading(parts)
 
 
 def _lines(name: str) -> Iterator[list[str]]:
@@ -302,26 +331,25 @@ def _splits() -> dict[str, str]:
     return wholes
 
 
-def _folds(kinds: Collection[Disguise]) -> tuple[dict[int, str], dict[int, str]]:
+def _folds(kinds: frozenset[Disguise]) -> tuple[dict[int, str], dict[int, str]]:
     """What characters are read as that look the same: the first reading, and the second where there are two."""
     first: dict[int, str] = {}
     second: dict[int, str] = {}
     for shown, others in _lines("same.txt"):
         if ("letters" if shown.isascii() else "shapes") in kinds:
-            for other in others:
+            for other in unicodedata.normalize("NFKC", others).lower():  # as captions are
                 (second if ord(other) in first else first)[ord(other)] = shown
-    if "letters" in kinds:
+    if not kinds.isdisjoint({"letters", "pinyin"}):
         first = _latin_letters() | first
     if "shapes" in kinds:
         first = _variants() | first
+    first = {code: shown for code, shown in first.items() if chr(code) != shown and chr(code).strip()}
     return first, first | second
 
 
 @lru_cache(maxsize=1)
 def _latin_letters() -> dict[int, str]:
     """Letters with marks, small capitals, and letters in circles and squares, by their names in Unicode."""
-    import unicodedata
-
     name = re.compile(
         r"(?:LATIN (?:SMALL|CAPITAL) LETTER |LATIN LETTER SMALL CAPITAL |NEGATIVE CIRCLED LATIN CAPITAL LETTER "
         r"|NEGATIVE SQUARED LATIN CAPITAL LETTER |REGIONAL INDICATOR SYMBOL LETTER )([A-Z])(?: WITH .*)?"
@@ -335,7 +363,7 @@ def _variants() -> dict[int, str]:
     """Forms of Traditional characters in Japan, Hong Kong and Taiwan, as Simplified characters."""
     from wukong.runtime.installed import installed_file
 
-    common = set(_common())
+    common = set(common_characters())
     forms: dict[int, str] = {}
     for region in ("JP", "HK", "TW"):
         file = installed_file("opencc-python-reimplemented", f"opencc/dictionary/{region}Variants.txt")
@@ -347,8 +375,8 @@ def _variants() -> dict[int, str]:
 
 
 @lru_cache(maxsize=1)
-def _common() -> list[str]:
-    """The characters of GB 2312."""
+def common_characters() -> list[str]:
+    """The 6,763 characters of GB 2312, of which the first 3,755 are those of its first level, the most common."""
     cells = (bytes([row, cell]) for row in range(0xB0, 0xF8) for cell in range(0xA1, 0xFF))
     return [character for cell in cells if (character := cell.decode("gb2312", "ignore"))]
 
@@ -369,7 +397,7 @@ def _homophones() -> dict[str, str]:
     """The common characters that are read as a common character, in the same tone."""
     import pypinyin
 
-    common = _common()[:3755]
+    common = common_characters()[:3755]
     readings: dict[str, list[str]] = {}
     for character, reading in zip(common, pypinyin.lazy_pinyin(common, pypinyin.Style.TONE3), strict=True):
         readings.setdefault(reading, []).append(character)

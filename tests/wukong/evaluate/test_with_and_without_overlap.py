@@ -163,7 +163,7 @@ def filtered(
     root: str, train: Mapping[str, str], rows: Rows | None, compared: Sequence[str] = (), urls: str = "http://x/{}"
 ) -> Manifest:
     """Write a filter stage: training pairs by key with the digests of their pictures, and ``overlaps.parquet``."""
-    stage = Stage(root, "filter", {})
+    stage = Stage(root, "filter", {"fingerprints": dict.fromkeys(compared, "0")})
     pairs = [{"key": key, "url": urls.format(key), "sha256": digest} for key, digest in train.items()]
     storage.write_table(stage.path("train/00000.parquet"), pa.Table.from_pylist(pairs))
     storage.write_bytes(stage.path("train/00000.tar"), b"")
@@ -174,7 +174,7 @@ def filtered(
         schema = pa.schema([*((name, pa.string()) for name in names), ("distance", pa.float32())])
         storage.write_table(stage.path("overlaps.parquet"), pa.Table.from_pylist(found, schema))
         parts.append(stage.describe("overlaps.parquet", len(found)))
-    return stage.commit(parts, counts={f"overlap/{name}": 0 for name in compared})
+    return stage.commit(parts)
 
 
 def trained(name: str, *parents: Manifest, sources: Sequence[str] = ("*",)) -> Manifest:
@@ -288,7 +288,26 @@ def test_a_hold_outs_pictures_are_found_in_all_tasks_that_have_them(tmp_path: Pa
     model = trained("pretrain", filtered(storage.from_path(tmp_path), {"k": "k"}, rows, ["new", "other"]))
     # A task of classes that has the pictures of both hold-outs.
     made = document({"finetuned": trained_on.pairs_of(model)}, ["a"] * 16, task="classes", split=HOLDOUT)
-    assert made["overlaps"][0]["overlap"] == 2
+    assert made["overlaps"][0]["overlap"] == 2 and not made["overlaps"][0]["compared"]
+
+
+@pytest.mark.parametrize(
+    ("config", "counts", "split", "compared"),
+    [
+        ({"fingerprints": {"stamps": "0"}}, {}, "test", True),
+        ({"decontaminate": {"sets": ["all"]}}, {}, HOLDOUT, True),
+        ({"decontaminate": {"sets": ["stamps"]}}, {}, HOLDOUT, True),
+        ({"decontaminate": {"sets": ["all"]}}, {}, "test", False),
+        ({"decontaminate": {"hashes": ["file:///stamps"], "sets": []}}, {"overlap/stamps": 2}, "test", True),
+        ({"decontaminate": None}, {"overlap_captions/stamps": 2}, "test", False),
+    ],
+)
+def test_a_set_was_looked_for_if_the_filter_was_asked_to(
+    config: dict[str, Any], counts: dict[str, int], split: str, compared: bool, tmp_path: Path
+) -> None:
+    pairs = Stage(storage.from_path(tmp_path), "filter", config).commit([], counts=counts)
+    made = document({"finetuned": trained_on.pairs_of(trained("pretrain", pairs))}, ["a"] * 16, split=split)
+    assert [each["compared"] for each in made["overlaps"]] == ([True] if compared else [])
 
 
 def test_training_pairs_that_cannot_be_read_give_no_numbers(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""The filter's pass that compares what would be trained on with test sets and hold-outs (``docs/overlap.md``)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import polars as pl
+
+from ray_jobs import fingerprints
+from ray_jobs.exchange import Answers
+from ray_jobs.groups import Compared, Group, columns_path, overlap_uris, pairs_left, told
+from wukong.config.filter import Filter
+from wukong.curate import caption_counts, captions, overlap, split
+from wukong.data.schema import OVERLAPS
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Part, Stage
+
+
+def _placed(
+    stage: Stage,
+    group: Group,
+    settings: Filter,
+    look: Stage,
+    compared: Compared,
+    held_out: Answers,
+) -> Iterator[pl.DataFrame]:
+    """The pairs of each part that are left, with ``split`` and the columns that are compared with test sets.
+
+    Whether training sees the caption of a test is not known yet, so each is in the hold-out that may take it.
+    """
+    for number, kept in enumerate(pairs_left(stage, group, settings, compared), group.first):
+        placed = split.assign(
+            kept, settings.split, told(held_out, group, "hash"), caption_counts.hashes(kept["caption"])
+        )
+        columns = pl.DataFrame(storage.read_table(look.path(columns_path(number))))
+        columns = columns.select(name for name in overlap.COLUMNS if name in columns.columns)
+        yield kept.with_columns(placed).join(
+            columns.unique("key", keep="first"), on="key", how="left", maintain_order="left"
+        )
+
+
+def _held_out_uri(stage: Stage, group: int) -> str:
+    return stage.path(f"_work/held-out/{group:05d}.parquet")
+
+
+def write_held_out(
+    stage: Stage,
+    group: Group,
+    holdouts: Sequence[str],
+    settings: Filter,
+    look: Stage,
+    compared: Compared,
+    held_out: Answers,
+) -> dict[str, Any]:
+    """Gather what the pictures of hold-outs are compared by."""
+    placed = _placed(stage, group, settings, look, compared, held_out)
+    # Parts of which no pair is left have no columns of pictures.
+    tests = pl.concat([rows.filter(pl.col("split").is_in(holdouts)) for rows in placed], how="diagonal")
+    tests = tests.select("split", *(name for name in overlap.COLUMNS if name in tests.columns))
+    storage.write_table(_held_out_uri(stage, group.number), tests.to_arrow())
+    return {}
+
+
+def find_overlaps(
+    stage: Stage,
+    group: Group,
+    sets: Sequence[Manifest],
+    holdouts: Sequence[str],
+    groups: Sequence[int],
+    settings: Filter,
+    look: Stage,
+    compared: Compared,
+    held_out: Answers,
+) -> dict[str, Any]:
+    """Find which pairs that would be trained on show a test picture or have a caption of a test set.
+
+    Returns:
+        The names of the test sets, under ``sets``.
+    """
+    asked = settings.decontaminate
+    assert asked is not None  # noqa: S101 - for mypy
+    known = [*map(fingerprints.read, sets), *map(overlap.read, asked.hashes)]
+    names = [*(tests.name for tests in known), *holdouts]
+    held = [pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in groups]
+    of_split = pl.concat(held, how="diagonal").partition_by("split", as_dict=True)
+    known += [overlap.Tests.of_pairs(name, of_split[name,]) for name in holdouts if (name,) in of_split]
+    searches = [overlap.Search(tests, asked) for tests in known]
+    for number, placed in enumerate(_placed(stage, group, settings, look, compared, held_out), group.first):
+        trained = placed.filter(pl.col("split") == split.TRAIN)
+        texts = captions.apart(trained).select("key", "caption_original")
+        found = [pl.DataFrame(schema=overlap.FOUND), *(search.found(trained) for search in searches)]
+        named = [pl.DataFrame(schema=overlap.FOUND_CAPTIONS)]
+        if asked.captions:
+            named += [search.found_captions(texts) for search in searches]
+        for uri, tables in zip(overlap_uris(stage, number), (found, named), strict=True):
+            storage.write_table(uri, pl.concat(tables).to_arrow())
+    return {"sets": names}
+
+
+def write(stage: Stage, groups: Sequence[Group], action: str) -> Part:
+    """Bring together which pairs show which test picture, for those who read the stage."""
+    parts = sum(len(group.parts) for group in groups)
+    found = pl.concat(pl.DataFrame(storage.read_table(overlap_uris(stage, number)[0])) for number in range(parts))
+    rows = found.sort("set", "picture", "key").with_columns(action=pl.lit(action))
+    return stage.write_table(OVERLAPS, rows.to_arrow())
+
+
+def searched(stage: Stage, group: Group) -> dict[str, int]:
+    """A count of 0 for each test set that was looked for, so that the manifest names those without a find."""
+    record = stage.finished_task(f"overlap-{group.number:05d}") or {}
+    return {f"overlap/{name}": 0 for name in record.get("sets", ())}
+
+
+def counts(stage: Stage, part: int, settings: Filter) -> dict[str, int]:
+    """Count the pairs of a part that show a picture, or have a caption, of each test set."""
+    counts: dict[str, int] = {}
+    if settings.decontaminate is not None:
+        for name, uri in zip(("overlap", "overlap_captions"), overlap_uris(stage, part), strict=True):
+            pairs = pl.DataFrame(storage.read_table(uri, ["set", "key"])).unique()
+            counts |= {f"{name}/{of}": rows for of, rows in pairs["set"].value_counts().iter_rows()}
+    return counts
