@@ -5,6 +5,7 @@ from pydantic import Field, model_validator
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate.picture_scores import known_range, rule_of_scores
+from wukong.runtime.language import message
 
 
 class Aesthetic(Strict):
@@ -34,6 +35,7 @@ RULE = rule_of_scores(
     "aesthetic",
     place=84,
     title="pleasing picture, by a model",
+    unchecked=message("No model judged how pictures look."),
     settings=AestheticSettings,
     column="aesthetic_score",
     column_place=62,

@@ -11,6 +11,7 @@ from wukong.config.section import Strict
 from wukong.curate import picture_weights
 from wukong.curate.picture_scores import verify, whole_picture
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -96,6 +97,7 @@ RULE = Rule[Any](
     name="faces",
     place=86,
     title="few faces, by a model",
+    unchecked=message("No model looked for faces: how many masked names stand beside a face is not known."),
     version=1,
     settings=FacesSettings,
     added=("faces",),

@@ -132,6 +132,7 @@ RULE = Rule(
     name="forbidden",
     place=1,
     title="picture on no list of forbidden ones",
+    unchecked=message("No list of forbidden pictures was obeyed."),
     version=1,
     added=("forbidden",),
     settings=ForbiddenSettings,

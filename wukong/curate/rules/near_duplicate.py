@@ -13,6 +13,7 @@ from wukong.config.section import Strict
 from wukong.curate.preferred import Keep, scores, sharpness
 from wukong.curate.rule import Column, FromPictures, Nearness, Rule
 from wukong.curate.rules.overlap import vectors
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,6 +61,7 @@ RULE = Rule(
     name="near_duplicate",
     place=95,
     title="no picture nearly the same, by vectors",
+    unchecked=message("Near duplicates were not looked for."),
     version=1,
     settings=NearDuplicateSettings,
     added=("near_duplicates",),

@@ -126,10 +126,19 @@ def _digests(settings: OverlapSettings) -> dict[str, str]:
 
 _THRESHOLDS = ("decontaminate",)
 
+def _sets(pairs: pl.DataFrame, _settings: OverlapSettings, _loaded: None) -> pl.Series:
+    """The test set of each pair that was dropped."""
+    import polars as pl
+
+    return pairs.select(pl.coalesce(pl.col("overlap").str.split("/").list.first(), "overlap_caption")).to_series()
+
+
 RULE = Rule(
     name="overlap",
     place=97,
     title="no picture or caption of a test set",
+    kinds=_sets,
+    unchecked=message("Nobody compared the pictures with those of test sets."),
     version=1,
     added=("decontaminate", "vector_model"),
     settings=OverlapSettings,

@@ -10,6 +10,7 @@ from wukong.config.picture_model import PictureModel
 from wukong.config.section import Fraction, Strict
 from wukong.curate.picture_scores import rule_of_scores, whole_picture
 from wukong.curate.rule import PictureBatch
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,6 +55,7 @@ RULE = rule_of_scores(
     "text_area",
     place=85,
     title="little text in the picture, by a model",
+    unchecked=message("No model looked for text in pictures."),
     settings=TextAreaSettings,
     column="text_area",
     column_place=63,

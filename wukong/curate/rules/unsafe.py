@@ -5,6 +5,7 @@ from pydantic import Field, field_validator
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Fraction, Strict
 from wukong.curate.picture_scores import known_range, rule_of_scores
+from wukong.runtime.language import message
 
 
 class Unsafe(Strict):
@@ -26,6 +27,7 @@ RULE = rule_of_scores(
     "unsafe",
     place=82,
     title="safe picture, by a model",
+    unchecked=message("No model looked for unsafe pictures."),
     settings=UnsafeSettings,
     column="unsafe_score",
     column_place=60,

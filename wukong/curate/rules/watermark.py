@@ -5,6 +5,7 @@ from pydantic import Field, field_validator
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Fraction, Strict
 from wukong.curate.picture_scores import known_range, rule_of_scores
+from wukong.runtime.language import message
 
 
 class Watermark(Strict):
@@ -26,6 +27,7 @@ RULE = rule_of_scores(
     "watermark",
     place=83,
     title="no watermark, by a model",
+    unchecked=message("No model looked for watermarks."),
     settings=WatermarkSettings,
     column="watermark_score",
     column_place=61,
