@@ -36,9 +36,9 @@ IN_DISGUISE = {
 }  # fmt: skip
 
 INNOCENT = [
-    "红色 情侣装", "红色、情侣装", "特色 情人节", "路口 交通", "男性，交友", "白色 情侣款", "绿色qing", "dumas", "Lu Xun",
-    "女子单打", "日月同辉", "女干部", "木林森", "SD卡 3.0", "iPhone 15 Pro", "v2.0 测试", "seqings", "xseqing", "喜钱",
-    "读博士", "红色Q版", "一个人妻子", "popcorn 2024", "ρоrtο", "corn p", "大麻花", "六个彩球", "成人高考",
+    "红色 情侣装", "红色、情侣装", "特色 情人节", "路口 交通", "男性，交友", "白色 情侣款", "绿色qing", "dumas",
+    "Lu Xun", "女子单打", "日月同辉", "女干部", "木林森", "SD卡 3.0", "iPhone 15 Pro", "v2.0 测试",
+    "seqings", "xseqing", "喜钱", "读博士", "红色Q版", "一个人妻子", "popcorn 2024", "ρоrtο", "corn p", "大麻花", "六个彩球", "成人高考",
 ]  # fmt: skip
 
 
@@ -75,7 +75,9 @@ def test_what_the_benchmark_wrote_in_disguise_is_found(name, made):
     """The benchmark's generator knows nothing of the matcher: see ``benchmarks/curate/words/obfuscate.py``."""
     assert len(made) == bench.RECORDED
     seen = found(SEEING, [caption for _, caption in made])
-    assert sum(seen) / len(made) >= 0.9, [pair for pair, each in zip(made, seen, strict=True) if not each]
+    assert sum(seen) / len(made) >= bench.LEAST_RECALL, [
+        pair for pair, each in zip(made, seen, strict=True) if not each
+    ]
 
 
 def test_nineteen_in_twenty_of_all_disguises_are_found():
@@ -96,32 +98,10 @@ def test_few_of_many_captions_from_the_web_hold_a_word_by_chance():
     assert by_chance <= bench.MOST_FALSE * len(lines)
 
 
-PIECES = st.sampled_from(
-    [*"赌博色情毒品睹惰女票娼贝者六合和彩h", "se", "qing", "du", "bo", "porn", "p0rn", "рorn", "hswz", "4", "2", "1"]
-    + [
-        " ",
-        "*",
-        "，",
-        "😀",
-        "\u200b",
-        "é",
-        "ü",
-        "@",
-        "㊙",
-        "⼥",
-        "黃",
-        "片",
-        "a",
-        "а",
-        "网站",
-        "人",
-        "\0",
-        "電影",
-        "成",
-        "电",
-        "彭",
-    ]
-)
+PIECES = st.sampled_from([
+    *"赌博色情毒品睹惰女票娼贝者六合和彩黃片人成电彭", *"ha421", *" *，😀\u200béü@㊙⼥а\0",
+    "se", "qing", "du", "bo", "porn", "p0rn", "рorn", "hswz", "网站", "電影",
+])  # fmt: skip
 
 
 @given(st.lists(PIECES, max_size=9).map("".join) | st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
