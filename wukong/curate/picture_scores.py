@@ -22,6 +22,7 @@ def rule_of_scores(
     *,
     place: int,
     title: str,
+    unchecked: str,
     settings: type[Strict],
     column: str,
     column_place: int,
@@ -35,6 +36,7 @@ def rule_of_scores(
         name: of the rule, and of its section: a key of ``settings`` that is null where the rule is off.
         place: see ``Rule``.
         title: see ``Rule``.
+        unchecked: see ``Rule``.
         settings: the rule's keys in ``filter``.
         column: of the scores.
         column_place: see ``Column``.
@@ -56,6 +58,7 @@ def rule_of_scores(
         name=name,
         place=place,
         title=title,
+        unchecked=unchecked,
         version=1,
         settings=settings,
         added=(name,),

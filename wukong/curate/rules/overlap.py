@@ -126,6 +126,7 @@ def _digests(settings: OverlapSettings) -> dict[str, str]:
 
 _THRESHOLDS = ("decontaminate",)
 
+
 def _sets(pairs: pl.DataFrame, _settings: OverlapSettings, _loaded: None) -> pl.Series:
     """The test set of each pair that was dropped."""
     import polars as pl
