@@ -185,7 +185,7 @@ bench-overlap: $(INSTALLED) ## Plant changed test pictures and count what is fou
 	$(BIN)/python benchmarks/overlap/hashing.py
 	$(BIN)/python benchmarks/curate/picture_models.py
 	$(BIN)/python benchmarks/curate/near_duplicates.py
-	$(BIN)/python benchmarks/curate/words/bench.py
+	$(BIN)/python -m benchmarks.curate.words.bench
 
 .PHONY: bench-eval
 bench-eval: $(INSTALLED) ## Compare recall and accuracy with Chinese-CLIP, CLIP_benchmark and MTEB; time scoring and retrieval
