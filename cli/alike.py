@@ -116,7 +116,7 @@ def confirmed(
         return None
     _print(console, matches)
     if asked.sheet is not None:
-        from wukong.report import near_pictures
+        from wukong.publish import near_pictures
 
         page = near_pictures.render(matches, alike.pictures(matches), blurred=not asked.show)
         storage.write_bytes(storage.from_path(asked.sheet), page.encode())

@@ -197,7 +197,7 @@ def _roots_of_indexes(store: str | None, named: str | None) -> list[str]:
 
 def _delete_indexes(roots: Sequence[str], place: str, _traces: "Traces") -> list[str]:
     """Delete the indexes of what has changed at a place; a search makes them anew."""
-    from wukong.serve import superseded
+    from wukong.publish import superseded
 
     return [folder for root in roots for folder in superseded.delete_below(root, place)]
 

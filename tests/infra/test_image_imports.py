@@ -44,6 +44,8 @@ ALLOWED = {
         for name in ("bert", "image_encoder", "text_encoder", "weights")
     ),
     *(("wukong.stages.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
+    # Hashing pictures: the filter job does.
+    ("wukong.curate.rule", "wukong.curate.pdq"),
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.text.units", "tokenizers"),
     ("wukong.curate.text.units", "wukong.data.tokenizer"),

@@ -245,8 +245,9 @@ def test_names_of_no_set_are_refused_with_the_names_that_there_are():
         "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
         "filter": {"split": {"held_out_captions": 0.0, "holdouts": HOLDOUTS}, "decontaminate": {"sets": ["imagenett"]}},
     }
-    with pytest.raises(ConfigError, match=r"imagenett, which is no test set; .*imagenet, .*the hold-outs are held"):
-        documents.parse(document)
+    asked = documents.parse(document | {"evaluate": {"sets": "file:///sets"}})
+    with pytest.raises(ConfigError, match=r"'imagenett', which is no test set; .*imagenet, .*the hold-outs are held"):
+        preflight.check_stages(asked, ["filter"])
     document["filter"]["decontaminate"]["sets"] = ["imagenet"]
     with pytest.raises(ConfigError, match=r"evaluate\.sets is empty, and filter\.decontaminate\.sets names imagenet"):
         documents.parse(document)

@@ -70,8 +70,8 @@ def search(
         raise ConfigError(f"--picture: there is no file {picture}")
     chosen = model or champion()
     searched = data or data_of(chosen)
+    from wukong.crawl.uploads import RefusedError
     from wukong.serve import start
-    from wukong.serve.uploads import RefusedError
 
     service = start.service(chosen, searched, index, device, encodes=encode)
     try:

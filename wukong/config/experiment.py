@@ -23,7 +23,6 @@ from wukong.config.split import Split
 from wukong.config.training import Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
-from wukong.evaluate import set_folders
 from wukong.runtime.language import message
 
 
@@ -212,13 +211,7 @@ class Experiment(Strict):
         return self
 
     @model_validator(mode="after")
-    def _decontaminated_sets_exist(self) -> "Experiment":
-        if unknown := [name for name in self.decontaminated_sets if name not in set_folders.NAMES]:
-            held_out = ", ".join(holdout.name for holdout in self.filter.split.holdouts) or message("there are none")
-            raise ValueError(
-                f"filter.decontaminate.sets names {', '.join(unknown)}, which is no test set; the published ones are "
-                f"{', '.join(set_folders.NAMES)}, and the hold-outs are {held_out}; or write {ALL}"
-            )
+    def _decontaminated_sets_have_a_place(self) -> "Experiment":
         if self.decontaminated_sets and not self.evaluate.sets:
             raise ValueError(
                 f"evaluate.sets is empty, and filter.decontaminate.sets names {', '.join(self.decontaminated_sets)}: "

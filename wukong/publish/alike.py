@@ -20,18 +20,19 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image
 
+from wukong.crawl import uploads
 from wukong.crawl.status import Status
+from wukong.crawl.uploads import RefusedError, UploadDecoder
 from wukong.crawl.url import key_of
 from wukong.curate import hash_files, pdq, rules
 from wukong.curate.hash_search import HashSearch
 from wukong.data import shards
 from wukong.data.decoding import decode
 from wukong.errors import ConfigError, DataError, StorageError
-from wukong.publish import located, release
+from wukong.publish import release, superseded
 from wukong.publish.parallel import for_each
 from wukong.publish.takedown_plan import finished, stages_at, unfinished_crawls
-from wukong.serve import superseded, uploads
-from wukong.serve.uploads import RefusedError, UploadDecoder
+from wukong.runs import located
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 

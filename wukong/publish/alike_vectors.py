@@ -21,11 +21,11 @@ from wukong.errors import WukongError
 from wukong.evaluate.model import OwnModel
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
+from wukong.publish import superseded
 from wukong.publish.alike import Example, Hit
 from wukong.publish.takedown_plan import finished
 from wukong.runtime import progress
 from wukong.runtime.language import message
-from wukong.serve import superseded
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 

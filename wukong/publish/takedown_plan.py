@@ -24,11 +24,12 @@ from wukong.curate.near_duplicates import COSINE
 from wukong.curate.rule import HELD_BACK
 from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import ConfigError, DataError
-from wukong.publish import located, release
+from wukong.publish import release
 from wukong.publish.parallel import for_each
 from wukong.publish.traces import Traces
 from wukong.publish.trained_models import TrainedModel, trained_on
 from wukong.report import card
+from wukong.runs import located
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from wukong.data.shards import matching
 from wukong.errors import WukongError
 from wukong.evaluate.trained_on import Pairs, pairs_of
-from wukong.publish import located
+from wukong.runs import located
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 

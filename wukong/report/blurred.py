@@ -15,7 +15,7 @@ from PIL import Image
 from wukong.curate import repack
 from wukong.data.decoding import decode
 from wukong.errors import DataError
-from wukong.publish import located
+from wukong.runs import located
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 

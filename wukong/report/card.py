@@ -21,6 +21,7 @@ from wukong.report import blurred, checks, gallery, template
 from wukong.report.blurred import Dropped
 from wukong.report.checks import Applied
 from wukong.report.funnel import Bar, Step, bars, funnel, wording
+from wukong.report.near_duplicates import Curve, curve
 from wukong.report.removed import Removed
 from wukong.report.statistics import PAPER, Counts, Statistics
 from wukong.runtime.language import message
@@ -109,6 +110,7 @@ class Card(BaseModel):
         found: what was found that a reader of numbers must know, as sentences.
         unchecked: what was not looked for, as sentences.
         dropped: dropped pictures, blurred.
+        near: how many pairs go as near duplicates at each threshold; None where their vectors were not compared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -128,6 +130,7 @@ class Card(BaseModel):
     found: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    near: Curve | None = None
 
     def shows_any(self, keys: Set[str]) -> bool:
         """Returns whether the card shows a picture of one of some pairs."""
@@ -229,6 +232,7 @@ def of(
             "found": checks.found(filtered),
             "unchecked": checks.unchecked(filtered),
             "dropped": tuple(blurred.examples(crawl, removed.chosen())),
+            "near": curve(filtered),
         }
     )
 

@@ -1,6 +1,6 @@
 """How many pairs go as near duplicates at each threshold, for the dataset card: known before any goes.
 
-The card's template includes ``near_duplicates.html.j2``, which draws ``near``, a ``Curve``.
+The card's template draws a ``Curve``.
 """
 
 from __future__ import annotations

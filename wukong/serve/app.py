@@ -15,13 +15,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wukong.crawl import uploads
+from wukong.crawl.uploads import RefusedError
 from wukong.curate.text.characters import has_han
 from wukong.report.template import environment
-from wukong.serve import answers, openai_api, uploads
+from wukong.serve import answers, openai_api
 from wukong.serve.embedder import Embedder
 from wukong.serve.metrics import Metrics
 from wukong.serve.service import Picture, Service
-from wukong.serve.uploads import RefusedError
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
-from wukong.serve.uploads import RefusedError
+from wukong.crawl.uploads import RefusedError
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")

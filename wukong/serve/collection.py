@@ -15,7 +15,8 @@ from wukong.crawl.status import FetchError
 from wukong.crawl.url import key_of
 from wukong.data import shards
 from wukong.errors import DataError
-from wukong.publish import located, takedown
+from wukong.publish import takedown
+from wukong.runs import located
 from wukong.store import manifest, storage
 
 _MANIFEST = "manifest.json"

@@ -9,10 +9,10 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from wukong.crawl.uploads import Limits, RefusedError, UploadDecoder
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
 from wukong.serve.batcher import Batcher
-from wukong.serve.uploads import Limits, RefusedError, UploadDecoder
 
 BATCH = 32
 """The most texts of a batch."""

@@ -22,13 +22,14 @@ from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
 from wukong.model.dual import Texts
 from wukong.model.saved_model import open_picture
+from wukong.publish import superseded
+from wukong.publish.superseded import COLLECTION, STAGE
 from wukong.runtime import progress
-from wukong.serve import calibration, stored_features, superseded
+from wukong.serve import calibration, stored_features
 from wukong.serve.collection import Collection, Piece, Place
 from wukong.serve.index import CALIBRATION, CAPTIONS, PLACES, open_parts
 from wukong.serve.query import search_forms
 from wukong.serve.stored_features import FeatureFile
-from wukong.serve.superseded import COLLECTION, STAGE
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
 

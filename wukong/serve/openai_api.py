@@ -17,9 +17,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from torch import Tensor
 
-from wukong.serve import answers, uploads
+from wukong.crawl import uploads
+from wukong.crawl.uploads import Limits, RefusedError
+from wukong.serve import answers
 from wukong.serve.embedder import Embedder
-from wukong.serve.uploads import Limits, RefusedError
 
 PREFIX = "/v1/"
 _SMALL = 2**20

@@ -9,19 +9,19 @@ from heapq import nlargest
 from PIL import Image
 from torch import Tensor
 
-from wukong.crawl import image_header
+from wukong.crawl import image_header, uploads
+from wukong.crawl.uploads import Limits, RefusedError, data_url
 from wukong.curate.text.characters import has_han
 from wukong.data import images
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
 from wukong.runtime.language import message
-from wukong.serve import answers, index, uploads
+from wukong.serve import answers, index
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
 from wukong.serve.embedder import BATCH, Embedder
 from wukong.serve.query import search_forms
 from wukong.serve.search import DIGITS, Hit, Searcher, SearchResult
-from wukong.serve.uploads import Limits, RefusedError, data_url
 from wukong.store.manifest import Manifest
 
 _READERS = 4

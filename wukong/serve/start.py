@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 import wukong
+from wukong.crawl.uploads import Limits
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate.model import OwnModel
 from wukong.runtime import environment
@@ -13,7 +14,6 @@ from wukong.serve import collection, encode
 from wukong.serve.collection import Collection
 from wukong.serve.embedder import Embedder
 from wukong.serve.service import Service
-from wukong.serve.uploads import Limits
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 

@@ -76,6 +76,16 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
         for name in stages.training_of(experiment, training).validation.tasks
         if name not in {*experiment.held_out_tasks, *set_folders.NAMES}
     ]
+    if "filter" in names:
+        holdouts = ", ".join(holdout.name for holdout in experiment.filter.split.holdouts) or message("there are none")
+        problems += [
+            message(
+                f"filter.decontaminate.sets names {name!r}, which is no test set; the published ones are "
+                f"{', '.join(set_folders.NAMES)}, and the hold-outs are {holdouts}; or write all"
+            )
+            for name in experiment.decontaminated_sets
+            if name not in set_folders.NAMES
+        ]
     if "evaluate" in names:
         problems += [
             message(f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}")

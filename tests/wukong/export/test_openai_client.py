@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from search_site import started
 
+from wukong.crawl.uploads import Limits
 from wukong.evaluate.model import OwnModel
 from wukong.export.parts import sample_pictures
 from wukong.model.saved_model import SavedModel
 from wukong.serve.app import create_app
 from wukong.serve.embedder import Embedder
-from wukong.serve.uploads import Limits
 
 pytestmark = [consumers.only_by_hand, pytest.mark.slow]
 PACKAGES = ("openai==3.57.0",)

@@ -29,9 +29,8 @@ from cli.main import app
 from wukong.crawl import attempt
 from wukong.curate import pdq
 from wukong.errors import ConfigError, DataError
-from wukong.publish import alike, parallel, takedown
+from wukong.publish import alike, parallel, superseded, takedown
 from wukong.publish.trained_models import TrainedModel
-from wukong.serve import superseded
 from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
 from wukong.tracking import availability, mlflow_rest

@@ -18,7 +18,8 @@ from wukong.crawl import attempt, previous
 from wukong.crawl.url import key_of
 from wukong.curate import lookup, repack
 from wukong.data.shards import END, packed
-from wukong.publish import located, parallel, takedown, takedown_plan
+from wukong.publish import parallel, takedown, takedown_plan
+from wukong.runs import located
 from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
 

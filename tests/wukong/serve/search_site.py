@@ -16,10 +16,10 @@ import colours
 import uvicorn
 from fastapi import FastAPI
 
+from wukong.crawl.uploads import Limits
 from wukong.serve import app, collection, encode
 from wukong.serve.listening import listen
 from wukong.serve.service import Service
-from wukong.serve.uploads import Limits
 from wukong.store import storage
 
 HOSTILE = """<script>alert(1)</script>"' onerror=alert(2) {{7*7}} </main>黑"""
