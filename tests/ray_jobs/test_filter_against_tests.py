@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from ray_jobs import filter as job
 from ray_jobs import fingerprints as fingerprints_job
+from ray_jobs import validate
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl.url import key_of
@@ -136,6 +137,14 @@ def test_marked_pairs_are_trained_on_and_keep_their_mark(tmp_path, make_crawl):
     marks = dict(table(manifest, "train/").select("url", "overlap").iter_rows())
     assert marks == {"http://x/a/same": "known/test.png", "http://x/a/other": None}
     assert table(manifest, OVERLAPS)["action"].to_list() == ["mark"]
+
+
+def test_the_gate_passes_pairs_with_the_columns_of_the_rules_that_are_on(tmp_path, make_crawl):
+    uri = fingerprints_at(tmp_path / "known", {"test": drawn(0)})
+    asked = settings(tmp_path, {"hashes": [uri], **BY_HASHES})
+    asked = asked.model_copy(update={"validation": asked.validation.model_copy(update={"min_pairs": 2})})
+    crawl = crawl_of(make_crawl, {f"a/{n}": drawn(n) for n in range(3)} | {"held/one": drawn(5)})
+    assert validate.run(asked, {"filter": job.run(asked, {"crawl": crawl})}).counts["pairs"] == 3
 
 
 def test_what_is_near_a_hold_out_is_dropped_though_its_file_is_another(tmp_path, make_crawl):

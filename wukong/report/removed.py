@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 
@@ -33,7 +33,7 @@ ELSEWHERE = ""
 MOST_SHOWN = 20
 """Pictures that a card shows at most."""
 
-_WHEN: tuple[Decided, ...] = ("pairs", "pictures", "corpus")
+_WHEN: tuple[Decided, ...] = get_args(Decided)
 
 
 @dataclass

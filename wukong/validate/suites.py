@@ -23,7 +23,7 @@ def pair_expectations(experiment: Experiment) -> list[Any]:
     """Expectations on the rows that ``wukong.validate.audit.audit`` returns."""
     settings, gate = experiment.filter, experiment.validation
     splits = ["train", *(holdout.name for holdout in settings.split.holdouts)]
-    known = [*PAIRS.names, *audit.columns()]
+    known = [*PAIRS.names, *sorted(rules.optional_columns(settings)), *audit.columns()]
     expectations = {
         "columns": gxe.ExpectTableColumnsToMatchSet(column_set=known, exact_match=True),
         "no_missing_captions": gxe.ExpectColumnValuesToNotBeNull(column="caption"),

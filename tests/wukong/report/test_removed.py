@@ -98,3 +98,9 @@ def test_what_must_never_be_shown_hides_all_that_was_not_compared_with_it(monkey
 
 def test_a_rule_that_obeys_a_list_of_forbidden_pictures_is_never_shown() -> None:
     assert all(rule.never_shown for rule in REGISTRY if rule.name == "forbidden")
+
+
+def test_what_shows_a_test_picture_may_be_shown_as_it_passed_the_list_of_forbidden_ones() -> None:
+    asked = {"forbidden": {"lists": ["file:///list"]}, "decontaminate": {"hashes": ["file:///set"]}}
+    table = dropped(10, ["sensitive", "forbidden", "overlap"])
+    assert set(removed.candidates(table, Filter.model_validate(asked))) == {"overlap"}
