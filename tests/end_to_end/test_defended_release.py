@@ -37,6 +37,10 @@ COLOURS = ("红色", "蓝色", "绿色", "黄色", "紫色", "橙色", "白色",
 THINGS = ("灯笼", "小船", "自行车", "雨伞", "书桌", "茶壶", "风筝", "椅子", "木门", "苹果", "篮子", "花瓶")
 SIDE = 512
 ORDINARY, HELD = 110, 24
+FORBIDDEN_SEED = 3_003
+"""Of a picture with enough in it for PDQ."""
+FRAMED_FROM = 7
+"""The first of the held-out pictures that are there a second time with a frame."""
 NEAR_FROM = 5
 """The first of the ordinary pictures that are there a second time with a narrow edge cut away."""
 EXAMINED = range(2_000, 2_012)
@@ -111,7 +115,7 @@ def pictures() -> dict[str, bytes]:
     tested = [drawn(seed) for seed in EXAMINED]
     site = {f"/web/{number}.jpg": jpeg(image) for number, image in enumerate(ordinary)}
     site |= {f"/held/{number}.jpg": jpeg(image) for number, image in enumerate(held)}
-    site["/planted/forbidden-0.jpg"] = jpeg(half(drawn(3_000)), 60)
+    site["/planted/forbidden-0.jpg"] = jpeg(half(drawn(FORBIDDEN_SEED)), 60)
     site["/planted/sensitive-0.jpg"] = jpeg(drawn(3_001))
     site["/planted/unsafe-0.jpg"] = jpeg(grid(3_002))
     site |= {f"/planted/watermark-{n}.jpg": jpeg(watermarked(drawn(3_100 + n), n)) for n in range(MARKED)}
@@ -122,7 +126,7 @@ def pictures() -> dict[str, bytes]:
     copies = [jpeg(tested[0], 30), jpeg(tested[1], 30), jpeg(half(tested[2])), jpeg(half(tested[3]))]
     copies += [jpeg(ImageOps.mirror(image)) for image in tested[4:OF_FOLDER]]
     site |= {f"/planted/tested-{number}.jpg": data for number, data in enumerate(copies)}
-    return site | {f"/planted/held-{n}.jpg": jpeg(framed(held[n])) for n in range(OF_HOLDOUT)}
+    return site | {f"/planted/held-{n}.jpg": jpeg(framed(held[FRAMED_FROM + n])) for n in range(OF_HOLDOUT)}
 
 
 def caption(number: int, path: str) -> str:
@@ -185,7 +189,7 @@ def classifiers(folder: Path) -> dict[str, dict[str, Any]]:
 def experiment(folder: Path, fingerprints: Path) -> dict[str, Any]:
     queries, listed = folder / "queries.txt", folder / "forbidden.txt"
     queries.write_text("\n".join(WORDS), encoding="utf-8")
-    (forbidden,), _ = pdq.hashes([drawn(3_000)])
+    (forbidden,), _ = pdq.hashes([drawn(FORBIDDEN_SEED)])
     listed.write_text(f"{forbidden.tobytes().hex()}\n", encoding="ascii")
     return {
         "name": "defended",
