@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from ray_jobs import exchange
+from ray_jobs import exchange, groups
 from ray_jobs import filter as job
 from wukong.config.filter import Filter
 from wukong.curate import caption_counts, rules
@@ -41,14 +41,16 @@ def chain(file: str) -> dict[str, float]:
 def count(folder: str) -> dict[str, float]:
     """The filter job's count, two of its tasks at a time; of the corpus there are captions alone."""
     files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
-    groups = [job._Group(number, number, (file,)) for number, file in enumerate(files)]
+    of_files = [groups.Group(number, number, (file,)) for number, file in enumerate(files)]
     job.read_pairs = lambda uri: pl.DataFrame(storage.read_table(uri, ["caption"]))
     with TemporaryDirectory(dir=folder) as work, ThreadPoolExecutor(2) as pool:
-        job.run_all = exchange.run_all = lambda task, arguments: list(pool.map(lambda entry: task(*entry), arguments))
+        groups.run_all = exchange.run_all = lambda task, arguments: list(
+            pool.map(lambda entry: task(*entry), arguments)
+        )
         started = time.perf_counter()
-        answers = job._count(Stage(storage.from_path(Path(work)), "filter", {}), groups, SETTINGS)
+        answers = job._count(Stage(storage.from_path(Path(work)), "filter", {}), of_files, SETTINGS)
         seconds = time.perf_counter() - started
-        counts = [answers.of(group.number)["count"] for group in groups]
+        counts = [answers.of(group.number)["count"] for group in of_files]
     return {"seconds": seconds, "answers": sum(map(len, counts)), "most": max(each.max() or 1 for each in counts)}
 
 
@@ -56,12 +58,13 @@ def parts(folder: str) -> dict[str, float]:
     """The filter job's passes over Parquet, its tasks one after another in one process: count, apply the rules."""
     files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
     stage = Stage(storage.from_path(Path(folder)), "filter", {})
-    size = max(1, job._MAX_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item())
-    groups = [job._Group(n, low, tuple(files[low : low + size])) for n, low in enumerate(range(0, len(files), size))]
+    size = max(1, groups._MAX_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item())
+    starts = enumerate(range(0, len(files), size))
+    of_files = [groups.Group(n, low, tuple(files[low : low + size])) for n, low in starts]
     started = time.perf_counter()
-    job.run_all = exchange.run_all = lambda task, arguments: [task(*entry) for entry in arguments]
-    counts = job._count(stage, groups, SETTINGS)
-    pairs = sum(job._apply_rules(stage, group, SETTINGS, counts)["pairs"] for group in groups)
+    groups.run_all = exchange.run_all = lambda task, arguments: [task(*entry) for entry in arguments]
+    counts = job._count(stage, of_files, SETTINGS)
+    pairs = sum(job._apply_rules(stage, group, SETTINGS, counts)["pairs"] for group in of_files)
     return {"seconds": time.perf_counter() - started, "pairs": pairs}
 
 

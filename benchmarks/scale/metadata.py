@@ -38,6 +38,7 @@ from ray import cloudpickle
 
 from ray_jobs import crawl, validate
 from ray_jobs import filter as filtering
+from ray_jobs import groups as groups_job
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl import plan
@@ -288,7 +289,7 @@ def measure(rows: int, work: Path, processes: int, gate: bool) -> None:
     """All stages at one number of rows."""
     root = storage.from_path(work / str(rows))
     tasks = Tasks(processes)
-    for module in (crawl, filtering, validate, sys.modules.get("ray_jobs.exchange")):
+    for module in (crawl, groups_job, validate, sys.modules.get("ray_jobs.exchange")):
         if module is not None and hasattr(module, "ray"):
             module.ray = tasks
     crawl._plan = tasks.remote(crawl._plan._function)
@@ -310,17 +311,17 @@ def measure(rows: int, work: Path, processes: int, gate: bool) -> None:
     settings = experiment.filter
     rules.load(settings)
     filtered = places.filtering(experiment, manifest)
-    groups = filtering._groups(manifest)
+    groups = groups_job.groups_of(manifest)
     counts = measured.stage("count", lambda: filtering._count(filtered, groups, settings))
     measured.stage(
         "rules",
-        lambda: filtering._run_missing("rules", filtered, filtering._apply_rules, groups, lambda: (settings, counts)),
+        lambda: groups_job.run_missing("rules", filtered, filtering._apply_rules, groups, lambda: (settings, counts)),
         lambda: digest_of(filtered.path("_work/rules")),
     )
-    facts = measured.stage("compare", lambda: filtering._corpus_facts(filtered, groups, settings))
+    facts = measured.stage("compare", lambda: filtering._corpus_facts(experiment, manifest, filtered, groups))
     measured.stage(
         "assign",
-        lambda: filtering._run_missing("assign", filtered, filtering._assign, groups, lambda: (settings, *facts)),
+        lambda: groups_job.run_missing("assign", filtered, filtering._assign, groups, lambda: facts),
         lambda: digest_of(filtered.path("_work/placed")),
     )
     if gate:

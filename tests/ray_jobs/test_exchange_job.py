@@ -14,6 +14,7 @@ from object_store import ObjectStore
 
 from ray_jobs import exchange as rounds
 from ray_jobs import filter as filtering
+from ray_jobs import groups as groups_job
 from ray_jobs import repacking, validate
 from wukong.crawl import plan
 from wukong.crawl.found import as_table, found_row, write_found
@@ -35,7 +36,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_all(task, arguments, num_gpus=0):
         return [task(*entry) for entry in arguments]
 
-    for module in (rounds, filtering, repacking, validate):
+    for module in (rounds, groups_job, repacking, validate):
         monkeypatch.setattr(module, "run_all", run_all)
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(validate, "in_order", run_all)
@@ -101,7 +102,7 @@ def test_the_number_of_groups_and_of_ranges_changes_no_byte_of_what_is_kept(tmp_
         monkeypatch.setattr(exchange, "FAN", fan)
         monkeypatch.setattr(rounds, "RANGE_ROWS", -(-len(rows) // groups))
         crawl = make_crawl(rows, part_size=-(-len(rows) // groups), name=f"crawl-{groups}")
-        assert len(filtering._groups(crawl)) == groups
+        assert len(groups_job.groups_of(crawl)) == groups
         manifest = filtering.run(settings_of(tmp_path), {"crawl": crawl})
         kept = [part for part in manifest.parts if not part.path.startswith("dropped/")]
         dropped = [pl.DataFrame(storage.read_table(uri)) for uri in manifest.part_uris("dropped/")]
@@ -169,9 +170,9 @@ def counting(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProx
 @pytest.mark.long
 def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> None:
     rows_a_part, parts_a_group = 6, 10
-    for module in (filtering, validate):
+    for module in (groups_job, validate):
         monkeypatch.setattr(module, "_MAX_ROWS", rows_a_part * parts_a_group)
-    monkeypatch.setattr(filtering, "_GROUPS", 1)
+    monkeypatch.setattr(groups_job, "_GROUPS", 1)
     monkeypatch.setattr(exchange, "FAN", 8)
     monkeypatch.setattr(rounds, "RANGE_ROWS", rows_a_part * parts_a_group)
     monkeypatch.setattr(validate.runner, "run_suite", lambda *_: {"success": True, "results": []})  # asks no store
@@ -197,14 +198,14 @@ def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> 
             plan.write_range(f"{root}/plan/{number}.parquet", planned, rows_a_part)
         planned = counting.requests - before
 
-        groups = filtering._groups(crawl)
+        groups = groups_job.groups_of(crawl)
         assert len(groups) == parts // parts_a_group
         before = counting.requests
         counted = filtering._count(stage, groups, settings.filter)
         told = [counted.of(group.number) for group in groups]
         count = counting.requests - before
         assert sum(map(len, told)) == 0
-        filtering._run_missing("rules", stage, filtering._apply_rules, groups, lambda: (settings.filter, counted))  # noqa: B023
+        groups_job.run_missing("rules", stage, filtering._apply_rules, groups, lambda: (settings.filter, counted))  # noqa: B023
         before = counting.requests
         repeats = filtering._repeats(stage, groups, settings.filter)
         for group in groups:
@@ -213,7 +214,7 @@ def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> 
 
         shards = Stage(root, "filter", {})
         for number in range(parts):
-            judged = pl.DataFrame(storage.read_table(filtering._judged_uri(stage, number)))
+            judged = pl.DataFrame(storage.read_table(groups_job.judged_uri(stage, number)))
             pairs = judged.with_columns(split=pl.lit("train")).select(PAIRS.names)
             storage.write_table(shards.path(f"train/{number:05d}.parquet"), pairs.to_arrow().cast(PAIRS))
         filtered = shards.commit([shards.describe(f"train/{n:05d}.parquet", rows_a_part) for n in range(parts)])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ray_jobs import exchange as rounds
 from ray_jobs import filter as filtering
+from ray_jobs import groups as groups_job
 from ray_jobs import near_duplicates as search
 from ray_jobs import repacking
 from wukong.crawl.url import key_of
@@ -57,7 +58,7 @@ def in_this_process(monkeypatch):
     def run_all(task, arguments, num_gpus=0):
         return [task(*entry) for entry in arguments]
 
-    for module in (rounds, filtering, repacking, search):
+    for module in (rounds, groups_job, repacking, search):
         monkeypatch.setattr(module, "run_all", run_all)
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(filtering.gpus, "count", lambda: 0)
@@ -130,7 +131,7 @@ def test_the_number_of_groups_and_of_ranges_changes_no_byte_of_what_is_kept(tmp_
         monkeypatch.setattr(exchange, "FAN", fan)
         monkeypatch.setattr(search, "RANGE_BYTES", 128 * -(-60 // groups))
         crawl = make_crawl(rows(), part_size=-(-60 // groups), name=f"crawl-{groups}", picture=picture)
-        assert len(filtering._groups(crawl)) == groups
+        assert len(groups_job.groups_of(crawl)) == groups
         manifest = filtered(tmp_path, crawl, min_cosine=0.95)
         kept = [part for part in manifest.parts if not part.path.startswith("dropped/")]
         made[groups] = manifest.counts, manifest.dropped, kept, table(manifest, "dropped/").sort("key").to_dicts()

@@ -22,7 +22,7 @@ from crawled import corpus, experiment, picture_of
 from object_store import ObjectStore
 
 from ray_jobs import filter as job
-from ray_jobs import repacking
+from ray_jobs import groups, repacking
 from wukong.curate import bucket_files, repack
 from wukong.curate.pairs import PAIRS
 from wukong.data.shards import END, packed
@@ -76,7 +76,7 @@ def tar_of(rows: list[dict[str, Any]], pictures: Mapping[str, bytes]) -> bytes:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run tasks one after the other, in the process of the test."""
-    for module in (job, repacking):
+    for module in (groups, repacking):
         monkeypatch.setattr(module, "run_all", lambda task, arguments, *_: [task(*each) for each in arguments])
     monkeypatch.setattr(ray, "put", lambda value: value)
 
