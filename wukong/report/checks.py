@@ -83,9 +83,9 @@ def found(filtered: Manifest) -> tuple[str, ...]:
         elif name.startswith(_OVERLAP_OF_CAPTIONS):
             test_set = name.removeprefix(_OVERLAP_OF_CAPTIONS)
             sentences.append(message(f"Captions of {test_set}: {number:,} pairs have one, {share} % of all pairs."))
-        elif name.startswith(_UNREAD):
+        elif name.startswith(_UNREAD) and number:
             rule = name.removeprefix(_UNREAD)
-            sentences.append(message(f"The rule {rule} could not read {number:,} pictures; it dropped none of them."))
+            sentences.append(message(f"Pictures that the rule {rule} could not judge, and did not drop: {number:,}."))
     if NAME_AND_FACE in counts:
         number = counts[NAME_AND_FACE]
         sentences.append(message(f"Captions with a masked name beside a picture with one large face: {number:,}."))

@@ -18,7 +18,7 @@ SENTENCE = re.compile(r"[a-z]+ [a-z]+ [a-z]+")
     [
         ("filter: {clean_mark: true}", ["filter.clean_mark：未知的键", "mask_names, max_", "filter.clean_markup？"]),
         ("pretrain: {learning: 1}", ["pretrain.learning：", "epochs, epsilon", "pretrain.learning_rate"]),
-        ("release: {file: 3}", ["release.file：未知的键；此处可用：address, contact, files, licence, opt_out, published, publisher, show_dropped, small_publisher, version", "release.files"]),
+        ("release: {file: 3}", ["release.file：未知的键；此处可用：address, contact, files, licence", "release.files"]),
         ("seed: -1", ["seed：应大于或等于 0（实际为 -1）"]),
         ("seed: many", ["seed：应为整数", "'many'"]),
         ("features: {dtype: int4}", ["features.dtype：", "'float16' 或 'int8'", "'int4'"]),

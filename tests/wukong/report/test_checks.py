@@ -59,7 +59,7 @@ def test_what_was_found_is_told_with_its_share() -> None:
     assert told == (
         "Overlap with coco-cn: 12 pictures, 0.01 % of all pairs; they are marked.",
         "Captions of coco-cn: 7 pairs have one, 0.0058 % of all pairs.",
-        "The rule unsafe could not read 3 pictures; it dropped none of them.",
+        "Pictures that the rule unsafe could not judge, and did not drop: 3.",
         "Captions with a masked name beside a picture with one large face: 1,500.",
     )
     dropped = checks.found(filtered({"decontaminate": {"action": "drop"}}, **counts))
