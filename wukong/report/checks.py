@@ -112,10 +112,14 @@ def _settings(rule: Rule[Any], config: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield names and values of a setting, dotted where it has some of its own; what is empty says nothing."""
+    """Yield names and values of a setting, dotted where it has some of its own; what is empty says nothing.
+
+    How a picture becomes a model's input, and what its numbers are, is left out: the digest says which model it is.
+    """
     if isinstance(value, Mapping):
         for inner, each in value.items():
-            yield from _flat(f"{name}.{inner}", each)
+            if not (name.endswith("model") and inner in ("input", "output")):
+                yield from _flat(f"{name}.{inner}", each)
     elif isinstance(value, list):
         if value:
             yield name, ", ".join(_said(each) for each in value)
