@@ -165,18 +165,24 @@ class Traces:
         if "query" not in table.column_names:
             return None
         queries = table["query"].to_pylist()
-        if self._keys.isdisjoint(queries):
+        # Answers of earlier versions do not say which pictures a query shows.
+        shown = table["pictures"].to_pylist() if "pictures" in table.column_names else [None] * len(table)
+        names: dict[str, str] = {}
+        for query, pictures, number in zip(queries, shown, _numbers_within(table["model"].to_pylist()), strict=True):
+            for place, key in enumerate(dict.fromkeys([query, *(pictures or ())])):
+                if key in self._keys:
+                    names.setdefault(key, f"{TAKEN_DOWN}-{number}" + (f"-{place}" if place > 1 else ""))
+        if not names:
             return None
-        numbers = _numbers_within(table["model"].to_pylist())
-        renamed = [
-            f"{TAKEN_DOWN}-{number}" if query in self._keys else query
-            for query, number in zip(queries, numbers, strict=True)
-        ]
-        column = table.column_names.index("query")
+        renamed = {
+            "query": [names.get(query, query) for query in queries],
+            "pictures": [pictures and [names.get(each, each) for each in pictures] for pictures in shown],
+        }
+        for column, field in enumerate(table.schema):
+            if field.name in renamed:
+                table = table.set_column(column, field, pa.array(renamed[field.name], field.type))
         target = pa.BufferOutputStream()
-        pq.write_table(
-            table.set_column(column, table.schema.field(column), pa.array(renamed)), target, compression="zstd"
-        )
+        pq.write_table(table, target, compression="zstd")
         return bytes(target.getvalue())
 
 

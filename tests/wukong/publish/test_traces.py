@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_answers_keep_their_numbers_under_other_ids() -> None:
         after = answers.read(stored, role)
         assert after.queries == (OTHER, "taken-down-1", "e" * 20)
         np.testing.assert_array_equal(after.results["top1"], before.results["top1"])
+    assert TRACES.without_in_answers(rewritten) is None
+
+
+def test_answers_name_no_picture_that_a_query_shows() -> None:
+    asked = replace(answers.of_images(["0", "1"], [0, 1], {"top1": [1, 0]}), pictures=((OTHER, KEY), (KEY,)))
+    sink = pa.BufferOutputStream()
+    pq.write_table(answers.table({"finetuned": asked}, task="t", digest="d", protocol="own"), sink)
+    rewritten = TRACES.without_in_answers(bytes(sink.getvalue()))
+    assert rewritten is not None
+    after = answers.read(pq.read_table(pa.BufferReader(rewritten)), "finetuned")
+    assert after.queries == ("0", "1") and after.pictures == ((OTHER, "taken-down-0-2"), ("taken-down-0-2",))
     assert TRACES.without_in_answers(rewritten) is None
 
 
