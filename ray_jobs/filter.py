@@ -296,12 +296,12 @@ def _corpus_facts(
     if rules.nearness(settings) is not None:
         compared = replace(compared, near=_near(experiment, crawl, stage, groups, compared))
     held_out = ask_all("pictures", stage, groups, _pictures, split.known, settings, compared)
-    if settings.decontaminate is not None:
+    if (asked := settings.decontaminate) is not None:
         facts = (settings, places.look(experiment, crawl), compared, held_out)
         sets, holdouts = fingerprints.made(experiment), experiment.decontaminated_holdouts
         numbers = [group.number for group in groups]
         run_missing("held-out", stage, overlaps.write_held_out, groups, lambda: (holdouts, *facts))
-        run_missing("overlap", stage, overlaps.find_overlaps, groups, lambda: (sets, holdouts, numbers, *facts))
+        run_missing("overlap", stage, overlaps.find_overlaps, groups, lambda: (asked, sets, holdouts, numbers, *facts))
         compared = replace(compared, tested=True)
     seen = ask_all("seen", stage, groups, _tested, split.known, settings, compared, held_out)
     return settings, compared, held_out, seen

@@ -8,6 +8,7 @@ import polars as pl
 from ray_jobs import fingerprints
 from ray_jobs.exchange import Answers
 from ray_jobs.groups import Compared, Group, columns_path, overlap_uris, pairs_left, told
+from wukong.config.decontaminate import Decontaminate
 from wukong.config.filter import Filter
 from wukong.curate import caption_counts, captions, overlap, split
 from wukong.data.schema import OVERLAPS
@@ -31,8 +32,7 @@ def _placed(
         placed = split.assign(
             kept, settings.split, told(held_out, group, "hash"), caption_counts.hashes(kept["caption"])
         )
-        columns = pl.DataFrame(storage.read_table(look.path(columns_path(number))))
-        columns = columns.select(name for name in overlap.COLUMNS if name in columns.columns)
+        columns = pl.DataFrame(storage.read_table(look.path(columns_path(number)), overlap.COLUMNS, present_only=True))
         yield kept.with_columns(placed).join(
             columns.unique("key", keep="first"), on="key", how="left", maintain_order="left"
         )
@@ -63,6 +63,7 @@ def write_held_out(
 def find_overlaps(
     stage: Stage,
     group: Group,
+    asked: Decontaminate,
     sets: Sequence[Manifest],
     holdouts: Sequence[str],
     groups: Sequence[int],
@@ -76,8 +77,6 @@ def find_overlaps(
     Returns:
         The names of the test sets, under ``sets``.
     """
-    asked = settings.decontaminate
-    assert asked is not None  # noqa: S101 - for mypy
     known = [*map(fingerprints.read, sets), *map(overlap.read, asked.hashes)]
     names = [*(tests.name for tests in known), *holdouts]
     held = [pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in groups]

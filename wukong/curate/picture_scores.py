@@ -67,7 +67,6 @@ def rule_of_scores(
         from_pictures=(
             FromPictures(
                 column=column,
-                needed=is_on,
                 compute=lambda batch, all_settings: (scores or _of_model)(batch, section(all_settings)),
                 thresholds=(f"{name}.{threshold}",),
                 runs_model=True,

@@ -131,6 +131,10 @@ class Column:
         return pa.field(self.name, kind, nullable=self.nullable or self.optional)
 
 
+def _always(_settings: Any) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class FromPictures(Generic[S]):
     """How a rule computes a column from the pictures of the pairs that are left.
@@ -140,17 +144,17 @@ class FromPictures(Generic[S]):
 
     Attributes:
         column: name of the column.
-        needed: whether the settings ask for it.
         compute: one value a picture.
         thresholds: settings that decide over the column and do not change it, of a section ``SECTION.SETTING``: with
             another value of them no picture is read again.
+        needed: whether the settings of a rule that is on ask for it.
         runs_model: whether a GPU computes it faster.
     """
 
     column: str
-    needed: Callable[[S], bool]
     compute: Callable[[PictureBatch, S], pl.Series]
     thresholds: tuple[str, ...]
+    needed: Callable[[S], bool] = _always
     runs_model: bool = False
 
 
@@ -207,10 +211,6 @@ class Check(Generic[S]):
     arguments: Callable[[S, Any], Mapping[str, Any]]
     audit: Callable[[pl.DataFrame, Any], pl.Expr | pl.Series] | None = None
     place: int = 100
-
-
-def _always(_settings: Any) -> bool:
-    return True
 
 
 @dataclass(frozen=True, kw_only=True)

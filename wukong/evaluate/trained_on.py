@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from wukong.config import model_kinds
 from wukong.data import shards
+from wukong.data.schema import OVERLAPS
 from wukong.data.shards import matching
 from wukong.errors import WukongError
 from wukong.evaluate.data_set import Data
@@ -24,8 +25,6 @@ from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
-OVERLAPS = "overlaps.parquet"
-"""The part of a filter stage that says which pairs show a picture of a test set."""
 LEVELS = ("file", "hash", "vector")
 """How a picture is found to be a trained one, the surest first."""
 _ALL = "all"

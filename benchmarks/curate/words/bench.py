@@ -16,8 +16,8 @@ import polars as pl
 
 from benchmarks.curate.words import obfuscate, prose
 from infra import corpus
+from wukong.config.disguise import Disguise
 from wukong.curate import sensitive_words
-from wukong.curate.rules.sensitive import Disguise
 from wukong.curate.sensitive_words import SensitiveWords
 from wukong.curate.text.normalize import normal_forms
 

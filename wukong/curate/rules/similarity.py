@@ -90,7 +90,6 @@ RULE = Rule(
     from_pictures=(
         FromPictures(
             column="similarity",
-            needed=lambda settings: settings.similarity_model is not None,
             compute=similarities,
             thresholds=("min_similarity",),
             runs_model=True,

@@ -33,7 +33,7 @@ from wukong.errors import ConfigError
 from wukong.store import storage
 
 if TYPE_CHECKING:
-    from wukong.curate.rules.sensitive import Disguise
+    from wukong.config.disguise import Disguise
 
 DEFAULT_LISTS = Path(__file__).parent / "lists"
 _SHORT = 2_000

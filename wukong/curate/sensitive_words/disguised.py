@@ -32,7 +32,7 @@ from wukong.curate.text.characters import has_han
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from wukong.curate.rules.sensitive import Disguise
+    from wukong.config.disguise import Disguise
 
 _TABLES = Path(__file__).parent / "disguises"
 _SIGNS = {"@": "a", "$": "s", "!": "i", "|": "l", "€": "e", "£": "l", "¥": "y"}
