@@ -15,6 +15,7 @@ import traceback
 import ray
 import ray.exceptions
 
+from ray_jobs import machines
 from wukong import stages
 from wukong.config import stored
 from wukong.config.experiment import Experiment
@@ -55,8 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         preflight.check_weights(experiment)  # the component that checks the rest of a pipeline's run has no torch
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
-        result = job.run(experiment, parents)
-        seconds = time.monotonic() - started
+        with machines.noted(experiment, options.run, filed_as):
+            result = job.run(experiment, parents)
+            seconds = time.monotonic() - started
         fence.check()
     except Exception as error:  # noqa: BLE001 - the record must hold every error
         explained = _explained_cause(error)

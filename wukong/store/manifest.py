@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -38,6 +39,9 @@ SCHEMA_VERSION = 1
 
 MOST_IN_JSON = 10_000
 """Parts that stand in ``manifest.json`` itself."""
+
+committed: Counter[str] = Counter()
+"""Bytes of the parts of the manifests that this process has committed, by stage."""
 
 _NAME = "manifest.json"
 _TASKS = "_parts"
@@ -381,6 +385,7 @@ class Stage:
         )
         lease.check(self.uri)
         save(manifest, self.path(_NAME))
+        committed[self.name] += manifest.parts.bytes
         return manifest
 
 

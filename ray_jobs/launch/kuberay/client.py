@@ -38,6 +38,7 @@ class Timing:
         poll: pause between two reads where watching is not possible.
         patience: longest wait for an API server that cannot be reached.
         heartbeat: pause between two lines that say what a job waits for.
+        pods: pause between two looks at the pods that a job holds.
         drain: longest wait for the rest of the log after the job has ended.
         backoff: pause before the first RayJob that is made again; twice as long before each further one.
         max_backoff: the longest such wait.
@@ -47,6 +48,7 @@ class Timing:
     poll: float = 5.0
     patience: float = 600.0
     heartbeat: float = 60.0
+    pods: float = 15.0
     drain: float = 10.0
     backoff: float = 10.0
     max_backoff: float = 120.0
@@ -214,10 +216,14 @@ class KubernetesApi:
         if not cluster:
             return []
         try:
-            return self._list_pods(",".join(filter(None, [f"ray.io/cluster={cluster}", labels])))
+            return self.pods_of_cluster(cluster, labels)
         except API_ERRORS as error:
             log.debug("pods of %s cannot be listed: %s", cluster, error)
             return []
+
+    def pods_of_cluster(self, cluster: str, labels: str = "") -> list[Any]:
+        """Pods of the Ray cluster of this name, as ``cluster_pods``; raises an error of the API."""
+        return self._list_pods(",".join(filter(None, [f"ray.io/cluster={cluster}", labels])))
 
     def submitter_pods(self, job: str) -> list[Any]:
         """Pods that submit a RayJob to its cluster and print the job's log, oldest first."""

@@ -5,8 +5,10 @@ import logging
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray_jobs.launch.kuberay import pipeline_run, settings
@@ -14,10 +16,12 @@ from ray_jobs.launch.kuberay.client import KubernetesApi, Timing, load_credentia
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
+from ray_jobs.launch.kuberay.pods import PodsHeld
+from ray_jobs.launch.kuberay.settings import Settings
 from ray_jobs.launch.kuberay.status import Verdict, describe, explain_failure, pod_problems, verdict
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
-from wukong.runs import run_records
+from wukong.runs import run_costs, run_records
 from wukong.runs.run_records import Record
 from wukong.runtime.cancel import JobLeftError, end_on_signal
 from wukong.stages import run_paths
@@ -136,9 +140,10 @@ class _StageJob:
     def run(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> None:
         """Run the job to its end, on further RayJobs after the loss of infrastructure."""
         for repeated in itertools.count(1):
-            retries = self.find_or_create(entrypoint, environment)
+            allowed = self.find_or_create(entrypoint, environment)
             with JobLog(self.api, self.name) as job_log:
-                ended, status = self.wait()
+                with self.pods_held(allowed.gpu.resource) as pods:
+                    ended, status = self.wait(pods)
                 job_log.drain()
             record = run_records.read(self.experiment, self.run_name, self.record_name)
             if ended.succeeded or (ended.is_infrastructure and record is not None and record.state == "succeeded"):
@@ -150,22 +155,19 @@ class _StageJob:
             if ended.stays_for_ever:
                 self.api.delete_job(self.name)
             is_lost = ended.is_infrastructure and (record is None or record.infrastructure)
-            if not is_lost or repeated > retries:
+            if not is_lost or repeated > allowed.retries:
                 raise error
             seconds = min(self.api.timing.backoff * 2 ** (repeated - 1), self.api.timing.max_backoff)
-            log.warning("%s\nanother RayJob is made in %.0f s (%d of at most %d)", error, seconds, repeated, retries)
+            most = allowed.retries
+            log.warning("%s\nanother RayJob is made in %.0f s (%d of at most %d)", error, seconds, repeated, most)
             # With its Ray cluster: a driver that the head has only lost sight of must not write beside the next one.
             self.api.delete_job(self.name)
             self.name = ""
             time.sleep(seconds)
 
-    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> int:
-        """Find the first RayJob that has not failed, or create one.
-
-        Returns:
-            How often a RayJob may be made again after the loss of infrastructure.
-        """
-        body, retries = self._make(entrypoint, environment)
+    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> Settings:
+        """Find the first RayJob that has not failed, or create one; return the cluster's settings."""
+        body, allowed = self._make(entrypoint, environment)
         work = [*entrypoint, *images_of(body)]
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             name = job_name(self.experiment, self.run_name, self.record_name, attempt, work)
@@ -177,7 +179,7 @@ class _StageJob:
                 self.name = name
                 if self.api.create_job(body):
                     log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, name)
-                    return retries
+                    return allowed
                 # Another process was faster, or an earlier request arrived after all, whose answer was lost.
                 existing = self.api.get_job(name)
                 if existing is None:
@@ -192,15 +194,22 @@ class _StageJob:
             else:
                 log.info("%s goes on with RayJob %s/%s", self.stage, self.api.namespace, name)
                 self.name = name
-                return retries
+                return allowed
         raise RayJobError(
             f"{self.stage} of run {self.run_name} failed {_MAX_ATTEMPTS} times; give the run another name"
         )
 
-    def wait(self) -> tuple[Verdict, dict[str, Any]]:
+    def pods_held(self, gpu: str) -> PodsHeld:
+        """What writes down the pods that the RayJob holds, GPUs by the name of their resource."""
+        name = f"pods-{uuid.uuid4().hex[:12]}"  # of this process and RayJob alone
+        write = partial(run_costs.write, self.experiment, self.run_name, self.record_name, name)
+        return PodsHeld(self.api, self.name, gpu, write)
+
+    def wait(self, pods: PodsHeld) -> tuple[Verdict, dict[str, Any]]:
         """Wait until the job has ended; returns how, and its last status. The log says when its state changes."""
         last, logged = "", time.monotonic()
         for status in self.api.statuses(self.name):
+            pods.follow(status)
             ended = verdict(status)
             if ended is not None:
                 return ended, status
@@ -238,11 +247,11 @@ class _StageJob:
         except WukongError as error:
             log.error("that the run was terminated is not recorded: %s", error)
 
-    def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+    def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], Settings]:
         data = self.api.read_config_map(settings.CONFIG_MAP)
         template, allowed = settings.parse(data, self.api.namespace)
         body = make_ray_job(template, allowed, self.experiment, self.run_name, self.stage, entrypoint, environment)
-        return body, allowed.retries
+        return body, allowed
 
     def _has_its_output(self) -> bool:
         record = run_records.read(self.experiment, self.run_name, self.record_name)

@@ -1,0 +1,155 @@
+"""Write down which pods a RayJob has held, with their requests, while it is watched.
+
+When a job has ended, KubeRay deletes its pods, and later nobody can read them. So a thread lists the pods of the Ray
+cluster and the submitter's every few seconds. A pod counts from the time when it was scheduled, and until its
+containers had ended, until it was seen to be gone, or until the job's end; how long Kubernetes then takes to end the pods
+is not counted.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self
+
+from kubernetes.utils import parse_quantity
+
+from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
+from wukong.errors import StorageError
+from wukong.runs.run_costs import Holding, Sheet
+
+_STORED_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class PodsHeld:
+    """The pods that one RayJob holds; a context manager for the time in which a launcher watches the RayJob.
+
+    Where the block ends with an error, this process is being ended or the RayJob is gone: then nobody knows for how
+    long the pods that were there are held, unless the next launcher sees them again.
+
+    Args:
+        api: the Kubernetes API.
+        job: name of the RayJob.
+        gpu: name of the resource that counts as a GPU.
+        write: stores a sheet; called again with all that is known whenever that has changed.
+    """
+
+    def __init__(self, api: KubernetesApi, job: str, gpu: str, write: Callable[[Sheet], None]) -> None:
+        self._api, self._job, self._gpu, self._write = api, job, gpu, write
+        self._cluster = ""
+        self._held: dict[str, Holding] = {}
+        self._stored, self._stored_at = self._held, time.monotonic()
+        self._wake, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"pods of {job}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._over.set()
+        self._wake.set()
+        if error is None:
+            self._thread.join(self._api.timing.drain)
+            self._held = {key: one.model_copy(update={"ended": True}) for key, one in self._held.items()}
+        self._store()
+
+    def follow(self, status: Mapping[str, Any]) -> None:
+        """Take the name of the Ray cluster from a status of the RayJob."""
+        if (cluster := status.get("rayClusterName", "")) != self._cluster:
+            self._cluster = cluster
+            self._wake.set()
+
+    def _watch(self) -> None:
+        while True:
+            is_last = self._over.is_set()
+            if self._cluster:
+                self._look()
+            if is_last:
+                return
+            self._wake.wait(self._api.timing.pods)
+            self._wake.clear()
+
+    def _look(self) -> None:
+        try:
+            pods = [*self._api.submitter_pods(self._job), *self._api.pods_of_cluster(self._cluster)]
+        except API_ERRORS as error:
+            log.debug("pods of %s cannot be listed: %s", self._job, error)
+            return
+        now = time.time()
+        there = {one.key: one for one in (holding(pod, self._gpu, now) for pod in pods) if one is not None}
+        ended = {key: one for key, one in self._held.items() if one.ended}
+        gone = {key: one.model_copy(update={"until": now, "ended": True}) for key, one in self._held.items()}
+        self._held = gone | there | ended
+        changed = {key: one.ended for key, one in self._held.items()} != {
+            key: one.ended for key, one in self._stored.items()
+        }
+        if changed or time.monotonic() - self._stored_at > _STORED_SECONDS:
+            self._store()
+
+    def _store(self) -> None:
+        if self._held == self._stored:
+            return
+        self._stored, self._stored_at = self._held, time.monotonic()
+        try:
+            self._write(Sheet(source="pods", held=tuple(self._held.values())))
+        except StorageError as error:
+            log.warning("what %s holds is not written down: %s", self._job, error)
+
+
+def holding(pod: Any, gpu: str, now: float) -> Holding | None:
+    """Return what a pod holds; None if it has not been scheduled.
+
+    Args:
+        pod: a ``V1Pod``.
+        gpu: name of the resource that counts as a GPU.
+        now: the time, until which a pod holds that has not ended.
+    """
+    bound = [each for each in pod.status.conditions or [] if each.type == "PodScheduled" and each.status == "True"]
+    if not bound:
+        return None
+    until, has_ended = now, pod.status.phase in ("Succeeded", "Failed")
+    if has_ended:
+        states = [each.state.terminated for each in pod.status.container_statuses or [] if each.state]
+        finished = [state.finished_at.timestamp() for state in states if state and state.finished_at]
+        until = max(finished, default=now)
+    return Holding(
+        key=pod.metadata.uid,
+        name=pod.metadata.name,
+        cores=float(requested(pod.spec, "cpu")),
+        memory=int(requested(pod.spec, "memory")),
+        gpus=float(requested(pod.spec, gpu)),
+        began=bound[0].last_transition_time.timestamp(),
+        until=until,
+        ended=has_ended,
+    )
+
+
+def requested(spec: Any, resource: str) -> Decimal:
+    """Return how much of a resource the scheduler keeps for a pod.
+
+    It is the larger of two sums: that of all containers which run beside each other, with init containers that stay
+    (sidecars), and that of an init container with the sidecars that were started before it; and the runtime's overhead.
+
+    Args:
+        spec: a ``V1PodSpec``.
+        resource: its name, such as ``cpu``.
+    """
+
+    def of(container: Any) -> Decimal:
+        requests = (container.resources and container.resources.requests) or {}
+        return Decimal(parse_quantity(requests.get(resource, "0")))
+
+    sidecars, most = Decimal(0), Decimal(0)
+    for container in spec.init_containers or []:
+        if container.restart_policy == "Always":
+            sidecars += of(container)
+            most = max(most, sidecars)
+        else:
+            most = max(most, sidecars + of(container))
+    together = sidecars + sum(map(of, spec.containers), Decimal(0))
+    return max(together, most) + Decimal(parse_quantity((spec.overhead or {}).get(resource, "0")))
