@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components import cost
 from wukong import stages
 from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
@@ -186,4 +187,5 @@ def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state
     run_records.write(experiment, run, Record(stage="run", state="succeeded" if succeeded else "failed", error=why))
     if not succeeded:
         mlflow_runs.end_open_runs(experiment, run, "KILLED" if cancelled else "FAILED")
+        cost.note_run(experiment, run)
     log.info("run %s: %s %s", run, state, why)

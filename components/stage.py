@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from components import cost
 from ray_jobs.launch import evaluate_champion, launch
 from wukong import stages
 from wukong.config import stored
@@ -74,7 +75,13 @@ def run_stage(
     inputs = [load_artifact(path) for path in parents]
     with cancellable(), events.stage(stage) as took, mlflow_runs.stage_run(parsed, run, stage) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
-        result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
+        try:
+            result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
+        except Exception as error:
+            if not isinstance(error, AwayError):  # the store was waited for long enough
+                cost.note_stage(parsed, run, stage, run_id)
+            raise
+        cost.note_stage(parsed, run, stage, run_id)
         if record := run_records.read(parsed, run, stage):
             took.seconds = record.seconds
         stage_results.log_stage(run_id, result)
@@ -160,6 +167,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             notes,
             decided,
             records,
+            cost.note_run(parsed, run),
         )
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
         measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html").decode()

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -16,12 +16,11 @@ from wukong.config.training import Training
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
 from wukong.runtime.language import message, translated
-from wukong.stages import estimate, measured_rates, overlay
+from wukong.stages import estimate, measured_rates, overlay, prices
 from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Capacity, Estimate, RateName, Work
+from wukong.stages.prices import Prices, in_currency
 
 _STORE = "store"
-PriceName = Literal["cpu", "gpu", "gib_month"]
-_GIB = 2**30
 
 
 def plan(
@@ -66,10 +65,13 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure the rates of training that are not told here: half a minute.")
     ] = False,
-    prices: Annotated[
+    price_list: Annotated[
         str | None,
         typer.Option(
-            "--price", metavar="NAME=NUMBER,...", help="Add costs: cpu= and gpu= for one an hour, gib_month= stored."
+            "--price",
+            metavar="NAME=NUMBER,...",
+            help="Add costs: cpu= and gpu= for one an hour, gib= of memory for an hour, gib_month= stored. Default: "
+            "WUKONG_PRICES, here or in the overlay.",
         ),
     ] = None,
     caption_tokens: Annotated[
@@ -88,7 +90,7 @@ def plan(
         raise ConfigError(f"--pairs: {pairs:,} pairs cannot come from {urls:,} URLs; give at least as many URLs")
     if overlay_place is not None and cores is not None:
         raise ConfigError("--cores: the overlay says how many cores each stage has; leave one of the two options out")
-    price = parse_prices(prices or "")
+    price = prices.parse(price_list, "--price") if price_list is not None else prices.of_environment()
     given = parse_rates(told or [])
     experiment = documents.load(config_file, overrides)
     if gpus is not None:
@@ -97,6 +99,8 @@ def plan(
     capacity = Capacity(cores or os.cpu_count() or 1)
     if overlay_place is not None:
         capacity = overlay.read(overlay_place, experiment)
+        if price_list is None and capacity.prices:
+            price = prices.parse(capacity.prices, f"--overlay: {prices.VARIABLE}")
     incoming = urls or pairs or capacity.sized_for
     if incoming is None:
         raise ConfigError("--urls or --pairs: say how many URLs are crawled, or on how many pairs is trained")
@@ -136,32 +140,7 @@ def parse_rates(told: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: a value is not NAME=NUMBER with a known name and a positive number.
     """
-    return _numbers("--rate", told, (*RATES, GPU, _STORE))
-
-
-def parse_prices(text: str) -> dict[str, float]:
-    """Read ``--price``: prices by name, those of a core and of a GPU for an hour, of a GiB for a month.
-
-    Raises:
-        ConfigError: it is not NAME=NUMBER,... with known names and positive numbers.
-    """
-    return _numbers("--price", [entry for entry in text.split(",") if entry], get_args(PriceName))
-
-
-def _numbers(option: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for entry in entries:
-        name, _, number = entry.partition("=")
-        try:
-            value = float(number.replace(",", ""))
-        except ValueError:
-            value = 0.0
-        if name not in names or not 0 < value < float("inf"):
-            raise ConfigError(
-                f"{option}: {entry!r} is not NAME=NUMBER with a number above 0 and one of the names {', '.join(names)}"
-            )
-        numbers[name] = value
-    return numbers
+    return prices.numbers("--rate", told, (*RATES, GPU, _STORE))
 
 
 def _measured(work: Work) -> Work:
@@ -184,7 +163,7 @@ def _measured(work: Work) -> Work:
     return replace(work, measured={name: rate for name, rate in found.items() if rate.source == "measured"})
 
 
-def _as_json(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, float]) -> dict[str, object]:
+def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict[str, object]:
     settings, training_plan = work.experiment.pretrain, estimate.plan_of_training(work, "pretrain")
     values: dict[str, Any] = asdict(training_plan)
     for name, way in (("cached", training_plan.cached), ("streamed", training_plan.streamed)):
@@ -199,12 +178,13 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, fl
         "epochs": settings.epochs,
         "measured": {"machine": work.rates.machine, "on": work.rates.measured, "command": work.rates.command},
         "stages": {
-            name: asdict(each) | {"cost": _cost(each, price), "measured_up_to": work.rates.of(name).largest}
+            name: asdict(each)
+            | {"cost": _cost(work, planned, name, price), "measured_up_to": work.rates.of(name).largest}
             for name, each in planned.items()
         },
         "stored_bytes": stored,
         "store_holds": work.capacity.store,
-        "cost": {"run": sum(_cost(each, price) for each in planned.values()), "month": _month(stored, price)},
+        "cost": {"run": _cost_of_run(work, planned, price), "month": price.stored(stored)},
         "problems": problems(work, planned),
         "rates": {name: asdict(rate) for name, rate in estimate.rates_of(work, settings).items()},
         **values,
@@ -212,12 +192,12 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, fl
     }
 
 
-def _cost(each: Estimate, price: Mapping[str, float]) -> float:
-    return each.cost(price.get("cpu", 0.0), price.get("gpu", 0.0))
+def _cost(work: Work, planned: Mapping[str, Estimate], name: str, price: Prices) -> float:
+    return planned[name].cost(price, work.capacity.held_memory.get(name, 0))
 
 
-def _month(stored: float, price: Mapping[str, float]) -> float:
-    return stored / _GIB * price.get("gib_month", 0.0)
+def _cost_of_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> float:
+    return sum(_cost(work, planned, name, price) for name in planned)
 
 
 def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
@@ -249,14 +229,14 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
     return said
 
 
-def _print_run(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, float]) -> None:
+def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> None:
     echo(f"{work.urls:,} URLs, {work.pairs:,} pairs, {work.experiment.name}")
     rows = []
     for name, each in planned.items():
         memory = [_size(value) if value else "-" for value in (each.driver_memory, each.task_memory)]
         gpus = f"{each.gpus:,}" if each.gpus else "-"
         row = [name, _time(each.seconds), f"{each.cores:,}", gpus, *memory, _size(each.bytes)]
-        rows.append([*row, *([f"{_cost(each, price):,.2f}"] if price else [])])
+        rows.append([*row, *([f"{_cost(work, planned, name, price):,.2f}"] if price else [])])
     titles = map(message, ("Stages", "time", "cores", "GPUs", "driver", "task", "writes", "cost"))
     _print_rows(list(titles) if price else list(titles)[:-1], rows)
     stored, store = sum(each.bytes for each in planned.values()), work.capacity.store
@@ -266,8 +246,10 @@ def _print_run(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, 
         f"{f' of the {_size(store)} that it holds' if store is not None else ''}."
     )
     if price:
-        run = sum(_cost(each, price) for each in planned.values())
-        echo(f"The run costs {run:,.2f}, what it stores {_month(stored, price):,.2f} a month.")
+        run, month = in_currency(_cost_of_run(work, planned, price)), in_currency(price.stored(stored))
+        echo(f"The run costs {run}, what it stores {month} a month.")
+        if price.gib and not work.capacity.held_memory:
+            echo("The cost of memory is left out: only an overlay says how much of it pods hold.")
     for problem in problems(work, planned):
         echo(f"Does not fit: {problem}.")
     rates, largest = work.rates, max(work.rates.of(name).largest for name in planned)

@@ -75,6 +75,7 @@ def contents(
     notes: Sequence[str] = (),
     decided: Mapping[str, Any] | None = None,
     records: Sequence[Record] = (),
+    cost: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect what the report of a run shows.
 
@@ -92,6 +93,7 @@ def contents(
         decided: what was decided about the model: ``heading``, ``says``, ``against``, the run that it was compared with
             (``comparison.html`` beside the page), and ``changes``, what ``wukong.report.comparison.headlines`` returns.
         records: the records of the run's stages, which say how long each took.
+        cost: what ``wukong.report.costs.shown`` returned; None or empty if nothing is shown of it.
 
     Returns:
         What ``render`` needs.
@@ -132,6 +134,7 @@ def contents(
         "sources": _sources(experiment, filtered),
         "expectations": _expectations(manifests.get("validate")),
         "times": _times(records),
+        "cost": cost,
         "lineage": [(stage, manifests[stage]) for stage in stages.JOBS if stage in manifests],
         "config": experiment.model_dump_json(indent=2),
         "evaluated": bool(evaluation),

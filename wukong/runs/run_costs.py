@@ -242,7 +242,7 @@ def document(costs: Sequence[StageCost], prices: Prices) -> dict[str, Any]:
         }
 
     return {
-        "run": shown(total(costs), None if any(each.written is None for each in costs) else written_by(costs)),
+        "run": shown(total(costs), written_by(costs)),
         "stages": {
             each.stage: {"source": each.source, "reused": each.reused, **shown(each.held, each.written)}
             for each in costs
@@ -252,6 +252,7 @@ def document(costs: Sequence[StageCost], prices: Prices) -> dict[str, Any]:
     }
 
 
-def written_by(costs: Sequence[StageCost]) -> int:
-    """Return the bytes that the stages have written of which it is known."""
-    return sum(each.written for each in costs if each.written is not None)
+def written_by(costs: Sequence[StageCost]) -> int | None:
+    """Return the bytes that all stages have written; None if of one it is not known."""
+    known = [each.written for each in costs if each.written is not None]
+    return sum(known) if len(known) == len(costs) else None

@@ -23,6 +23,8 @@ TO_COMPONENTS = (
     "MLFLOW_PUBLIC_URL",  # components alone show links to people
     "WUKONG_CLUSTER",  # and start RayJobs
     "WUKONG_STORE_CAPACITY",  # the first one refuses what does not fit
+    "WUKONG_PRICES",  # they say what a run has cost
+    "WUKONG_CURRENCY",
     "DO_NOT_TRACK",
     "NO_COLOR",
     "RAY_COLOR_PREFIX",

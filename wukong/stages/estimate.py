@@ -17,6 +17,7 @@ from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.model.cost import Size, compared_vectors, text_flops, text_step_flops
 from wukong.stages.measured_rates import Rates
+from wukong.stages.prices import GIB, Prices
 
 PICTURE_BYTES = 30_000
 """Of a JPEG of 256 pixels, with its row and caption."""
@@ -80,9 +81,10 @@ class Estimate:
     driver_memory: float = 0.0
     task_memory: float = 0.0
 
-    def cost(self, of_core: float, of_gpu: float) -> float:
-        """Return what its cores and GPUs cost by their prices an hour."""
-        return self.seconds / 3600 * (self.cores * of_core + self.gpus * of_gpu)
+    def cost(self, prices: Prices, memory: float = 0.0) -> float:
+        """Return what its cores, GPUs and bytes of memory cost."""
+        hours = self.seconds / 3600
+        return prices.held(self.cores * hours, memory / GIB * hours, self.gpus * hours)
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,21 @@ class Capacity:
         cores: number of cores of a stage that ``by_stage`` does not name.
         by_stage: number of cores of all pods of a stage.
         memory: bytes of a worker's pod, by stage; empty if it is not known.
+        held_memory: bytes of all pods of a stage with the head's, likewise.
         head_memory: bytes of the pod in which a stage's driver runs; None if it is not known.
         store: bytes that the object store holds; None if it is not known.
         sized_for: number of URLs that all of this is for; None if it does not say.
+        prices: the operator's, as ``wukong.stages.prices`` reads them; empty if there are none.
     """
 
     cores: int
     by_stage: Mapping[str, int] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
+    held_memory: Mapping[str, int] = field(default_factory=dict)
     head_memory: int | None = None
     store: int | None = None
     sized_for: int | None = None
+    prices: str = ""
 
     def of(self, stage: str) -> int:
         """Number of cores of a stage."""

@@ -15,6 +15,7 @@ import yaml
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.stages import prices
 from wukong.stages.estimate import Capacity
 
 STORE_CAPACITY = "WUKONG_STORE_CAPACITY"
@@ -49,14 +50,18 @@ def read(place: Path, experiment: Experiment) -> Capacity:
     workers |= {name: stages.training_of(experiment, name).workers for name in stages.TRAININGS}
     of_all = maps.get("wukong-settings", {})
     capacity = of_all.get("data", {}).get(STORE_CAPACITY)
+    memory = {name: bytes_of(pods[name]["memory"]) for name in pods if "memory" in pods[name]}
+    head_memory = bytes_of(settings["head"]["memory"])
     urls = of_all.get("metadata", {}).get("annotations", {}).get(SIZED_FOR)
     return Capacity(
         cores=1,  # of stages that are components
         by_stage={name: pods[name].get("cpus", 1) * workers[name] for name in pods},
-        memory={name: bytes_of(pods[name]["memory"]) for name in pods if "memory" in pods[name]},
-        head_memory=bytes_of(settings["head"]["memory"]),
+        memory=memory,
+        held_memory={name: size * workers[name] + head_memory for name, size in memory.items()},
+        head_memory=head_memory,
         store=bytes_of(capacity) if capacity else None,
         sized_for=None if urls is None else int(urls),
+        prices=of_all.get("data", {}).get(prices.VARIABLE, ""),
     )
 
 

@@ -29,6 +29,7 @@ from wukong.tracking.availability import (
 )
 from wukong.tracking.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.tracking.tags import (
+    COST_TAG,
     DIGEST_TAG,
     EXPERIMENT_TAG,
     MODEL_TAG,
@@ -287,6 +288,21 @@ def describe_run(experiment: Experiment, run: str, note: str, registration: Mapp
 
     if enabled():
         unless_away(send, f"the description of {run} is left out", AT_END)
+
+
+def log_cost(experiment: Experiment, run: str, said: str, numbers: Mapping[str, float]) -> None:
+    """Log to the pipeline's run what it has cost: a sentence as a tag, and metrics ``cost/NAME``.
+
+    It is logged when the run has ended: MLflow's page that compares runs begins with the metric that was logged first.
+    """
+
+    def send() -> None:
+        server = Server()
+        metrics = as_metrics({f"cost/{name}": value for name, value in numbers.items()}, 0)
+        server.log(pipeline_run(server, experiment, run).run_id, metrics=metrics, tags={COST_TAG: said})
+
+    if enabled():
+        unless_away(send, f"the cost of {run} is left out", AT_END)
 
 
 def page_of(run: Run) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from wukong.tracking import mlflow_rest
 from wukong.tracking.availability import AT_END, AT_START, answers, mlflow_client, refuse_untracked, unless_away
 from wukong.tracking.mlflow_rest import Run, Server
 from wukong.tracking.mlflow_runs import as_metrics, as_params, page_of
-from wukong.tracking.tags import DIGEST_TAG, MANIFEST_TAG, PARENT_TAG, REVISION_TAG, ROLE_TAG
+from wukong.tracking.tags import COST_TAG, DIGEST_TAG, MANIFEST_TAG, PARENT_TAG, REVISION_TAG, ROLE_TAG
 from wukong.tracking.training_metrics import epoch_metric
 
 if TYPE_CHECKING:
@@ -64,6 +65,15 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
         server.log_inputs(
             run_id, {parent.stage: (parent.uri, parent.digest[:_LONGEST_DIGEST]) for parent in manifest.parents}
         )
+
+
+def log_cost(run_id: str | None, stage: str, said: str, numbers: Mapping[str, float]) -> None:
+    """Log to a stage's run what the stage has cost: a sentence as a tag, and metrics ``STAGE/cost/NAME``."""
+    if run_id is None:
+        return
+    metrics = as_metrics({f"{stage}/cost/{name}": value for name, value in numbers.items()}, 0)
+    send = partial(Server().log, run_id, metrics=metrics, tags={COST_TAG: said})
+    unless_away(send, f"the cost of {stage} is left out", AT_END)
 
 
 def log_evaluation(

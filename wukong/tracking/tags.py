@@ -9,5 +9,6 @@ HISTORY_TAG = "wukong.history."  # of a registered model, with an alias behind i
 STAGE_TAG = "wukong.stage"
 DIGEST_TAG = "wukong.digest"  # of a stage's manifest, or of a model that MLflow knows by its metrics
 MANIFEST_TAG = "wukong.manifest"
+COST_TAG = "wukong.cost"  # what a run, or a stage, has held, in a sentence
 MODEL_TAG = "wukong.model"  # of the pipeline's run: models:/NAME/VERSION
 REVISION_TAG = "mlflow.source.git.commit"

@@ -2,8 +2,8 @@
 
 When a job has ended, KubeRay deletes its pods, and later nobody can read them. So a thread lists the pods of the Ray
 cluster and the submitter's every few seconds. A pod counts from the time when it was scheduled, and until its
-containers had ended, until it was seen to be gone, or until the job's end; how long Kubernetes then takes to end the pods
-is not counted.
+containers had ended, until it was seen to be gone, or until the job's end; how long Kubernetes then takes to end the
+pods is not counted.
 """
 
 import logging
