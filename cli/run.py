@@ -27,7 +27,7 @@ from wukong.runs import run_records
 from wukong.runtime import environment, events
 from wukong.runtime.cancel import end_on_signal
 from wukong.runtime.language import message
-from wukong.stages import start
+from wukong.stages import prices, start
 from wukong.store import patience, storage
 from wukong.tracking import mlflow_runs, run_links
 
@@ -127,7 +127,8 @@ def run_local(
         inside = None
         if containers:
             head = ends.enter_context(docker.ray_head(variables, folder, reader.path.parent))
-            inside = variables | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
+            charged = {name: os.environ[name] for name in (prices.VARIABLE, prices.CURRENCY) if name in os.environ}
+            inside = variables | charged | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
         log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
         watch = ends.enter_context(Watch(console, log.write, reader).shown())
         patience.set_default(patience.STAGES)  # from here on nobody waits for an answer

@@ -81,7 +81,7 @@ def rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("rates")
-def test_a_whole_run_is_planned_with_its_costs(experiment: Path) -> None:
+def test_a_whole_run_is_planned_with_its_costs(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ("--config", str(experiment), "--urls", "3000000", "--pairs", "2000000", "--cores", "4")
     found = json.loads(run(*given, "--price", "cpu=0.5,gib_month=0.02", "--json"))
     planned = found["stages"]
@@ -92,7 +92,11 @@ def test_a_whole_run_is_planned_with_its_costs(experiment: Path) -> None:
     assert planned["crawl"]["cost"] == pytest.approx(3_010 / 3600 * 4 * 0.5)
     assert found["stored_bytes"] == sum(each["bytes"] for each in planned.values()) > 1.5e11
     assert found["cost"]["month"] == pytest.approx(found["stored_bytes"] / 2**30 * 0.02)
-    text = run(*given, "--price", "cpu=0.5")
+    monkeypatch.setenv("WUKONG_PRICES", "cpu=0.5")
+    monkeypatch.setenv("WUKONG_CURRENCY", "EUR")
+    text = run(*given)
+    assert " EUR a month." in text and "memory" not in text
+    assert "The cost of memory is left out" in run(*given, "--price", "gib=1")
     assert "Rates of old box, 2026-11-28" in text and "up to 9,000 items" in text
     crawl = next(line.split() for line in text.splitlines() if line.startswith("  crawl"))
     assert crawl == ["crawl", "50.2", "min", "4", "-", "536.9", "MB", "1.1", "GB", "90.0", "GB", "1.67"]
@@ -119,6 +123,13 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
     store, driver = found["problems"]
     assert "the store holds 107.4 GB and 12" in store and "enlarge its claim" in store
     assert "the driver of validate needs 746.6 MB and the head has 629.1 MB" in driver
+    crawl = found["stages"]["crawl"]
+    priced = json.loads(run(*given, "--price", "gib=0.5", "--json"))["stages"]["crawl"]["cost"]
+    assert priced == pytest.approx(crawl["seconds"] / 3600 * 0.5 * (3 * 2 + 600 / 1024)), "workers and the head"
+    maps[1]["data"]["WUKONG_PRICES"] = "cpu=0.25"
+    file.write_text(yaml.safe_dump_all([{"kind": "ConfigMap"} | entry for entry in maps]))
+    charged = json.loads(run(*given, "--json"))["stages"]["crawl"]["cost"]
+    assert charged == pytest.approx(crawl["seconds"] / 3600 * 6 * 0.25), "the installation's own prices"
     fits = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))
     assert fits["problems"] == []
     assert json.loads(run("--config", str(experiment), "--overlay", str(file), "--json"))["urls"] == 4_321
@@ -129,7 +140,7 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
     [
         ((), "--urls or --pairs"),
         (("--urls", "5", "--pairs", "6"), "6 pairs cannot come from 5 URLs"),
-        (("--urls", "5", "--price", "ram=3"), "--price: 'ram=3' .* cpu, gpu, gib_month"),
+        (("--urls", "5", "--price", "ram=3"), "--price: 'ram=3' .* cpu, gib, gpu, gib_month"),
         (("--urls", "5", "--overlay", "nowhere"), "--overlay: nowhere is neither"),
         (("--urls", "5", "--overlay", "nowhere", "--cores", "4"), "--cores: the overlay says"),
     ],

@@ -13,6 +13,7 @@ from wukong.model.cost import Shape, Size, text_step_flops
 from wukong.stages import estimate, measured_rates
 from wukong.stages.estimate import Capacity, Estimate, Rate, RateName, Work
 from wukong.stages.measured_rates import Rates
+from wukong.stages.prices import Prices
 
 
 def rates(**per_second: float) -> dict[RateName, Rate]:
@@ -168,7 +169,10 @@ def test_a_training_on_gpus_takes_their_speed_and_says_how_many() -> None:
     loaders = here.experiment.pretrain.loader_workers
     per_pair = max(1 / 50 / loaders, (2e9 + step) / 1e13)
     assert found.seconds == pytest.approx(10 + 2 * 2e6 / 4 * per_pair)
-    assert (found.gpus, found.cost(0.5, 3.0)) == (4, pytest.approx(found.seconds / 3600 * (4 * 0.5 + 4 * 3.0)))
+    assert found.gpus == 4
+    price = Prices(cpu=0.5, gib=0.25, gpu=3.0)
+    assert found.cost(price) == pytest.approx(found.seconds / 3600 * (4 * 0.5 + 4 * 3.0))
+    assert found.cost(price, 8 * 2**30) == pytest.approx(found.seconds / 3600 * (4 * 0.5 + 4 * 3.0 + 8 * 0.25))
 
 
 def test_told_rates_come_before_measured_ones_and_these_before_stored_ones() -> None:
