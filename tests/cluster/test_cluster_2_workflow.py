@@ -5,9 +5,16 @@ import itertools
 import kube
 import pytest
 import runs
+from kubernetes.utils import parse_quantity
 from session import State, experiment_of, first_run
 
 from wukong import stages
+from wukong.runs import run_costs
+from wukong.stages import run_paths
+from wukong.store import manifest, storage
+
+SEEN_SECONDS = 30.0
+"""Between the end of a RayJob and the last look at its pods, with the whole seconds of Kubernetes' times."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,44 @@ def test_from_the_search_to_the_report(
     ]
     found.append(f"Ray pods that are left: {len(left)}")
     assert not left, left
+
+
+@pytest.mark.cluster(
+    claim="What each stage of a run has held is what its pods requested, as long as its RayJob lasted; each pod says "
+    "what it used of its cores; MLflow has the same numbers",
+    how="`cost.json` of the run beside requests and times in the RayJobs: between the time of the Ray job and that of "
+    "the RayJob, both with all pods",
+)
+def test_what_the_run_has_held(
+    workflow: runs.Run, services: runs.Services, session_state: State, found: list[str]
+) -> None:
+    made = experiment_of(session_state)
+    cost = storage.read_json(run_paths.uri_of(made, workflow.name, run_costs.FILE))
+    assert cost["not_known"] == [] and not cost["run"]["at_least"]
+    for job in runs.ray_jobs(workflow):
+        stage, spec = job["metadata"]["labels"]["wukong/stage"], job["spec"]
+        cluster = spec["rayClusterSpec"]
+        (workers,) = cluster["workerGroupSpecs"]
+        pods = [cluster["headGroupSpec"]["template"], *[workers["template"]] * workers["replicas"]]
+        requests = [pod["spec"]["containers"][0]["resources"]["requests"] for pod in pods]
+        submitter = spec["submitterPodTemplate"]["spec"]["containers"][0]["resources"]["requests"]
+        ended = runs.moment(job["status"]["endTime"])
+        worked = ended - runs.moment(job["status"]["rayJobInfo"]["startTime"])
+        lived = ended - runs.moment(job["metadata"]["creationTimestamp"]) + SEEN_SECONDS
+        held = cost["stages"][stage]
+        for name, resource, unit in (("core_hours", "cpu", 1), ("gib_hours", "memory", 2**30)):
+            least = sum(float(parse_quantity(each[resource])) for each in requests) / unit
+            most = least + float(parse_quantity(submitter[resource])) / unit
+            assert least * worked <= 3600 * held[name] <= most * lived, (stage, name)
+        assert held["gpu_hours"] == 0
+        assert held["idle_share"] is not None and 0 <= held["idle_share"] < 1, stage
+        output = manifest.load(runs.records(made, workflow)[stage].manifest)
+        assert held["bytes_written"] >= output.parts.bytes, "with what its job made for others, as features"
+        told = runs.mlflow_metrics(services, made, workflow, stage)
+        assert told[f"{stage}/cost/core_hours"] == pytest.approx(held["core_hours"], rel=0.01)
+        found.append(f"{stage} {held['core_hours']:.3f} core-hours, {100 * held['idle_share']:.0f} % idle")
+    told = runs.mlflow_metrics(services, made, workflow, workflow.name)
+    assert told["cost/core_hours"] == pytest.approx(cost["run"]["core_hours"], rel=0.01)
 
 
 @pytest.mark.cluster(
