@@ -8,7 +8,8 @@ import pytest
 
 from components import stage as components
 from wukong.config import documents
-from wukong.runs import run_records
+from wukong.runs import run_costs, run_records
+from wukong.runs.run_costs import Holding, Sheet
 from wukong.runs.run_records import Record
 from wukong.stages import run_paths
 from wukong.store import storage
@@ -48,10 +49,16 @@ def test_the_pages_lie_side_by_side_and_lead_to_each_other(tmp_path: Path, monke
     def page(name: str) -> str:
         return storage.read_bytes(run_paths.uri_of(experiment, "first", name)).decode()
 
+    held = Holding(key="k", name="n", cores=2, memory=0, gpus=0, began=0, until=3600, ended=True, used=1800)
+    run_costs.write(experiment, "first", "crawl", "ray-1", Sheet(source="ray", held=(held,)))
     components.save_artifact(evaluated, str(tmp_path / "evaluate"))
     components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
     assert links(page("evaluation.html")) == ["report.html"], "there are no data docs"
     assert links(page("report.html")) == ["evaluation.html"]
+    assert "This run held at least 2.0 core-hours and 0 GPU-hours, 75 % idle." in page("report.html")
+    assert "Of filter, evaluate it is not known." in page("report.html")
+    stored_cost = storage.read_json(run_paths.uri_of(experiment, "first", run_costs.FILE))
+    assert stored_cost["not_known"] == ["filter", "evaluate"]
     framed = (tmp_path / "page.html").read_text("utf-8")
     assert "<a " not in framed and "evaluation.html</code> among the artifacts" in framed
     monkeypatch.setenv("MLFLOW_PUBLIC_URL", "http://mlflow.test")
