@@ -13,12 +13,15 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wukong.config.experiment import Experiment
 from wukong.errors import StorageError
@@ -51,7 +54,7 @@ def noted(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
     """
     attempt, here = uuid.uuid4().hex[:12], ray.get_runtime_context()
     began, before, over = time.time(), dict(manifest.committed), threading.Event()
-    nodes = {machine["NodeID"]: machine for machine in ray.nodes() if machine["Alive"]}
+    nodes = _alive()
     processes = None if _POD in os.environ else ProcessTimes(here.get_job_id())
 
     def write(used: Mapping[str, float], *, ended: bool = False) -> None:
@@ -94,7 +97,14 @@ def noted(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()  # so that what it writes is not the last
-        write(_of_containers(list(nodes)) if processes is None else look(), ended=True)
+        used = look()
+        if processes is None:
+            try:
+                nodes |= _alive()  # with those that have taken a lost one's place
+                used = _of_containers(nodes, here.get_node_id())
+            except Exception as error:  # noqa: BLE001 - the head may be gone, which the job's own error says
+                log.debug("the nodes are not asked what they used: %s", error)
+        write(used, ended=True)
 
 
 class ProcessTimes:
@@ -157,24 +167,28 @@ def used_by_container(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     return None
 
 
-def _of_containers(nodes: list[str]) -> dict[str, float]:
-    """Ask each node for its container's processor time; nodes that do not answer in time are left out."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+def _alive() -> dict[str, Mapping[str, Any]]:
+    return {machine["NodeID"]: machine for machine in ray.nodes() if machine["Alive"]}
 
-    ask: Callable[..., ray.ObjectRef] = ray.remote(num_cpus=0, max_retries=0)(used_by_container).options
-    used: dict[str, float] = {}
-    try:
-        asked = {
-            ask(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node for node in nodes
-        }
-        answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_SECONDS)
-        for reference in answered:
-            try:
-                seconds = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                log.debug("node %s does not say what it used: %s", asked[reference], error)
-            else:
-                used |= {asked[reference]: seconds} if seconds is not None else {}
-    except Exception as error:  # noqa: BLE001 - the head may be gone, which the job's own error says
-        log.debug("the nodes are not asked what they used: %s", error)
-    return used
+
+def _of_containers(nodes: Iterable[str], here: str) -> dict[str, float]:
+    """Ask nodes for their containers' processor time; those that do not answer in time are left out.
+
+    Args:
+        nodes: Ray's names of them.
+        here: that of this one, whose head has no memory to spare for another process.
+    """
+    ask = ray.remote(num_cpus=0, max_retries=0)(used_by_container)
+    asked = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(): node
+        for node in nodes
+        if node != here
+    }
+    answered = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_SECONDS)[0] if asked else []
+    said: dict[str, float | None] = {here: used_by_container()}
+    for reference in answered:
+        try:
+            said[asked[reference]] = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            log.debug("node %s does not say what it used: %s", asked[reference], error)
+    return {node: seconds for node, seconds in said.items() if seconds is not None}

@@ -14,7 +14,8 @@ from ray_jobs.launch.kuberay import RayJobError
 from ray_jobs.launch.kuberay.pods import holding, requested
 from wukong.config.experiment import Experiment
 from wukong.runs import run_costs
-from wukong.runs.run_costs import Holding
+from wukong.runs.run_costs import Holding, Sheet
+from wukong.store import storage
 
 GPU = "nvidia.com/gpu"
 
@@ -37,15 +38,11 @@ def rfc3339(moment: float) -> str:
 def seen(experiment: Experiment, name: str = "Nightly_7") -> dict[str, Holding]:
     """Return what was written down, by the pod's name; fails where a pod stands twice."""
     folder = f"{experiment.root}/runs/{name}/held/filter"
-    sheets = [run_costs.Sheet.model_validate(run_costs.storage.read_json(uri)) for uri in _files(folder)]
+    sheets = [Sheet.model_validate(storage.read_json(uri)) for uri in storage.list_files(folder)]
     assert all(sheet.source == "pods" for sheet in sheets)
     held = [one for sheet in sheets for one in sheet.held]
     assert len({one.key for one in held}) == len(held)
     return {one.name: one for one in held}
-
-
-def _files(folder: str) -> list[str]:
-    return [*run_costs.storage.list_files(folder)]
 
 
 def until_seen(experiment: Experiment, *names: str) -> tuple[str, Any]:
