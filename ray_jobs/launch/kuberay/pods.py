@@ -56,7 +56,8 @@ class PodsHeld:
         if error is None:
             self._thread.join(self._api.timing.drain)
             self._held = {key: one.model_copy(update={"ended": True}) for key, one in self._held.items()}
-        self._store()
+        if error is None or isinstance(error, Exception):  # a process that is being ended has no time for the store
+            self._store()
 
     def follow(self, status: Mapping[str, Any]) -> None:
         """Take the name of the Ray cluster from a status of the RayJob."""
