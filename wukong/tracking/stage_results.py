@@ -4,7 +4,6 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +71,8 @@ def log_cost(run_id: str | None, stage: str, said: str, numbers: Mapping[str, fl
     if run_id is None:
         return
     metrics = as_metrics({f"{stage}/cost/{name}": value for name, value in numbers.items()}, 0)
-    send = partial(Server().log, run_id, metrics=metrics, tags={COST_TAG: said})
-    unless_away(send, f"the cost of {stage} is left out", AT_END)
+    left_out = f"the cost of {stage} is left out"
+    unless_away(lambda: Server().log(run_id, metrics=metrics, tags={COST_TAG: said}), left_out, AT_END)
 
 
 def log_evaluation(

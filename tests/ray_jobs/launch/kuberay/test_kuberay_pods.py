@@ -38,7 +38,7 @@ def rfc3339(moment: float) -> str:
 def seen(experiment: Experiment, name: str = "Nightly_7") -> dict[str, Holding]:
     """Return what was written down, by the pod's name; fails where a pod stands twice."""
     folder = f"{experiment.root}/runs/{name}/held/filter"
-    sheets = [Sheet.model_validate(storage.read_json(uri)) for uri in storage.list_files(folder)]
+    sheets = [Sheet.model_validate(storage.read_json(uri)) for uri in storage.list_files(folder, ".json")]
     assert all(sheet.source == "pods" for sheet in sheets)
     held = [one for sheet in sheets for one in sheet.held]
     assert len({one.key for one in held}) == len(held)
