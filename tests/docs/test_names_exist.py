@@ -49,7 +49,9 @@ DATA = {
 }
 NO_MODULES = {
     **dict.fromkeys(("wukong.attempts", "wukong.attempts.KEY", "wukong.history.ALIAS"), "tag of MLflow"),
-    **dict.fromkeys(("wukong.chosen", "wukong.gate", "wukong.origin", "wukong.evaluation.uri"), "tag of MLflow"),
+    **dict.fromkeys(
+        ("wukong.chosen", "wukong.cost", "wukong.gate", "wukong.origin", "wukong.evaluation.uri"), "tag of MLflow"
+    ),
     **dict.fromkeys(("data.captions", "data.labels", "settings.validation"), "attribute of a variable"),
     "experiment.held_out_tasks": "attribute of a variable",
     **dict.fromkeys(("metrics.enabled", "metrics.serviceMonitor.enabled"), "key of a chart of Helm"),
