@@ -13,7 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def test_a_folder_is_refused_where_there_are_several_nodes(tmp_path: Path, monke
     crawl = {"queries": storage.from_path(tmp_path / "none.txt"), "endpoint": "http://site.invalid/search"}
     experiment = documents.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
     monkeypatch.setattr(job, "_connect", lambda: None)
+    monkeypatch.setattr("ray_jobs.machines.noted", lambda *_: nullcontext())  # there is no Ray to ask
     monkeypatch.setattr(job, "end_with_parent", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
     arguments = ["crawl", "--experiment", stored.store(experiment), "--run", "first"]
