@@ -56,6 +56,7 @@ def noted(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
     began, before, over = time.time(), dict(manifest.committed), threading.Event()
     nodes = _alive()
     processes = None if _POD in os.environ else ProcessTimes(here.get_job_id())
+    used_before = processes.look() if processes is not None else 0.0  # to import libraries and to start Ray
 
     def write(used: Mapping[str, float], *, ended: bool = False) -> None:
         held = [
@@ -80,7 +81,7 @@ def noted(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
             log.warning("what %s holds is not written down: %s", stage, error)
 
     def look() -> dict[str, float]:
-        return {here.get_node_id(): processes.look()} if processes is not None else {}
+        return {here.get_node_id(): processes.look() - used_before} if processes is not None else {}
 
     def watch() -> None:
         write({})

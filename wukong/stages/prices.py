@@ -70,7 +70,8 @@ def of_environment() -> Prices:
 
 def in_currency(amount: float) -> str:
     """Return an amount of money for people, with the currency of this process's environment."""
-    return " ".join(filter(None, (f"{amount:,.2f}", os.environ.get(CURRENCY, ""))))
+    number = f"{amount:.1g}" if 0 < amount < 0.01 else f"{amount:,.2f}"
+    return " ".join(filter(None, (number, os.environ.get(CURRENCY, ""))))
 
 
 def numbers(where: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, float]:

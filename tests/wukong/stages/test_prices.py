@@ -19,7 +19,7 @@ def test_prices_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(prices.VARIABLE, raising=False)
     monkeypatch.delenv(prices.CURRENCY, raising=False)
     assert not prices.of_environment()
-    assert prices.in_currency(1234.5) == "1,234.50"
+    assert [prices.in_currency(amount) for amount in (1234.5, 0.0, 0.0042)] == ["1,234.50", "0.00", "0.004"]
     monkeypatch.setenv(prices.VARIABLE, "cpu=1")
     monkeypatch.setenv(prices.CURRENCY, "EUR")
     assert prices.of_environment() == Prices(cpu=1)
