@@ -66,6 +66,20 @@ def test_stages_nest_under_one_run_of_the_pipeline(experiment: Experiment) -> No
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+def test_the_runs_have_what_was_held_behind_the_metric_that_decides(experiment: Experiment) -> None:
+    with mlflow_runs.stage_run(experiment, "first", "crawl") as run_id:
+        stage_results.log_cost(run_id, "crawl", "It held little.", {"core_hours": 0.25})
+    decides = "eval/retrieval/holdouts/mean_recall"
+    mlflow_runs.complete_run(experiment, "first", {decides: 0.4})
+    mlflow_runs.log_cost(experiment, "first", "It held more.", {"core_hours": 1.5, "idle_share": 0.5})
+    runs = {run.data.tags.get("wukong.cost"): run for run in runs_of(experiment).values()}
+    assert runs["It held little."].data.metrics == {"crawl/cost/core_hours": 0.25}
+    metrics = runs["It held more."].data.metrics
+    assert next(iter(metrics.items())) == (decides, 0.4), "MLflow's page that compares runs begins with it"
+    assert (metrics["cost/core_hours"], metrics["cost/idle_share"]) == (1.5, 0.5)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
 def test_a_stage_that_raises_ends_as_failed(experiment: Experiment) -> None:
     with pytest.raises(ZeroDivisionError), mlflow_runs.stage_run(experiment, "first", "crawl"):
         raise ZeroDivisionError
