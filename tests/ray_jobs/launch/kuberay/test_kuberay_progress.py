@@ -150,7 +150,7 @@ kuberay.run_job("filter", experiment, "r", ["filter"], {}, "wukong", kuberay.Tim
 
 
 def test_a_restarted_component_goes_on_with_the_label(
-    server: ApiServer, experiment: Experiment, tmp_path: Path
+    server: ApiServer, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finish() -> None:
         written = manifest.Stage(experiment.root, "filter", {}).commit([])
@@ -166,7 +166,13 @@ def test_a_restarted_component_goes_on_with_the_label(
             assert first.poll() is None
             time.sleep(0.05)
         first.kill()
-    before = len(server.patches)
+    before, read = len(server.patches), ShownProgress.read
+
+    def read_slowly(reader: ShownProgress, text: str) -> None:
+        time.sleep(0.005)
+        read(reader, text)
+
+    monkeypatch.setattr(ShownProgress, "read", read_slowly)
     run_job("filter", experiment, "r", ["filter"], {}, "wukong", replace(FAST, progress=0.4))
     assert len(server.jobs) == 1
     assert labels(server)[before:] == ["42pct-8m-left", "50pct-8m-left", "done"]
