@@ -84,7 +84,7 @@ def long_run(first: runs.Run, services: runs.Services, session_state: State) -> 
 @pytest.mark.cluster(
     claim="While a stage trains, a label of its RayJob says the share done and the time left, and Argo the share; one "
     "that has succeeded says done",
-    how="`kubectl get rayjobs` with the label as a column; the progress of the component's node in the Workflow's status",
+    how="`kubectl get rayjobs` with the label as a column; the component's node in the Workflow's status",
 )
 def test_progress_is_shown(long_run: tuple[runs.Run, Experiment], first: runs.Run, found: list[str]) -> None:
     run, _ = long_run

@@ -102,8 +102,9 @@ class ShownProgress:
 def label(advanced: Advanced) -> str:
     """The value of the label: the share that is done, and the time that is left while it is known."""
     seconds = advanced.seconds_left
-    is_known = seconds is not None and seconds < _LONGEST
-    return f"{percent(advanced)}pct" + (f"-{_duration(round(seconds))}-left" if is_known else "")
+    if seconds is None or seconds >= _LONGEST:
+        return f"{percent(advanced)}pct"
+    return f"{percent(advanced)}pct-{_duration(round(seconds))}-left"
 
 
 def percent(advanced: Advanced) -> int:
