@@ -56,11 +56,13 @@ class Services:
         kfp: the address of KFP's API.
         mlflow: the address of MLflow.
         credentials: of MLflow.
+        forwards: the ports.
     """
 
     kfp: str
     mlflow: str
     credentials: Mapping[str, str]
+    forwards: Sequence[kube.Forward] = ()
     _api: list[submit.Pipelines] = field(default_factory=list)
     _client: list[Client] = field(default_factory=list)
 
