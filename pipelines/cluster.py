@@ -129,7 +129,7 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
         cpu_request="100m", cpu_limit="2", memory_request="256Mi", memory_limit=memory
     )
     if retries:
-        task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="365d")
+        task.set_retry(retries, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration="365d")
     for annotation, value in STAY.items():
         kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
