@@ -318,6 +318,23 @@ class NewCheckpoints:
         return self._new
 
 
+def goes_on(services: Services, made: Experiment, run: Run, seconds: float, least: int = 2) -> None:
+    """Wait until the pre-training of a run has written some more checkpoints than now."""
+    # Deleting takes effect within a moment: a checkpoint that was under way is not one that came after it.
+    time.sleep(3)
+    new = NewCheckpoints(made)
+
+    def more() -> bool:
+        found = state(services, run.identity)
+        assert found not in ENDED, f"run {run.name} ended as {found}\n{why(run)}"
+        record = records_or_none(made, run).get("pretrain")
+        assert record is None or record.state == "succeeded", f"pretrain failed: {record.error}"
+        assert record is None, "the training ended before everything was lost: raise TRAINING_SECONDS in session.py"
+        return len(new.seen()) >= least
+
+    kube.until("new checkpoints", more, seconds, 2)
+
+
 def parameters_of(pipeline: Path) -> Sequence[str]:
     """The parameters of a compiled pipeline."""
     specification = next(yaml.safe_load_all(pipeline.read_text(encoding="utf-8")))
