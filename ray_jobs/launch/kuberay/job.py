@@ -20,6 +20,7 @@ from ray_jobs.launch.kuberay.status import (
     explain_failure,
     is_left_by_kuberay,
     lost_head,
+    no_head_answers,
     pod_problems,
     verdict,
 )
@@ -224,7 +225,7 @@ class _StageJob:
         last, logged = "", time.monotonic()
         for status in self.api.statuses(self.name):
             ended = verdict(status)
-            if ended is None and status.get("jobStatusCheckFailureStartTime"):  # the head does not answer KubeRay
+            if ended is None and no_head_answers(status):
                 ended = lost_head(self.api.cluster_pods(status, HEAD))
             if ended is not None:
                 return ended, status

@@ -73,6 +73,11 @@ def is_left_by_kuberay(status: Mapping[str, Any]) -> bool:
     return status.get("reason") in _SUBMITTER_MAY_RUN
 
 
+def no_head_answers(status: Mapping[str, Any]) -> bool:
+    """Whether KubeRay gets no answer from a head: not yet, or no longer."""
+    return status.get("jobDeploymentStatus") == "Initializing" or bool(status.get("jobStatusCheckFailureStartTime"))
+
+
 def lost_head(heads: Sequence[Any]) -> Verdict | None:
     """Say that a job whose head does not answer is lost with the head's node; None where that is not so.
 

@@ -230,11 +230,14 @@ def head_that_ends(seconds: float) -> dict[str, Any]:
 SILENT = {"jobStatusCheckFailureStartTime": "2026-01-01T00:00:40Z"}
 
 
+@pytest.mark.parametrize("steps", [[NEW, RUNNING, SILENT], [NEW]], ids=["that worked", "that came up"])
 def test_a_head_that_went_with_its_node_is_not_waited_for(
-    server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture
+    server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture, steps: list[Any]
 ) -> None:
-    pods = ("pods", [head_that_ends(-60)])
-    server.scripts = [[NEW, pods, RUNNING, SILENT, ("sleep", 600)], [NEW, RUNNING, SUCCEEDED]]
+    server.scripts = [
+        [("pods", [head_that_ends(-60)]), *steps, ("sleep", 600)],
+        [("pods", []), NEW, RUNNING, SUCCEEDED],
+    ]
     run(experiment)
     assert sum(request.startswith("POST") for request in server.requests) == 2
     assert "HeadLost: the head head-1 was to be deleted and is still there" in caplog.text
@@ -248,7 +251,7 @@ def test_a_head_that_went_with_its_node_is_not_waited_for(
 def test_a_head_that_may_yet_end_or_come_is_waited_for(
     server: ApiServer, experiment: Experiment, pods: list[dict[str, Any]], silent: bool
 ) -> None:
-    server.scripts = [[NEW, ("pods", pods), RUNNING, *([SILENT] if silent else []), ("sleep", 0.5), SUCCEEDED]]
+    server.scripts = [[NEW, RUNNING, ("pods", pods), *([SILENT] if silent else []), ("sleep", 0.5), SUCCEEDED]]
     run(experiment)
     assert sum(request.startswith("POST") for request in server.requests) == 1
 
