@@ -90,6 +90,7 @@ def _own_pods() -> list[kube.Object]:
 MAY = [
     # as, verb, resource, namespace, allowed
     ("kubeflow:pipeline-runner", "create", "rayjobs.ray.io", "wukong", True),
+    ("kubeflow:pipeline-runner", "patch", "rayjobs.ray.io", "wukong", True),
     ("kubeflow:pipeline-runner", "delete", "rayjobs.ray.io", "wukong", True),
     ("kubeflow:pipeline-runner", "get", "configmaps/ray-job", "wukong", True),
     ("kubeflow:pipeline-runner", "get", "pods/log", "wukong", True),

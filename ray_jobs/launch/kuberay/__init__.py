@@ -5,6 +5,7 @@
 - ``status``: reads from a RayJob's status and pods how it ended or why it waits.
 - ``client``: calls of the Kubernetes API.
 - ``logs``: follows the job's log.
+- ``progress``: shows on the RayJob, and to Argo, how far the log says that it has come.
 - ``pipeline_run``: whether the run of the pipeline goes on without this pod.
 - ``job``: puts these together.
 """

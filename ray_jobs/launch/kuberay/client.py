@@ -42,6 +42,7 @@ class Timing:
         patience: longest wait for an API server that cannot be reached.
         heartbeat: pause between two lines that say what a job waits for.
         drain: longest wait for the rest of the log after the job has ended.
+        progress: pause between two writes of how far a job has come.
         backoff: pause before the first RayJob that is made again; twice as long before each further one.
         max_backoff: the longest such wait.
     """
@@ -51,6 +52,7 @@ class Timing:
     patience: float = 600.0
     heartbeat: float = 60.0
     drain: float = 10.0
+    progress: float = 10.0
     backoff: float = 10.0
     max_backoff: float = 120.0
 
@@ -142,6 +144,14 @@ class KubernetesApi:
 
         return self._repeat(ask, message(f"cannot create RayJob {body['metadata']['name']}"))
 
+    def patch_job(self, name: str, body: Mapping[str, Any]) -> None:
+        """Change a RayJob by a merge patch, in one attempt.
+
+        Raises:
+            Exception: one of ``API_ERRORS``: it was refused, or nothing answered.
+        """
+        self._custom.patch_namespaced_custom_object(**self._where, name=name, body=body, _request_timeout=(5, 10))
+
     def delete_job(self, name: str) -> None:
         """Delete a RayJob, and with it its Ray cluster. A failure is only logged, and a job that is gone is none."""
         try:
@@ -150,7 +160,7 @@ class KubernetesApi:
             )
         except ApiException as error:
             if error.status != 404:
-                log.error("RayJob %s could not be deleted: %s", name, _explain(error))
+                log.error("RayJob %s could not be deleted: %s", name, explain(error))
         except Exception as error:  # noqa: BLE001 - this process is being ended; the exit handler deletes the job
             log.error("RayJob %s could not be deleted: %s", name, error)
 
@@ -285,14 +295,14 @@ class KubernetesApi:
                 "Unreachable",
             ) from last
         except ApiException as error:
-            raise RayJobError(f"{problem}: {_explain(error)}", str(error.reason)) from error
+            raise RayJobError(f"{problem}: {explain(error)}", str(error.reason)) from error
 
 
 def _is_temporary(error: BaseException) -> bool:
     return error.status in _BUSY if isinstance(error, ApiException) else isinstance(error, API_ERRORS)
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any) -> str:
     """What an error of the API means, and how to mend it."""
     status = getattr(error, "status", None)
     said = _message(getattr(error, "body", None)) or str(getattr(error, "reason", "") or error)

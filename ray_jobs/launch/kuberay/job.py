@@ -14,6 +14,7 @@ from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi, Timing, load_cre
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
+from ray_jobs.launch.kuberay.progress import ShownProgress
 from ray_jobs.launch.kuberay.status import (
     Verdict,
     describe,
@@ -146,20 +147,25 @@ class _StageJob:
         """Run the job to its end, on further RayJobs after the loss of infrastructure."""
         for repeated in itertools.count(1):
             retries = self.find_or_create(entrypoint, environment)
-            with JobLog(self.api, self.name) as job_log:
+            with ShownProgress(self.api, self.name) as shown, JobLog(self.api, self.name, shown.read) as job_log:
                 ended, status = self.wait()
                 job_log.drain()
+            record = run_records.read(self.experiment, self.run_name, self.record_name)
+            # The driver may have done its work before the head or the submitter was lost.
+            succeeded = ended.succeeded or (
+                ended.is_infrastructure and record is not None and record.state == "succeeded"
+            )
+            shown.end(succeeded=succeeded)
             if ended.succeeded:
                 return
-            record = run_records.read(self.experiment, self.run_name, self.record_name)
             where = f"{self.api.namespace}/{self.name}"
             lines = list(job_log.last_lines) or end_of_head_log(self.api, status)
             problems = pod_problems(self.api.cluster_pods(status))
             error = RayJobError(explain_failure(where, ended, problems, lines), ended.reason)
             if is_left_by_kuberay(status):
                 self.api.delete_job(self.name)
-            if ended.is_infrastructure and record is not None and record.state == "succeeded":
-                return  # the driver had done its work before the head or the submitter was lost
+            if succeeded:
+                return
             is_lost = ended.is_infrastructure and (record is None or record.infrastructure)
             if not is_lost or repeated > retries:
                 raise error

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,13 @@ class JobLog:
     Attributes:
         api: the Kubernetes API.
         job: name of the RayJob.
+        on_line: called with each line, from that thread.
         last_lines: the end of the log.
     """
 
     api: KubernetesApi
     job: str
+    on_line: Callable[[str], object]
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class JobLog:
                             last[name] = moment
                             line = _COLOURS.sub("", coloured)
                             self.last_lines.append(line)
+                            self.on_line(line)
                             sys.stdout.write(line + "\n")
                             sys.stdout.flush()
                     if phase in ("Succeeded", "Failed"):
