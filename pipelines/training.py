@@ -65,14 +65,12 @@ def show_data(tasks: dict[str, dsl.PipelineTask]) -> None:
     """Add the page about the data."""
     shown = data_card(**{f"{name}_manifest": tasks[name].outputs["manifest"] for name in stages.needed_for("validate")})
     cluster.prepare(shown, "Show the data")
-    cluster.cached(shown)
 
 
 def show_results(evaluated: dsl.PipelineTask) -> None:
     """Add the page about the evaluation."""
     shown = results(evaluate_manifest=evaluated.outputs["manifest"])
     cluster.prepare(shown, "Show the results")
-    cluster.cached(shown)
 
 
 @dsl.pipeline(

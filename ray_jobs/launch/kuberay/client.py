@@ -22,6 +22,9 @@ from wukong.runtime.language import message
 API_ERRORS: tuple[type[Exception], ...] = (ApiException, urllib3.exceptions.HTTPError, OSError)
 """Errors of one call: the API server answered with an error, or did not answer."""
 
+HEAD = "ray.io/node-type=head"
+"""Selects the head among the pods of a Ray cluster."""
+
 _GROUP, _VERSION, _PLURAL = "ray.io", "v1", "rayjobs"
 _BUSY = (429, 500, 502, 503, 504)
 
@@ -34,7 +37,7 @@ class Timing:
     """Seconds the launcher waits.
 
     Attributes:
-        watch: length of one watch request, before the next is made.
+        watch: length of one watch request, before the next is made; how late a lost node is noticed.
         poll: pause between two reads where watching is not possible.
         patience: longest wait for an API server that cannot be reached.
         heartbeat: pause between two lines that say what a job waits for.
@@ -44,7 +47,7 @@ class Timing:
         max_backoff: the longest such wait.
     """
 
-    watch: int = 300
+    watch: int = 30
     poll: float = 5.0
     patience: float = 600.0
     heartbeat: float = 60.0

@@ -10,12 +10,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_jobs.launch.kuberay import pipeline_run, settings
-from ray_jobs.launch.kuberay.client import KubernetesApi, Timing, load_credentials
+from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi, Timing, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
 from ray_jobs.launch.kuberay.progress import ShownProgress
-from ray_jobs.launch.kuberay.status import Verdict, describe, explain_failure, pod_problems, verdict
+from ray_jobs.launch.kuberay.status import (
+    Verdict,
+    describe,
+    explain_failure,
+    is_left_by_kuberay,
+    lost_head,
+    no_head_answers,
+    pod_problems,
+    verdict,
+)
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.runs import run_records
@@ -83,18 +92,18 @@ def end_run(experiment: Experiment, run_name: str, namespace: str) -> list[str]:
     """Delete the RayJobs of a run that have not ended, and return their names.
 
     A pipeline's exit handler calls it: a component that was killed could not delete its job, and one that was ended may
-    have left it to a next attempt that never came. RayJobs that have ended and that no rule deletes (``manifest``) go
-    too.
+    have left it to a next attempt that never came. RayJobs that have ended go too, where no rule (``manifest``) deletes
+    all of them.
     """
     api = KubernetesApi(namespace, Timing(patience=60))
     ended = []
     for job in api.jobs_of_run(run_name):
         if job["metadata"].get("annotations", {}).get("wukong/experiment") != experiment.name:
             continue
-        name, how = job["metadata"]["name"], verdict(job.get("status", {}))
-        if how is None:
+        name, status = job["metadata"]["name"], job.get("status", {})
+        if verdict(status) is None:
             ended.append(name)
-        if how is None or "deletionStrategy" not in job["spec"]:
+        if is_left_by_kuberay(status) or "deletionStrategy" not in job["spec"]:
             api.delete_job(name)
     return ended
 
@@ -147,14 +156,16 @@ class _StageJob:
                 ended.is_infrastructure and record is not None and record.state == "succeeded"
             )
             shown.end(succeeded=succeeded)
-            if succeeded:
+            if ended.succeeded:
                 return
             where = f"{self.api.namespace}/{self.name}"
             lines = list(job_log.last_lines) or end_of_head_log(self.api, status)
             problems = pod_problems(self.api.cluster_pods(status))
             error = RayJobError(explain_failure(where, ended, problems, lines), ended.reason)
-            if ended.stays_for_ever:
+            if is_left_by_kuberay(status):
                 self.api.delete_job(self.name)
+            if succeeded:
+                return
             is_lost = ended.is_infrastructure and (record is None or record.infrastructure)
             if not is_lost or repeated > retries:
                 raise error
@@ -173,41 +184,55 @@ class _StageJob:
         """
         body, retries = self._make(entrypoint, environment)
         work = [*entrypoint, *images_of(body)]
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            name = job_name(self.experiment, self.run_name, self.record_name, attempt, work)
-            existing = self.api.get_job(name)
-            if existing is None:
-                body["metadata"] |= {"name": name, "namespace": self.api.namespace}
-                # An earlier attempt's record must not be taken for this one's.
-                storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
-                self.name = name
-                if self.api.create_job(body):
-                    log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, name)
-                    return retries
-                # Another process was faster, or an earlier request arrived after all, whose answer was lost.
-                existing = self.api.get_job(name)
-                if existing is None:
-                    continue
-            ended = verdict(existing.get("status", {}))
-            if existing.get("metadata", {}).get("deletionTimestamp"):
-                log.info("RayJob %s is being deleted; a new one is made", name)
-            elif ended is not None and not ended.succeeded:
-                log.info("RayJob %s failed before (%s)", name, ended.reason)
-            elif ended is not None and not self._has_its_output():
-                log.info("RayJob %s succeeded before, and its output is gone; a new one is made", name)
-            else:
-                log.info("%s goes on with RayJob %s/%s", self.stage, self.api.namespace, name)
-                self.name = name
+        names = [
+            job_name(self.experiment, self.run_name, self.record_name, attempt, work)
+            for attempt in range(1, _MAX_ATTEMPTS + 1)
+        ]
+        for _ in names:
+            # All are looked at first: an earlier one may have been deleted since a later one was made.
+            existing = {job["metadata"]["name"]: job for job in self.api.jobs_of_run(self.run_name)}
+            self.name = next((name for name in names if name in existing and self._goes_on(name, existing[name])), "")
+            if self.name:
+                log.info("%s goes on with RayJob %s/%s", self.stage, self.api.namespace, self.name)
                 return retries
+            free = next((name for name in names if name not in existing), None)
+            if free is None:
+                break
+            body["metadata"] |= {"name": free, "namespace": self.api.namespace}
+            # An earlier attempt's record must not be taken for this one's.
+            storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
+            self.name = free
+            if self.api.create_job(body):
+                log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, free)
+                return retries
+            # Another process was faster, or an earlier request arrived after all, whose answer was lost.
         raise RayJobError(
             f"{self.stage} of run {self.run_name} failed {_MAX_ATTEMPTS} times; give the run another name"
         )
+
+    def _goes_on(self, name: str, job: Mapping[str, Any]) -> bool:
+        """Whether a RayJob of an earlier process is this stage's: it does the work, or has done it."""
+        status = job.get("status", {})
+        ended = verdict(status)
+        if job["metadata"].get("deletionTimestamp"):
+            log.info("RayJob %s is being deleted; a new one is made", name)
+        elif ended is not None and not ended.succeeded:
+            log.info("RayJob %s failed before (%s)", name, ended.reason)
+            if is_left_by_kuberay(status):
+                self.api.delete_job(name)
+        elif ended is not None and not self._has_its_output():
+            log.info("RayJob %s succeeded before, and its output is gone; a new one is made", name)
+        else:
+            return True
+        return False
 
     def wait(self) -> tuple[Verdict, dict[str, Any]]:
         """Wait until the job has ended; returns how, and its last status. The log says when its state changes."""
         last, logged = "", time.monotonic()
         for status in self.api.statuses(self.name):
             ended = verdict(status)
+            if ended is None and no_head_answers(status):
+                ended = lost_head(self.api.cluster_pods(status, HEAD))
             if ended is not None:
                 return ended, status
             state = describe(status)

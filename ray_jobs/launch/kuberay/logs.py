@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
+from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi
 
 _KEPT_LINES = 40
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -94,7 +94,7 @@ def end_of_head_log(api: KubernetesApi, status: Mapping[str, Any]) -> list[str]:
         api: the Kubernetes API.
         status: the RayJob's.
     """
-    for pod in api.cluster_pods(status, "ray.io/node-type=head")[-1:]:
+    for pod in api.cluster_pods(status, HEAD)[-1:]:
         with contextlib.suppress(*API_ERRORS):
             return api.read_log(pod.metadata.name, _KEPT_LINES)[-_KEPT_LINES:]
     return []

@@ -16,6 +16,8 @@ from wukong.errors import ConfigError
 from wukong.stages import run_paths
 
 _MLFLOW = "wukong-mlflow"  # the Secret; of all Ray's pods only those that train log to MLflow
+_LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+"""Taints of a node that does not answer. Kubernetes has each pod tolerate them for 300 seconds if it says nothing."""
 MAX_NAME = 47
 """Characters of a RayJob's name: KubeRay appends to it, and the result must fit a label."""
 
@@ -109,6 +111,15 @@ def make_ray_job(
     submitter = spec.get("submitterPodTemplate")
     for pod in [*pods, *([submitter] if submitter else [])]:
         _labels(pod)["wukong/stage"] = stage
+        pod["spec"].setdefault("tolerations", []).extend(
+            {
+                "key": taint,
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": settings.lost_node_seconds,
+            }
+            for taint in _LOST_NODE
+        )
         if image:
             pod["spec"]["containers"][0]["image"] = image
     for container in containers:

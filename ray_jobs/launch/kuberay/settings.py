@@ -81,6 +81,8 @@ class Settings(Strict):
         queue: Kueue's LocalQueue; the job is then created suspended, and Kueue starts it.
         retries: how often the launcher makes a new RayJob after the loss of a head, a submitter or a node. A failure of
             the stage's own work, a deadline and a job that a person ended are not repeated.
+        lost_node_seconds: how long a job's pods stay bound to a node that does not answer; then Kubernetes counts them
+            as lost. It begins when the node is tainted, some 50 seconds after its last sign of life.
         pre_running_deadline_seconds: limit for nodes, images and pods to be ready.
         active_deadline_seconds: limit for the whole job; a stage may have its own.
         ttl_seconds: how long the Ray cluster of a failed job stays, so that a person can look at it. That of a job that
@@ -95,6 +97,7 @@ class Settings(Strict):
     image: str | None = None
     queue: str | None = None
     retries: int = Field(2, ge=0)
+    lost_node_seconds: int = Field(60, ge=0)
     pre_running_deadline_seconds: Positive = 1800
     active_deadline_seconds: Positive = 86_400
     ttl_seconds: int = Field(60, ge=0)

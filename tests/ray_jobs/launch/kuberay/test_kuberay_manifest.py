@@ -68,6 +68,30 @@ def test_stages_that_run_a_model_get_the_gpus_that_the_cluster_gives_them(tmp_pa
     assert "nvidia.com/gpu" not in str(body["spec"]["rayClusterSpec"]["workerGroupSpecs"]), "the base has no GPUs"
 
 
+@pytest.mark.parametrize("seconds", [None, 0, 600])
+def test_every_pod_says_how_long_it_stays_with_a_node_that_does_not_answer(
+    experiment: Experiment, seconds: int | None
+) -> None:
+    """By Kubernetes' own rule: the shortest time of all tolerations that match a taint; 300 s where none does."""
+    data = installed_config_map()
+    settings = yaml.safe_load(data["settings.yaml"]) | ({} if seconds is None else {"lost_node_seconds": seconds})
+    parsed = Settings.model_validate(settings)
+    body = make_ray_job(yaml.safe_load(data["template.yaml"]), parsed, experiment, "r", "pretrain", ["python"], {})
+    assert crd.errors(body) == []
+    spec = body["spec"]
+    cluster = spec["rayClusterSpec"]
+    pods = [spec["submitterPodTemplate"], cluster["headGroupSpec"]["template"]]
+    pods += [group["template"] for group in cluster["workerGroupSpecs"]]
+    for pod in pods:
+        for taint in ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"):
+            times = [
+                each["tolerationSeconds"]
+                for each in pod["spec"].get("tolerations", [])
+                if each["key"] == taint and each["operator"] == "Exists" and each["effect"] == "NoExecute"
+            ]
+            assert min(times, default=300) == (60 if seconds is None else seconds)
+
+
 EXPERIMENT = experiment_at("s3://bucket")
 names = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", fullmatch=True)
 

@@ -17,7 +17,18 @@ from api_server import ApiServer
 from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes.client import ApiException
-from played_ray_job import FAST, NEW, REPOSITORY, RUNNING, SUCCEEDED, VALIDATION, only_job, run
+from played_ray_job import (
+    FAILED,
+    FAST,
+    NEW,
+    REPOSITORY,
+    RUNNING,
+    SUCCEEDED,
+    VALIDATION,
+    change_settings,
+    only_job,
+    run,
+)
 
 from ray_jobs.launch.kuberay import RayJobError, run_job
 from ray_jobs.launch.kuberay.client import KubernetesApi
@@ -82,9 +93,9 @@ def test_a_stage_that_reports_nothing_has_no_label(server: ApiServer, experiment
 
 
 def test_a_rayjob_that_failed_says_how_far_it_had_come(server: ApiServer, experiment: Experiment) -> None:
-    deadline = {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "too late"}
-    server.scripts = [[NEW, RUNNING, line(420), until_label(server, "42pct-8m-left"), deadline]]
-    with pytest.raises(RayJobError, match="too late"):
+    change_settings(server, retries=0)
+    server.scripts = [[NEW, RUNNING, line(420), until_label(server, "42pct-8m-left"), FAILED]]
+    with pytest.raises(RayJobError, match="AppFailed"):
         run(experiment)
     assert shown(server)[0] == "42pct"
 
