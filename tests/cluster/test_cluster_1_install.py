@@ -100,6 +100,7 @@ MAY = [
     ("kubeflow:pipeline-runner", "delete", "pods", "wukong", False),
     ("kubeflow:pipeline-runner", "create", "pods/exec", "wukong", False),
     ("kubeflow:pipeline-runner", "create", "rayjobs.ray.io", "default", False),
+    ("kubeflow:pipeline-runner", "delete", "nodes", "wukong", False),
     ("kubeflow:pipeline-runner", "delete", "persistentvolumeclaims", "wukong", False),
     ("wukong:setup", "create", "secrets", "wukong", True),
     ("wukong:setup", "get", "secrets/wukong-s3", "wukong", True),

@@ -45,7 +45,9 @@ class ApiServer:
             since a client that reads the status first gets no event of it.
         unavailable: how many requests still to answer with 503.
         forbid: verbs to answer with 403.
-        rules: what is allowed, by namespace: the rules of the Roles bound to the client; everything while empty.
+        rules: what is allowed, by namespace: the rules of the Roles bound to the client, and of ClusterRoles under "";
+            everything while empty.
+        nodes: of the cluster, as the API returns them.
         secrets: values by "namespace/name".
         metadata: of Secrets that were made through the API, by "namespace/name".
         settings: ConfigMaps' data by "namespace/name", beside those of ``config_maps``.
@@ -57,6 +59,7 @@ class ApiServer:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.workflows: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
+        self.nodes: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.patches: list[tuple[float, dict[str, Any]]] = []
         self.drop_watches = self.expire_watches = self.unavailable = self.watching = 0
@@ -117,6 +120,7 @@ class ApiServer:
             application.router.add_post(f"/api/v1/namespaces/{{namespace}}/{kind}", self._create_small)
             application.router.add_patch(f"/api/v1/namespaces/{{namespace}}/{kind}/{{name}}", self._patch_small)
         application.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._secret)
+        application.router.add_get("/api/v1/nodes", self._list_nodes)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -359,6 +363,9 @@ class ApiServer:
         self.metadata[key] = {**self.metadata.get(key, {}), **body.get("metadata", {})}
         return web.json_response({"metadata": {"name": request.match_info["name"]}})
 
+    async def _list_nodes(self, _request: web.Request) -> web.Response:
+        return web.json_response({"apiVersion": "v1", "kind": "NodeList", "items": self.nodes})
+
     async def _list_pods(self, request: web.Request) -> web.Response:
         selector = request.query["labelSelector"]
         items: list[dict[str, Any]] = []
@@ -401,9 +408,11 @@ class ApiServer:
 
 
 def authorization_of(path: str) -> tuple[str, str, str, str]:
-    """API group, namespace, resource (with its subresource) and name of a request's path."""
+    """API group, namespace (none: ""), resource (with its subresource) and name of a request's path."""
     parts = path.strip("/").split("/")
     group = "" if parts[0] == "api" else parts[1]
+    if "namespaces" not in parts:
+        return group, "", parts[2 if parts[0] == "api" else 3], ""
     namespace, resource, *rest = parts[parts.index("namespaces") + 1 :]
     name = rest[0] if rest else ""
     return group, namespace, "/".join([resource, *rest[1:]]), name

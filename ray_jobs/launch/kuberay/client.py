@@ -38,6 +38,7 @@ class Timing:
 
     Attributes:
         watch: length of one watch request, before the next is made; how late a lost node is noticed.
+        look: the same while a job does not run yet: how late it is noticed that its pods find no node.
         poll: pause between two reads where watching is not possible.
         patience: longest wait for an API server that cannot be reached.
         heartbeat: pause between two lines that say what a job waits for.
@@ -48,6 +49,7 @@ class Timing:
     """
 
     watch: int = 30
+    look: int = 15
     poll: float = 5.0
     patience: float = 600.0
     heartbeat: float = 60.0
@@ -165,7 +167,7 @@ class KubernetesApi:
             log.error("RayJob %s could not be deleted: %s", name, error)
 
     def statuses(self, name: str) -> Iterator[dict[str, Any]]:
-        """The ``status`` of a RayJob, now and after every change, without end.
+        """The ``status`` of a RayJob, now, after every change, and every few seconds until it runs; without end.
 
         The job is watched, or polled where watching is forbidden.
         Each round begins with a plain read. So whatever ends a watch (a dropped connection, an expired version, a
@@ -179,24 +181,26 @@ class KubernetesApi:
             job = self.get_job(name)
             if job is None:
                 raise RayJobError(f"RayJob {self.namespace}/{name} was deleted while it ran", "Deleted")
-            yield job.get("status") or {}
+            status = job.get("status") or {}
+            yield status
             if not may_watch:
                 time.sleep(self.timing.poll)
                 continue
             began = time.monotonic()
-            may_watch = yield from self._watch(name, job["metadata"]["resourceVersion"])
+            seconds = self.timing.watch if status.get("jobStatus") == "RUNNING" else self.timing.look
+            may_watch = yield from self._watch(name, job["metadata"]["resourceVersion"], seconds)
             if time.monotonic() - began < self.timing.poll:
                 time.sleep(self.timing.poll / 5)
 
-    def _watch(self, name: str, version: str) -> Generator[dict[str, Any], None, bool]:
-        """Statuses of one watch request; returns whether watching is allowed."""
+    def _watch(self, name: str, version: str, seconds: int) -> Generator[dict[str, Any], None, bool]:
+        """Statuses of one watch request of so many seconds; returns whether watching is allowed."""
         stream = watch.Watch().stream(
             self._custom.list_namespaced_custom_object,
             **self._where,
             field_selector=f"metadata.name={name}",
             resource_version=version,
-            timeout_seconds=self.timing.watch,
-            _request_timeout=(5, self.timing.watch + 10),
+            timeout_seconds=seconds,
+            _request_timeout=(5, seconds + 10),
         )
         try:
             for event in stream:
@@ -231,6 +235,20 @@ class KubernetesApi:
         except API_ERRORS as error:
             log.debug("pods of %s cannot be listed: %s", cluster, error)
             return []
+
+    def nodes(self) -> list[dict[str, Any]] | None:
+        """The nodes of the cluster; None where they cannot be listed."""
+        try:
+            found = self._core.list_node(_request_timeout=(5, 30)).items
+        except API_ERRORS as error:
+            log.debug("nodes cannot be listed: %s", error)
+            return None
+        return [self.as_sent(node) for node in found]
+
+    def as_sent(self, made: Any) -> dict[str, Any]:
+        """What the Kubernetes client made of an object, as the API sends it."""
+        sent: dict[str, Any] = self._core.api_client.sanitize_for_serialization(made)
+        return sent
 
     def submitter_pods(self, job: str) -> list[Any]:
         """Pods that submit a RayJob to its cluster and print the job's log, oldest first."""

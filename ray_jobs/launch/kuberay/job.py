@@ -15,15 +15,19 @@ from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
 from ray_jobs.launch.kuberay.progress import ShownProgress
+from ray_jobs.launch.kuberay.room import Node
 from ray_jobs.launch.kuberay.status import (
+    NO_NODE,
     Verdict,
     describe,
     explain_failure,
+    finds_no_node,
     is_left_by_kuberay,
     lost_head,
     no_head_answers,
     pod_problems,
     verdict,
+    without_node,
 )
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
@@ -133,6 +137,7 @@ class _StageJob:
         record_name: name of the record that the job writes.
         run_of_pod: the pipeline run that this pod belongs to, if it is a pod of one.
         name: the RayJob's; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
+        no_node_seconds: how long its pods may wait for which there is no node; of the cluster's settings.
     """
 
     api: KubernetesApi
@@ -142,6 +147,7 @@ class _StageJob:
     record_name: str
     run_of_pod: pipeline_run.PipelineRun | None = None
     name: str = ""
+    no_node_seconds: float = 0.0
 
     def run(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> None:
         """Run the job to its end, on further RayJobs after the loss of infrastructure."""
@@ -227,23 +233,43 @@ class _StageJob:
         return False
 
     def wait(self) -> tuple[Verdict, dict[str, Any]]:
-        """Wait until the job has ended; returns how, and its last status. The log says when its state changes."""
-        last, logged = "", time.monotonic()
+        """Wait until the job has ended; returns how, and its last status. The log says when its state changes.
+
+        A job whose pods no node can take has ended too, after a while in which a node may come.
+        """
+        timing, hopeless_since = self.api.timing, None
+        last, said = "", time.monotonic() + timing.look - timing.heartbeat
         for status in self.api.statuses(self.name):
             ended = verdict(status)
             if ended is None and no_head_answers(status):
                 ended = lost_head(self.api.cluster_pods(status, HEAD))
             if ended is not None:
                 return ended, status
-            state = describe(status)
+            state, runs = describe(status), status.get("jobStatus") == "RUNNING"
             if state != last:
                 log.info("%s: %s", self.name, state)
-                last, logged = state, time.monotonic()
-            elif time.monotonic() - logged > self.api.timing.heartbeat:
-                logged = time.monotonic()
-                for line in pod_problems(self.api.cluster_pods(status)):
+                last = state
+            now = time.monotonic()
+            if runs and now - said < timing.heartbeat:
+                continue
+            pods = self.api.cluster_pods(status)
+            never, waiting = self._without_node(pods)
+            hopeless_since = (hopeless_since or now) if never and not runs else None
+            if hopeless_since is not None and now - hopeless_since >= self.no_node_seconds:
+                return Verdict(succeeded=False, reason=NO_NODE, message="; ".join(never)), status
+            if now - said >= timing.heartbeat:
+                for line in never:
+                    log.warning("%s: %s", self.name, line)
+                for line in (*waiting, *pod_problems(pods)):
                     log.info("%s waits: %s", self.name, line)
+                said = now
         raise AssertionError("statuses end only with the job")
+
+    def _without_node(self, pods: Sequence[Any]) -> tuple[list[str], list[str]]:
+        """See ``status.without_node``; nothing where all pods have a node, or nodes cannot be listed."""
+        sent = [self.api.as_sent(pod) for pod in pods]
+        nodes = self.api.nodes() if any(finds_no_node(pod) for pod in sent) else None
+        return without_node(sent, [Node.when_empty(node) for node in nodes]) if nodes is not None else ([], [])
 
     def cancel(self) -> None:
         """Delete the RayJob, if this process has created or found one and the pipeline run does not go on.
@@ -273,6 +299,7 @@ class _StageJob:
         data = self.api.read_config_map(settings.CONFIG_MAP)
         template, allowed = settings.parse(data, self.api.namespace)
         body = make_ray_job(template, allowed, self.experiment, self.run_name, self.stage, entrypoint, environment)
+        self.no_node_seconds = allowed.no_node_seconds
         return body, allowed.retries
 
     def _has_its_output(self) -> bool:

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ray_jobs.launch.kuberay.room import Node, Pod, places, roomiest
 from wukong.runtime.language import message
+
+NO_NODE = "NoNode"
+"""The launcher's reason for a job that it has ended because no node can take its pods."""
 
 INFRASTRUCTURE = (
     "AppFailed",
@@ -99,6 +103,50 @@ def describe(status: Mapping[str, Any]) -> str:
     """State of a job that has not ended, for the log."""
     state = status.get("jobDeploymentStatus") or "New"
     return f"{state}, Ray job {job}" if (job := status.get("jobStatus")) else state
+
+
+def without_node(pods: Iterable[Mapping[str, Any]], nodes: Sequence[Node]) -> tuple[list[str], list[str]]:
+    """Say which pods of a Ray cluster find no node: those that never can, and those that can once others end.
+
+    Args:
+        pods: pods of the Kubernetes API; those of a group of KubeRay's are equal.
+        nodes: the nodes as they are when nothing runs there.
+
+    Returns:
+        A line for each group of pods that the nodes cannot take together, and one for each other that waits.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for pod in pods:
+        if not pod["metadata"].get("deletionTimestamp"):
+            groups.setdefault(pod["metadata"]["labels"].get("ray.io/group", ""), []).append(pod)
+    never, waiting = [], []
+    for group, equal in groups.items():
+        if not any(finds_no_node(pod) for pod in equal):
+            continue
+        like = Pod.of("", group, equal[0]["spec"])
+        count, room = len(equal), places(like, nodes)
+        if room >= count:
+            waiting.append(
+                message(
+                    f"{count} pods of the group {group} find room once others end: each asks for {like.asks}, and "
+                    f"there is room for {room} of them when nothing else runs"
+                )
+            )
+        else:
+            never.append(
+                message(
+                    f"no node can ever take all {count} pods of the group {group}: each asks for {like.asks}, there "
+                    f"is room for {room} of them when nothing else runs, and {roomiest(like, nodes)}. Ask for less, in "
+                    "the ConfigMap ray-job or by the experiment's workers, or add nodes"
+                )
+            )
+    return never, waiting
+
+
+def finds_no_node(pod: Mapping[str, Any]) -> bool:
+    """Whether the scheduler has found no node for a pod of the Kubernetes API."""
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return any(each["type"] == "PodScheduled" and each.get("reason") == "Unschedulable" for each in conditions)
 
 
 def pod_problems(pods: Iterable[Any]) -> list[str]:
