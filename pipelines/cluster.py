@@ -34,7 +34,7 @@ Press **Open Json Editor** at `experiment` and replace its queries and endpoint;
 NUMBERS = """
 `epochs`, `batch_size`, `learning_rate`: of pre-training. Empty takes the experiment's.
 
-`workers`, `gpus_per_worker`: Ray workers of both trainings, and GPUs of each. Empty takes the experiment's.
+`workers`: Ray workers of both trainings. `gpus_per_worker`: 1 for a GPU each, 0 for none. Empty takes the experiment's.
 """
 """How to fill in the numbers. They are texts, because a number on KFP's page cannot be left empty."""
 
