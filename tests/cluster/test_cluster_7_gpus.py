@@ -1,6 +1,6 @@
 """GPUs that nodes advertise: who asks for them, what is said where none can be used, and where none can be had.
 
-A node advertises them by a device plugin, or because its status was patched; no driver is needed, and none may be there.
+A node advertises them by a device plugin, or because its status was patched. There is no driver.
 """
 
 import json
@@ -79,9 +79,8 @@ def _pods(job: kube.Object) -> list[kube.Object]:
     name = job["metadata"]["name"]
     found = kube.get("rayjobs.ray.io", name) or job
     cluster = found.get("status", {}).get("rayClusterName", "none")
-    return kube.listed("pods", f"ray.io/cluster={cluster}") + kube.listed(
-        "pods", f"batch.kubernetes.io/job-name={name}"
-    )
+    selectors = (f"ray.io/cluster={cluster}", f"batch.kubernetes.io/job-name={name}")
+    return [pod for selector in selectors for pod in kube.listed("pods", selector)]
 
 
 def _limits(pod: kube.Object) -> int:
@@ -89,11 +88,11 @@ def _limits(pod: kube.Object) -> int:
 
 
 @pytest.mark.cluster(
-    claim="Two workers of a training with GPUs share a pod with two GPUs, on the node that has them; head, submitter and "
-    "stages on CPUs ask for none. Where no driver is, the run ends within a minute and says so, and nothing is trained "
+    claim="Two workers of a training with GPUs share a pod with two GPUs, on the node that has them; head and "
+    "submitter ask for none. Where no driver is, the job says so within a minute of its first line, and ends; nothing is trained "
     "on CPUs",
-    how="`gpus_per_pod: 2`, the first run's experiment with `workers` 2 and `gpus_per_worker` 1; limits and nodes of the "
-    "pods, the log of the job and the record of pre-training",
+    how="`gpus_per_pod: 2`, the first run's experiment with `workers` 2 and `gpus_per_worker` 1; limits and nodes of "
+    "the pods, the log of the job and the record of pre-training",
 )
 def test_gpus_are_scheduled_and_not_replaced(
     most: int, first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
@@ -120,15 +119,15 @@ def test_gpus_are_scheduled_and_not_replaced(
     scheduled = next(each for each in worker["status"]["conditions"] if each["type"] == "PodScheduled")
     since = said - runs.moment(scheduled["lastTransitionTime"])
     found.append(
-        f"2 GPUs on {worker['spec']['nodeName']}; said {since:.0f} s after the pod was scheduled, {said - first_line:.0f} "
-        f"s after the job's first line: {record.error}"
+        f"2 GPUs on {worker['spec']['nodeName']}; said {since:.0f} s after the pod was scheduled, "
+        f"{said - first_line:.0f} s after the job's first line: {record.error}"
     )
     assert said - first_line <= SOON
 
 
 @pytest.mark.cluster(
-    claim="A training that asks for a pod with more GPUs than any node has is told so within a minute, with the node that "
-    "has most room, and ends",
+    claim="Of a training that asks for a pod with more GPUs than any node has this is said within a minute, with the "
+    "node that has most room, and it ends",
     how="`gpus_per_pod` and `workers` larger than what any node advertises; the log of the component",
 )
 def test_gpus_that_no_node_has_are_named(
