@@ -89,8 +89,8 @@ def _limits(pod: kube.Object) -> int:
 
 @pytest.mark.cluster(
     claim="Two workers of a training with GPUs share a pod with two GPUs, on the node that has them; head and "
-    "submitter ask for none. Where no driver is, the job says so within a minute of its first line, and ends; nothing is trained "
-    "on CPUs",
+    "submitter ask for none. Where no driver is, the job says so within a minute of its first line, and ends; nothing "
+    "is trained on CPUs",
     how="`gpus_per_pod: 2`, the first run's experiment with `workers` 2 and `gpus_per_worker` 1; limits and nodes of "
     "the pods, the log of the job and the record of pre-training",
 )
