@@ -53,10 +53,12 @@ def test_training_gets_the_experiments_workers_and_gpus(tmp_path: Path) -> None:
     assert pod["nodeSelector"] == {"pool": "gpu"}
     assert pod["runtimeClassName"] == "nvidia"
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
-    on_cpus = made(root, {"gpus_per_pod": 8, "topology_key": "zone", "resources": {"rdma/a": "1"}}, workers=4)
+    on_cpus = made(
+        root, {"gpus_per_pod": 8, "topology_key": "nvidia.com/gpu.clique", "resources": {"rdma/a": "1"}}, workers=4
+    )
     (group,) = groups(on_cpus)
     assert group["replicas"] == 4
-    for word in ("nvidia.com/gpu", "num-gpus", "rdma/a", "affinity", "-cuda"):
+    for word in ("nvidia.com/gpu", "num-gpus", "rdma/a", "-cuda"):
         assert word not in str(on_cpus), word
 
 
@@ -122,7 +124,7 @@ def test_gpus_of_a_training_are_near_each_other_and_have_their_network(tmp_path:
         assert pod["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     spec = body["spec"]
     for other in (spec["rayClusterSpec"]["headGroupSpec"]["template"], spec["submitterPodTemplate"]):
-        for word in ("nvidia.com/gpu", "rdma", "affinity", "NCCL"):
+        for word in ("nvidia.com/gpu", "rdma", "NCCL"):
             assert word not in str(other), "the head and the submitter hold no GPU"
 
 
