@@ -157,24 +157,21 @@ def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settin
     from kubernetes.utils.quantity import parse_quantity
 
     for name in stages.JOBS:
-        job = make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
-        (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
         if name not in stages.TRAININGS or size is None:
             continue
         pod = settings.stages.get(name, StageSettings())
         training, memory = stages.training_of(experiment, name), int(parse_quantity(pod.memory))
-        gpus = group["replicas"] * training.gpus_per_worker
-        machine = Machine(memory * group["replicas"], pod.cpus * group["replicas"], gpus, _ABUNDANT)
+        workers = training.workers
+        machine = Machine(memory * workers, pod.cpus * workers, workers * training.gpus_per_worker, _ABUNDANT)
         try:
             preflight.check_machine(experiment, machine, 0, size, (name,))
         except ConfigError as error:
             yield str(error).removeprefix("the experiment cannot be run:\n  ")
-        if training.gpus_per_worker > 1:
-            yield message(f"{name}.gpus_per_worker: {training.gpus_per_worker}: a worker trains on one device; write 1")
         if not training.reads_features and training.loader_workers > pod.cpus:
             yield message(
-                f"{name}.loader_workers: {training.loader_workers} processes decode in a pod with {pod.cpus} cores: at "
-                f"most {pod.cpus} are allowed here"
+                f"{name}.loader_workers: {training.loader_workers} processes decode in a pod with {pod.cpus} cores "
+                f"for each worker: at most {pod.cpus} are allowed here"
             )
         if 8 * size.weights > memory:  # in float32: the model, and the file that it is read from
             yield message(

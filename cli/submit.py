@@ -216,7 +216,14 @@ class Pipelines:
         )
         return Submitted(made.recurring_run_id, name, f"{self._host}/#/recurringrun/details/{made.recurring_run_id}")
 
-    def wait(self, run: Submitted, on_change: Callable[[str], None], timeout: float, pause: float = 5.0) -> None:
+    def wait(
+        self,
+        run: Submitted,
+        on_change: Callable[[str], None],
+        timeout: float,
+        pause: float = 5.0,
+        progress: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         """Wait for a run's end.
 
         Args:
@@ -224,11 +231,13 @@ class Pipelines:
             on_change: called with a line for the user when the state of the run or of one of its tasks changes.
             timeout: seconds to wait; the run itself continues.
             pause: seconds between two requests.
+            progress: tells how far stages have come, which makes lines too.
 
         Raises:
             SubmitError: it ended in a state other than SUCCEEDED, or not in time.
         """
         seen: dict[str, str] = {}
+        come: Mapping[str, str] = {}
         until = time.monotonic() + timeout
         while True:
             answer = self._ask(message("read the run"), lambda: self._client.get_run(run.identity), patience=300)
@@ -248,6 +257,10 @@ class Pipelines:
                 said = answer.error.message if answer.error else ""
                 why = "; ".join(filter(None, [message(f"tasks that failed: {failed}") if failed else "", said or ""]))
                 raise SubmitError(f"run {run.name} ended as {answer.state}. {why}\nIts page: {run.url}")
+            before, come = come, progress()
+            for stage, said in come.items():
+                if before.get(stage) != said:
+                    on_change(f"{stage}: {translated(said)}")
             if time.monotonic() > until:
                 raise SubmitError(f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}")
             time.sleep(pause)
@@ -371,9 +384,56 @@ def submit_run(
     console.print_titled("Run", made.name, _WIDTH)
     console.print_titled("Page", made.url, _WIDTH)
     if timeout:
-        api.wait(made, lambda line: console.out(f"  {line}", highlight=False), timeout)
+        cluster = namespace or os.environ.get("WUKONG_CLUSTER") or _NAMESPACE
+        shares = _Progress(cluster, experiment.name, run)
+        api.wait(made, lambda line: console.out(f"  {line}", highlight=False), timeout, progress=shares.now)
         if file.stem in _MEASURING:
             summary.print_tables(console, experiment, run)
+
+
+class _Progress:
+    """How far the stages of a run have come, as their RayJobs say it to the kubeconfig's user.
+
+    Where there is no kubeconfig, or its user may not look, nothing is said: the run can be waited for without.
+
+    Args:
+        namespace: the RayJobs'.
+        experiment: name of the experiment.
+        run: name of the run.
+    """
+
+    def __init__(self, namespace: str, experiment: str, run: str) -> None:
+        from ray_jobs.launch.kuberay import RayJobError, Timing
+        from ray_jobs.launch.kuberay.client import KubernetesApi
+
+        self._experiment, self._run = experiment, run
+        self._api: KubernetesApi | None = None
+        with contextlib.suppress(RayJobError):
+            self._api = KubernetesApi(namespace, Timing(patience=0))
+
+    def now(self) -> dict[str, str]:
+        """Return a message for each stage at work that has said how far it is."""
+        from ray_jobs.launch.kuberay import RayJobError
+        from ray_jobs.launch.kuberay.progress import NAME
+        from ray_jobs.launch.kuberay.status import verdict
+
+        if self._api is None:
+            return {}
+        try:
+            jobs = self._api.jobs_of_run(self._run)
+        except RayJobError as error:
+            log.debug("the progress of stages is not shown: %s", error)
+            if error.reason != "Unreachable":
+                self._api = None
+            return {}
+        found = {}
+        for job in jobs:
+            labels, of = job["metadata"]["labels"], job["metadata"].get("annotations", {}).get("wukong/experiment")
+            if of == self._experiment and NAME in labels and verdict(job.get("status", {})) is None:
+                share, _, left = labels[NAME].removesuffix("-left").partition("pct")
+                left = left.lstrip("-")
+                found[labels["wukong/stage"]] = message(f"{share} %, {left} left") if left else f"{share} %"
+        return found
 
 
 def _look_for_room(console: Console, file: Path, values: Mapping[str, Any], namespace: str) -> None:

@@ -34,7 +34,7 @@ def configure(
         batch_size: batch size of pre-training, over all workers, a whole number.
         learning_rate: learning rate of pre-training, a number.
         workers: number of workers of pre-training and fine-tuning, a whole number.
-        gpus_per_worker: number of GPUs a worker of pre-training and fine-tuning, a whole number.
+        gpus_per_worker: 1 for a GPU for each worker of pre-training and fine-tuning, 0 for none.
         model: a trained model to take in the place of pre-training, with its own section ``model``; empty for none.
         continue_last_run: continue the experiment's last run: crawl only what is new, start from its model.
 

@@ -26,14 +26,14 @@ def data_card(
     """
     from pathlib import Path
 
+    from components.pages import warned
     from components.stage import load_artifact
     from wukong.report.card import page_for_frame
     from wukong.report.pages import funnel, numbers
 
-    manifests = [load_artifact(entry.path) for entry in (crawl_manifest, filter_manifest, validate_manifest)]
-    target = Path(page.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(funnel(manifests), encoding="utf-8")
-    for name, value in numbers(manifests).items():
-        metrics.log_metric(name, value)
-    Path(card.path).write_text(page_for_frame(manifests[-1].uri), encoding="utf-8")
+    with warned(page.path):
+        manifests = [load_artifact(entry.path) for entry in (crawl_manifest, filter_manifest, validate_manifest)]
+        Path(page.path).write_text(funnel(manifests), encoding="utf-8")
+        for name, value in numbers(manifests).items():
+            metrics.log_metric(name, value)
+        Path(card.path).write_text(page_for_frame(manifests[-1].uri), encoding="utf-8")

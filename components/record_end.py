@@ -13,6 +13,7 @@ def record_end(
     overrides: list[str],
     run: str,
     job: str,
+    stages: list[str],
     status: dsl.PipelineTaskFinalStatus,
 ) -> None:
     """Record how the run ended; end RayJobs and MLflow runs that it has left.
@@ -22,6 +23,7 @@ def record_end(
         overrides: as the pipeline got them.
         run: name of the run; empty for KFP's.
         job: KFP's name of the run.
+        stages: names of the stages of the pipeline: when all have succeeded, the run has.
         status: how the run ended; KFP fills it in.
     """
     import json
@@ -31,4 +33,4 @@ def record_end(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     text = json.dumps(experiment, ensure_ascii=False)
-    record_end_of(text, overrides, run.strip() or job, job, status.state, status.error_message or "")
+    record_end_of(text, overrides, run.strip() or job, job, stages, status.state, status.error_message or "")

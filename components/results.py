@@ -22,17 +22,17 @@ def results(
     """
     from pathlib import Path
 
+    from components.pages import warned
     from components.stage import load_artifact
     from wukong.report.pages import confusions, scores
     from wukong.store import storage
 
-    manifest = load_artifact(evaluate_manifest.path)
-    evaluation = storage.read_json(storage.join(manifest.uri, "evaluation.json"))
-    target = Path(page.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(scores(evaluation), encoding="utf-8")
-    for name, value in manifest.metrics.items():
-        if name.startswith("eval/"):  # those of the pre-trained model stand on the report's page
-            metrics.log_metric(name, value)
-    if tables := confusions(evaluation):
-        classes.log_confusion_matrix(*tables)
+    with warned(page.path):
+        manifest = load_artifact(evaluate_manifest.path)
+        evaluation = storage.read_json(storage.join(manifest.uri, "evaluation.json"))
+        Path(page.path).write_text(scores(evaluation), encoding="utf-8")
+        for name, value in manifest.metrics.items():
+            if name.startswith("eval/"):  # those of the pre-trained model stand on the report's page
+                metrics.log_metric(name, value)
+        if tables := confusions(evaluation):
+            classes.log_confusion_matrix(*tables)

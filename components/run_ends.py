@@ -143,8 +143,13 @@ def manifest_of(experiment: Experiment, run: str, stage: str) -> str:
     return record.manifest
 
 
-def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state: str, message: str) -> None:
+def record_end_of(
+    text: str, overrides: Sequence[str], run: str, job: str, names: Sequence[str], state: str, message: str
+) -> None:
     """Record how a run ended; end RayJobs and MLflow runs that it has left.
+
+    A run whose stages have all succeeded has succeeded. If KFP calls it failed, a page beside the stages could not be
+    made; that is a warning.
 
     If the run's name belongs to another run, nothing under that name changes. What cannot be ended is logged and stops
     nothing else: an exit handler that fails would show a run as failed that succeeded.
@@ -154,6 +159,7 @@ def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state
         overrides: as the pipeline got them.
         run: name of the run.
         job: KFP's name of the run.
+        names: names of the pipeline's stages.
         state: how the run ended, as KFP says it, of itself or of the run's execution in ML Metadata.
         message: KFP's message, or empty.
     """
@@ -177,9 +183,11 @@ def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state
             cancelled = cancelled or (not succeeded and kuberay.was_terminated(namespace))
         except kuberay.RayJobError as error:
             log.error("RayJobs of the run may be left: %s", error)
-    failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
-    why = "; ".join(f"{entry.stage}: {entry.error}" for entry in failed)
-    why = message or why or state
+    records = run_records.read_all(experiment, run)
+    why = message or "; ".join(f"{entry.stage}: {entry.error}" for entry in records if entry.state == "failed") or state
+    if not (succeeded or cancelled) and {*names} <= {entry.stage for entry in records if entry.state == "succeeded"}:
+        log.warning("all stages of the run have succeeded, and something beside them has not: %s", why)
+        succeeded = True
     if cancelled:
         why = "terminated" if why == state else f"terminated; {why}"
     elif succeeded:

@@ -34,7 +34,7 @@ Press **Open Json Editor** at `experiment` and replace its queries and endpoint;
 NUMBERS = """
 `epochs`, `batch_size`, `learning_rate`: of pre-training. Empty takes the experiment's.
 
-`workers`, `gpus_per_worker`: Ray workers of both trainings, and GPUs of each. Empty takes the experiment's.
+`workers`: Ray workers of both trainings. `gpus_per_worker`: 1 for a GPU each, 0 for none. Empty takes the experiment's.
 """
 """How to fill in the numbers. They are texts, because a number on KFP's page cannot be left empty."""
 
@@ -90,7 +90,7 @@ def run(
         **numbers,
     )
     prepare(made, "Check the run", retries=0)
-    ended = record_end(experiment=experiment, overrides=overrides, run=name, job=job)
+    ended = record_end(experiment=experiment, overrides=overrides, run=name, job=job, stages=list(names))
     prepare(ended, "Record the end", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])
@@ -109,8 +109,8 @@ def prepare_stages(tasks: Mapping[str, dsl.PipelineTask]) -> None:
 def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str = "2Gi") -> None:
     """Give a task what its pod needs: a title, settings, credentials, resources, retries.
 
-    A stage does its work in a RayJob and finds finished work by its manifest. So KFP's own cache is off: it would hand
-    on a manifest whose data may be gone.
+    A stage does its work in a RayJob and finds finished work by its manifest. So KFP's own cache is off, for pages too:
+    it would hand on artifacts that may be gone, and it ends a run whose artifacts ML Metadata no longer knows.
 
     KFP starts a task again only when its pod was lost (``k8s/kubeflow/workflow-defaults.yaml``), not when the component
     has failed: what can be tried again there, the launcher tries. Argo counts ``backoff_max_duration`` from
@@ -129,15 +129,10 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
         cpu_request="100m", cpu_limit="2", memory_request="256Mi", memory_limit=memory
     )
     if retries:
-        task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="365d")
+        task.set_retry(retries, backoff_duration="10s", backoff_factor=2.0, backoff_max_duration="365d")
     for annotation, value in STAY.items():
         kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in forwarded.TO_COMPONENTS})
     for secret, keys in forwarded.SECRETS.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})
-
-
-def cached(task: dsl.PipelineTask) -> None:
-    """Let KFP reuse a task's artifacts: for pages that depend on manifests alone."""
-    task.set_caching_options(enable_caching=True)

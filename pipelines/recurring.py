@@ -35,7 +35,7 @@ def recurring_on_cluster(
         epochs: epochs of pre-training, from the last model on. Empty takes the experiment's.
         learning_rate: learning rate of pre-training. Empty takes the experiment's.
         workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
-        gpus_per_worker: GPUs of each of those workers, 0 for none. Empty takes the experiment's.
+        gpus_per_worker: 1 for a GPU for each of those workers, 0 for none. Empty takes the experiment's.
         run: name of this run. Empty takes KFP's, which differs each time.
     """
     with cluster.run(

@@ -65,14 +65,12 @@ def show_data(tasks: dict[str, dsl.PipelineTask]) -> None:
     """Add the page about the data."""
     shown = data_card(**{f"{name}_manifest": tasks[name].outputs["manifest"] for name in stages.needed_for("validate")})
     cluster.prepare(shown, "Show the data")
-    cluster.cached(shown)
 
 
 def show_results(evaluated: dsl.PipelineTask) -> None:
     """Add the page about the evaluation."""
     shown = results(evaluate_manifest=evaluated.outputs["manifest"])
     cluster.prepare(shown, "Show the results")
-    cluster.cached(shown)
 
 
 @dsl.pipeline(
@@ -106,7 +104,7 @@ def training_on_cluster(
         batch_size: pairs a step of pre-training, over all workers. Empty takes the experiment's.
         learning_rate: learning rate of pre-training. Empty takes the experiment's.
         workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
-        gpus_per_worker: GPUs of each of those workers, 0 for none. Empty takes the experiment's.
+        gpus_per_worker: 1 for a GPU for each of those workers, 0 for none. Empty takes the experiment's.
         model: a trained model to take in the place of pre-training, models:/NAME@ALIAS or the URI of its
             folder; the experiment's section `model` is then the model's own. Empty pre-trains.
         run: name of this run, under which its records, its MLflow run and its report are filed. Empty takes KFP's.

@@ -293,4 +293,6 @@ def room_for_features(uri: str, settings: Features) -> float | None:
 def _measure(model: Model, settings: Training) -> dict[RateName, Rate]:
     from wukong.train import rates
 
+    if settings.gpus_per_worker:
+        gpus.of_task()
     return rates.find(model, settings)

@@ -1,4 +1,4 @@
-"""GPUs for tasks that run a model: each asks for one where Ray has any, and none falls back to cores."""
+"""GPUs for tasks and workers that run a model: each asks for one where Ray has any, and none falls back to cores."""
 
 import logging
 import socket
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wukong.errors import ConfigError
 
@@ -20,21 +21,59 @@ def count() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def of_task() -> str:
-    """Return the device of a task that asked for a GPU.
+def of_task(device: str = "cuda") -> str:
+    """Return the device of a task or a worker that asked for a GPU, which has then computed something.
+
+    Args:
+        device: its name for torch.
 
     Raises:
         ConfigError: torch cannot use it.
     """
     import torch  # the images that crawl and filter have none
 
-    if not torch.cuda.is_available():
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except (
+        AssertionError,
+        RuntimeError,
+    ) as error:  # of a build without CUDA; of a driver, or of kernels for other GPUs
         raise ConfigError(
             f"Ray gave a task a GPU of {socket.gethostname()}, and torch {torch.__version__} finds none there that it "
-            "can use: install a driver and a build of torch that fit the GPU, or start Ray there with num_gpus=0, to "
-            "work on cores"
-        )
-    return "cuda"
+            f"can use ({str(error).partition(chr(10))[0]}): install a driver and a build of torch that fit the GPU, or "
+            "start Ray there with num_gpus=0, to work on cores"
+        ) from error
+    return device
+
+
+def check() -> None:
+    """Try a GPU of each machine that has any, before work that would say less clearly that it cannot be used.
+
+    Raises:
+        ConfigError: torch cannot use it.
+    """
+    machines = [machine["NodeID"] for machine in ray.nodes() if machine["Alive"] and machine["Resources"].get("GPU")]
+    if not machines:
+        return  # they are waited for
+    tried = [
+        _tried.options(scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=False)).remote()
+        for machine in machines
+    ]
+    done, late = ray.wait(tried, num_returns=len(tried), timeout=_LOOK_SECONDS)
+    for each in late:  # its GPU is not free yet, or its machine is lost: the work itself waits
+        ray.cancel(each, force=True)
+    for each in done:
+        try:
+            ray.get(each)
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ConfigError):
+                raise
+            log.warning("a GPU could not be tried: %s", error)  # the machine was lost meanwhile
+
+
+@ray.remote(num_cpus=0, num_gpus=1)
+def _tried() -> str:
+    return of_task()
 
 
 def first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:

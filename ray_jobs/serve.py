@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve
 
+from ray_jobs import gpus
 from wukong.errors import ConfigError
 from wukong.serve import garbage
 
@@ -20,32 +21,33 @@ def search(arguments: Mapping[str, Any]) -> serve.Application:
 
     Args:
         arguments: ``model``, ``data`` and ``index``, URIs that ``wukong serve`` takes and all replicas reach; perhaps
-            ``replicas`` (1) and ``cpus`` of each (2).
+            ``replicas`` (1), ``cpus`` of each (2) and ``gpus`` of each (0; 1 encodes there, or does not start).
 
     Raises:
         ConfigError: an argument is missing or unknown.
     """
-    unknown = sorted(set(arguments) - {*_NEEDED, "replicas", "cpus"})
+    unknown = sorted(set(arguments) - {*_NEEDED, "replicas", "cpus", "gpus"})
     missing = [name for name in _NEEDED if not arguments.get(name)]
     if unknown or missing:
         raise ConfigError(
             f"ray_jobs.serve:search lacks {missing} and does not know {unknown}: give model, data and index, and "
-            "perhaps replicas and cpus"
+            "perhaps replicas, cpus and gpus"
         )
     model, data, index = (str(arguments[name]) for name in _NEEDED)
-    cpus = int(arguments.get("cpus", 2))
+    cpus, cards = int(arguments.get("cpus", 2)), int(arguments.get("gpus", 0))
 
     def application() -> Any:
         with garbage.kept():
             from wukong.serve import start
             from wukong.serve.app import create_app
 
-            return create_app(start.service(model, data, index, cores=cpus))
+            device = gpus.of_task() if cards else "cpu"
+            return create_app(start.service(model, data, index, device, cores=cpus))
 
     return serve.deployment(
         serve.ingress(application)(),
         name="search",
         num_replicas=int(arguments.get("replicas", 1)),
         max_ongoing_requests=256,
-        ray_actor_options={"num_cpus": cpus},
+        ray_actor_options={"num_cpus": cpus, "num_gpus": cards},
     ).bind()

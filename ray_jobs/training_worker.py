@@ -10,7 +10,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from ray_jobs import metrics
+from ray_jobs import gpus, metrics
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.config.training import Training
@@ -147,13 +147,18 @@ def work(job: Job) -> None:
 
 
 def _own_device(settings: Training) -> torch.device:
-    """Choose how this worker computes, and return the processor or the GPU that is its own on this machine."""
+    """Choose how this worker computes, and return the processor or the GPU that is its own on this machine.
+
+    Raises:
+        ConfigError: it asked for a GPU, and torch cannot use it.
+    """
     torch.set_num_threads(_threads(settings))
     determinism.ask(deterministic=settings.deterministic)
     if settings.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     device: torch.device = ray.train.torch.get_device()
-    if device.type == "cuda":
+    if settings.gpus_per_worker:
+        gpus.of_task(str(device))
         torch.cuda.set_device(device)
     return device
 

@@ -18,6 +18,7 @@ import ray.train
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
+from ray_jobs import gpus
 from ray_jobs.training_worker import Job, work
 from wukong.config.training import Training
 from wukong.errors import ConfigError, StorageError, WukongError
@@ -61,7 +62,7 @@ def run(job: Job, records: str) -> None:
 
     Raises:
         WukongError: an error in settings or data, which would come again, at once.
-        ConfigError: the workers could not be started, too often.
+        ConfigError: the workers could not be started, too often; or torch cannot use a machine's GPU, at once.
         TrainingFailedError: another failure, too often.
     """
     filesystem, path = storage.filesystem(records)
@@ -71,6 +72,8 @@ def run(job: Job, records: str) -> None:
     def fit(failures: int) -> None:
         if job.settings.min_workers:
             _wait_for_machines(job.name, job.settings)
+        if job.settings.gpus_per_worker:
+            gpus.check()
         _Trainer(
             partial(work, job),
             scaling_config=_scaling(job.settings),
@@ -135,9 +138,9 @@ def _reason_to_go_on(error: WorkerGroupError | ControllerError, name: str, setti
 
 def _not_started(name: str, settings: Training, why: str) -> ConfigError:
     """Return the error that names what the cluster lacks."""
-    least, most, gpus = settings.min_workers, settings.workers, settings.gpus_per_worker
+    least, most, cards = settings.min_workers, settings.workers, settings.gpus_per_worker
     number = message(f"{least:d} to {most:d}") if least else f"{most}"
-    each = message(f"with one core and {gpus} GPUs each") if gpus else message("with one core each")
+    each = message(f"with one core and {cards} GPUs each") if cards else message("with one core each")
     there = ray.cluster_resources()
     return ConfigError(
         f"{number} workers of {name}, {each}, could not be started: the cluster has {there.get('CPU', 0):g} cores and "
@@ -165,10 +168,10 @@ def _reserved(settings: Training) -> dict[str, float]:
     so many for each worker that all workers have room, or that one has where machines are missing.
     """
     loaders = 0 if settings.reads_features else settings.loader_workers
-    gpus = {"GPU": float(settings.gpus_per_worker)} if settings.gpus_per_worker else {}
-    wanted = settings.workers if _room_for(_minimum(settings)) >= settings.workers else 1
+    least = _minimum(settings)
+    wanted = settings.workers if _room_for(least) >= settings.workers else 1
     for cores in range(1 + loaders, 0, -1):
-        reserved = {"CPU": float(cores), **gpus}
+        reserved = {**least, "CPU": float(cores)}
         if _room_for(reserved) >= wanted:
             break
     if cores < 1 + loaders:

@@ -23,7 +23,7 @@ def _jpeg(image: Image.Image, _random: Random, _other: Image.Image) -> Image.Ima
 
 
 def _half(image: Image.Image, _random: Random, _other: Image.Image) -> Image.Image:
-    return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+    return image.resize((max(image.width // 2, 1), max(image.height // 2, 1)), Image.Resampling.LANCZOS)
 
 
 def _cut(share: float) -> Change:
@@ -55,7 +55,8 @@ def _caption_bar(image: Image.Image, random: Random, _other: Image.Image) -> Ima
     dark = bool(random.integers(2))
     barred = Image.new("RGB", (image.width, image.height + height), "black" if dark else "white")
     barred.paste(image, (0, 0))
-    _write(barred, random, (image.width // 20, image.height + height // 5), height // 2, "white" if dark else "black")
+    place = (image.width // 20, image.height + height // 5)
+    _write(barred, random, place, max(height // 2, 1), "white" if dark else "black")
     return barred
 
 
@@ -85,7 +86,7 @@ def _side_by_side(image: Image.Image, random: Random, other: Image.Image) -> Ima
 def _text(image: Image.Image, random: Random, _other: Image.Image) -> Image.Image:
     image = image.copy()
     size = max(image.height // 8, 8)
-    place = (int(random.integers(image.width // 6 + 1)), int(random.integers(image.height - size)))
+    place = (int(random.integers(image.width // 6 + 1)), int(random.integers(max(image.height - size, 1))))
     _write(image, random, place, size, "white", "black")
     return image
 

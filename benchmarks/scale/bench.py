@@ -33,7 +33,7 @@ import psutil
 
 HERE = Path(__file__).parent
 ROWS_OF_A_PART = 1_000
-MEASURED = ("seconds", "driver_mib", "task_mib", "requests", "opened")
+MEASURED = ("seconds", "core_seconds", "driver_mib", "task_mib", "requests", "opened")
 BILLION = 10**9
 GROWTHS: Mapping[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,

@@ -6,10 +6,11 @@ There are no pictures: a crawl's plan becomes a crawl whose pictures are said to
 up. The jobs' own code runs, but for Ray: their tasks run in processes of this machine, which tell their peak and what
 they opened. One caption in ten repeats, and one picture in twenty.
 
-For each stage a line of JSON is printed: ``seconds``, ``driver_mib`` and ``task_mib`` (peak memory of the driver and of
-the largest task), ``tasks``, ``references`` (values that tasks return), ``opened`` (files opened, to read or to write),
-and a ``digest`` of what was made. With several ``--rows`` a last line has the exponent of the growth of each from the
-fewest to the most rows. With ``--work`` a run that was ended goes on after the stages that are complete.
+For each stage a line of JSON is printed: ``seconds`` of the clock, ``core_seconds`` of all processes, which other work
+of the machine hardly changes, ``driver_mib`` and ``task_mib`` (peak memory of the driver and of the largest task),
+``tasks``, ``references`` (values that tasks return), ``opened`` (files opened, to read or to write), and a ``digest``
+of what was made. With several ``--rows`` a last line has the exponent of the growth of each from the fewest to the most
+rows. With ``--work`` a run that was ended goes on after the stages that are complete.
 """
 
 import argparse
@@ -84,12 +85,12 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measured(call: bytes) -> tuple[Any, float, int]:
+def measured(call: bytes) -> tuple[Any, float, int, float]:
     forget_peak()
-    before = len(OPENED)
+    before, began = len(OPENED), time.process_time()
     task, arguments = cloudpickle.loads(call)
     result = task(*arguments)
-    return result, peak_mib(), len(OPENED) - before
+    return result, peak_mib(), len(OPENED) - before, time.process_time() - began
 
 
 class Tasks:
@@ -105,7 +106,7 @@ class Tasks:
         self.forget()
 
     def forget(self) -> None:
-        self.done, self.opened, self.peak, self.references = 0, 0, 0.0, 0
+        self.done, self.opened, self.peak, self.references, self.core_seconds = 0, 0, 0.0, 0, 0.0
 
     def remote(self, task: Any) -> "Task":
         return Task(self, task)
@@ -128,9 +129,10 @@ class Tasks:
             return self.get(some.of)[some.number]
         if not isinstance(some, Future):
             return some
-        result, peak, opened = some.result()
+        result, peak, opened, core_seconds = some.result()
         if not getattr(some, "counted", False):
             self.done, self.opened, self.peak = self.done + 1, self.opened + opened, max(self.peak, peak)
+            self.core_seconds += core_seconds
             some.counted = True
         return result
 
@@ -179,12 +181,13 @@ class Measured:
         if name not in self._stages:
             self.tasks.forget()
             forget_peak()
-            before, started = len(OPENED), time.monotonic()
+            before, started, cpu = len(OPENED), time.monotonic(), time.process_time()
             value = do()
             result = {
                 "stage": name,
                 "rows": self.rows,
                 "seconds": round(time.monotonic() - started, 1),
+                "core_seconds": round(time.process_time() - cpu + self.tasks.core_seconds, 1),
                 "driver_mib": round(peak_mib()),
                 "task_mib": round(self.tasks.peak),
                 "tasks": self.tasks.done,
@@ -352,7 +355,7 @@ def growth(results: list[dict]) -> dict[str, dict[str, float]]:
         ratio = math.log(last["rows"] / first["rows"])
         fitted[name] = {
             what: round(math.log(max(last[what], 1e-3) / max(first[what], 1e-3)) / ratio, 2)
-            for what in ("seconds", "driver_mib", "task_mib", "opened")
+            for what in ("core_seconds", "driver_mib", "task_mib", "opened")
         }
     return fitted
 

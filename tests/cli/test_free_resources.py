@@ -12,14 +12,15 @@ from kubernetes import client
 from played_cluster import PlayedCluster, running
 
 from cli import check, free_resources
-from cli.free_resources import Node, Pod
+from ray_jobs.launch.kuberay import room
+from ray_jobs.launch.kuberay.room import Node, Pod
 from wukong import stages
 from wukong.config import documents
 
 _GPU = "nvidia.com/gpu"
 
 
-def _amounts(**amounts: float) -> free_resources.Resources:
+def _amounts(**amounts: float) -> room.Resources:
     return {name.replace("gpu", _GPU): Decimal(str(amount)) for name, amount in amounts.items()}
 
 
@@ -38,7 +39,7 @@ def test_what_a_pod_asks_for() -> None:
         ],
         "overhead": {"cpu": "250m"},
     }
-    assert free_resources.requests_of(spec) == {"cpu": 3, "memory": 1536 * 2**20, _GPU: 2}
+    assert room.requests_of(spec) == {"cpu": 3, "memory": 1536 * 2**20, _GPU: 2}
 
 
 @given(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import api_server
 import pytest
 import yaml
 from played_cluster import running
@@ -200,6 +201,41 @@ def test_a_run_is_started_and_waited_for(kfp: Kfp, file: Path) -> None:
     assert f"{kfp.url}/#/runs/details/runs-0" in output
     states = [line.strip() for line in output.splitlines() if line.startswith("  ")]
     assert states == ["Crawl: running", "first: pending", "first: running", "first: succeeded"]
+
+
+def test_who_waits_is_told_how_far_stages_are(
+    kfp: Kfp, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(stage: str, progress: str = "", experiment: str = "demo") -> dict[str, Any]:
+        labels = {"wukong/run": "first", "wukong/stage": stage} | ({"wukong/progress": progress} if progress else {})
+        metadata = {"name": f"{stage}-{experiment}", "labels": labels, "annotations": {"wukong/experiment": experiment}}
+        status = {"jobStatus": "SUCCEEDED" if progress == "done" else "RUNNING", "jobDeploymentStatus": "Running"}
+        return {"metadata": metadata, "status": status}
+
+    kfp.script = ["RUNNING"] * 5 + ["SUCCEEDED"]
+    states = iter([["", "42pct-8m-left"], ["", "42pct-8m-left"], ["1pct", "done"], ["100pct", "done"], ["done"] * 2])
+
+    def pause(_: float) -> None:
+        crawl, filtered = next(states)
+        jobs = [job("filter", filtered), job("crawl", crawl), job("crawl", "7pct-1h0m-left", "other")]
+        api.jobs = {each["metadata"]["name"]: each for each in jobs}
+
+    monkeypatch.setattr("cli.submit.time.sleep", pause)
+    with api_server.running() as api:
+        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+        output = call(kfp, file, "--name", "first")
+        lines = [line.strip() for line in output.splitlines() if line.startswith("  ")]
+        assert lines == ["first: running", "filter: 42 %, 8m left", "crawl: 1 %", "crawl: 100 %", "first: succeeded"]
+
+        api.forbid, kfp.script, states = {"GET"}, ["RUNNING"] * 4 + ["SUCCEEDED"], iter([["", ""]] * 4)
+        asked = len(api.requests)
+        output = call(kfp, file, "--name", "second")
+        assert [line.strip() for line in output.splitlines() if line.startswith("  ")] == [
+            "second: running",
+            "second: succeeded",
+        ]
+        assert len(api.requests) == asked + 1, "who may not look is refused once"
 
 
 def test_the_same_pipeline_is_uploaded_once(kfp: Kfp, file: Path) -> None:

@@ -133,7 +133,9 @@ def services(installed: str) -> Iterator[runs.Services]:
     before = dict(os.environ)
     os.environ.update(keys, AWS_ENDPOINT_URL_S3=where["object-store"], AWS_REGION="us-east-1")
     try:
-        yield runs.Services(where["ml-pipeline"], where["mlflow"], kube.secret("wukong-mlflow"))
+        yield runs.Services(
+            where["ml-pipeline"], where["mlflow"], kube.secret("wukong-mlflow"), list(forwards.values())
+        )
     finally:
         for name in (*keys, "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
             os.environ.pop(name)
@@ -141,6 +143,14 @@ def services(installed: str) -> Iterator[runs.Services]:
                 os.environ[name] = before[name]
         for forward in forwards.values():
             forward.close()
+
+
+@pytest.fixture(autouse=True)
+def ports_are_open(request: pytest.FixtureRequest) -> None:
+    """A test that takes pods away may leave a forwarded port that leads nowhere; the next begins with open ones."""
+    if "services" in request.fixturenames:
+        for forward in request.getfixturevalue("services").forwards:
+            forward.open()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """kubectl, port-forwards and pods of the test's own: all that these tests need of Kubernetes."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import threading
@@ -14,6 +12,10 @@ from typing import Any, TypeVar
 import yaml
 
 T = TypeVar("T")
+_STARTS_WITHIN = 20.0
+"""Seconds in which ``kubectl port-forward`` has reached a pod."""
+_ANSWERS_WITHIN = 30.0
+"""Seconds in which a busy server answers; a lost node never does."""
 Object = dict[str, Any]
 
 RESTRICTED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
@@ -163,39 +165,51 @@ def pod_output(name: str, namespace: str, seconds: float = 300) -> str:
 
 
 class Forward:
-    """A port of a service on a port of this machine, for as long as this object is open; pods may go and come back."""
+    """A port of a service on a port of this machine, for as long as this object is open; pods may go and come back.
 
-    def __init__(self, namespace: str, target: str, port: int) -> None:
+    ``kubectl port-forward`` chooses a pod once. When that is gone it may listen on, and close each connection at once.
+    So it is tried every few seconds, and started anew.
+    """
+
+    def __init__(self, namespace: str, target: str, port: int, every: float = 3.0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self._command = ["kubectl", "-n", namespace, "port-forward", target, f"{self.port}:{port}"]
+        self._every = every
         self._closed = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
 
     def _keep(self) -> None:
         while not self._closed.is_set():
-            self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            self._process.wait()
-            self._closed.wait(1)
+            process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            began, reached = time.monotonic(), False
+            # One that has just been started may take a while to listen.
+            while process.poll() is None and not self._closed.wait(self._every if reached else 0.5):
+                before, reached = reached, self.leads_somewhere()
+                if not reached and (before or time.monotonic() - began > _STARTS_WITHIN):
+                    break
+            process.terminate()
+            process.wait()
+            self._closed.wait(0.5)
+
+    def leads_somewhere(self) -> bool:
+        """Whether an HTTP server at the other end answers."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=_ANSWERS_WITHIN) as probe:
+                probe.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+                return bool(probe.recv(1))
+        except OSError:
+            return False
 
     def open(self, seconds: float = 120) -> "Forward":
-        """Wait until something listens."""
-
-        def listens() -> bool:
-            with socket.socket() as probe:
-                probe.settimeout(2)
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-        until(" ".join(self._command[3:]), listens, seconds, 0.5)
+        """Wait until it leads to a server."""
+        until(" ".join(self._command[3:]), self.leads_somewhere, seconds, 0.5)
         return self
 
     def close(self) -> None:
         self._closed.set()
-        if self._process and self._process.poll() is None:
-            os.kill(self._process.pid, signal.SIGTERM)
         self._thread.join(10)
 
 

@@ -56,11 +56,13 @@ class Services:
         kfp: the address of KFP's API.
         mlflow: the address of MLflow.
         credentials: of MLflow.
+        forwards: the ports.
     """
 
     kfp: str
     mlflow: str
     credentials: Mapping[str, str]
+    forwards: Sequence[kube.Forward] = ()
     _api: list[submit.Pipelines] = field(default_factory=list)
     _client: list[Client] = field(default_factory=list)
 
@@ -314,6 +316,23 @@ class NewCheckpoints:
             self._before = now if self._before is None else self._before
             self._new |= now - self._before
         return self._new
+
+
+def goes_on(services: Services, made: Experiment, run: Run, seconds: float, least: int = 2) -> None:
+    """Wait until the pre-training of a run has written some more checkpoints than now."""
+    # Deleting takes effect within a moment: a checkpoint that was under way is not one that came after it.
+    time.sleep(3)
+    new = NewCheckpoints(made)
+
+    def more() -> bool:
+        found = state(services, run.identity)
+        assert found not in ENDED, f"run {run.name} ended as {found}\n{why(run)}"
+        record = records_or_none(made, run).get("pretrain")
+        assert record is None or record.state == "succeeded", f"pretrain failed: {record.error}"
+        assert record is None, "the training ended before everything was lost: raise TRAINING_SECONDS in session.py"
+        return len(new.seen()) >= least
+
+    kube.until("new checkpoints", more, seconds, 2)
 
 
 def parameters_of(pipeline: Path) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import runs
@@ -58,6 +59,35 @@ def undisturbed(services: runs.Services, kept: State, stamp: str) -> tuple[runs.
     run = runs.complete(services, made, f"clone-{stamp}", f"epochs={epochs}")
     kept.save(clone=vars(run), clone_digests=runs.digests(clone_of(kept, epochs), run))
     return run, epochs
+
+
+@dataclass
+class Again:
+    """A training that was done before, undisturbed, and begins anew.
+
+    Attributes:
+        run: the run that trains.
+        made: its experiment, as it is stored.
+        epochs: of pre-training.
+        expected: the digests of the undisturbed run, by stage.
+    """
+
+    run: runs.Run
+    made: Experiment
+    epochs: int
+    expected: dict[str, str]
+
+
+def train_again(services: runs.Services, kept: State, name: str, stamp: str) -> Again:
+    """Delete what the undisturbed run has trained, and start a run that trains it again."""
+    calm, epochs = undisturbed(services, kept, stamp)
+    made = clone_of(kept, epochs)
+    for stage in ("pretrain", "finetune", "evaluate"):
+        record = runs.records(made, calm).get(stage)
+        if record is not None and record.manifest and storage.exists(record.manifest):
+            storage.delete(record.manifest.rpartition("/")[0])
+    run = runs.start(services, experiment_of(kept), name, f"epochs={epochs}")
+    return Again(run, made, epochs, kept.values["clone_digests"])
 
 
 def epochs_for(made: Experiment, run: runs.Run, seconds: float) -> int:

@@ -90,6 +90,7 @@ def _own_pods() -> list[kube.Object]:
 MAY = [
     # as, verb, resource, namespace, allowed
     ("kubeflow:pipeline-runner", "create", "rayjobs.ray.io", "wukong", True),
+    ("kubeflow:pipeline-runner", "patch", "rayjobs.ray.io", "wukong", True),
     ("kubeflow:pipeline-runner", "delete", "rayjobs.ray.io", "wukong", True),
     ("kubeflow:pipeline-runner", "get", "configmaps/ray-job", "wukong", True),
     ("kubeflow:pipeline-runner", "get", "pods/log", "wukong", True),
@@ -99,6 +100,7 @@ MAY = [
     ("kubeflow:pipeline-runner", "delete", "pods", "wukong", False),
     ("kubeflow:pipeline-runner", "create", "pods/exec", "wukong", False),
     ("kubeflow:pipeline-runner", "create", "rayjobs.ray.io", "default", False),
+    ("kubeflow:pipeline-runner", "delete", "nodes", "wukong", False),
     ("kubeflow:pipeline-runner", "delete", "persistentvolumeclaims", "wukong", False),
     ("wukong:setup", "create", "secrets", "wukong", True),
     ("wukong:setup", "get", "secrets/wukong-s3", "wukong", True),

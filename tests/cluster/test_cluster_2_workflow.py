@@ -70,8 +70,9 @@ def test_what_the_run_has_held(
     for job in runs.ray_jobs(workflow):
         stage, spec = job["metadata"]["labels"]["wukong/stage"], job["spec"]
         cluster = spec["rayClusterSpec"]
-        (workers,) = cluster["workerGroupSpecs"]
-        pods = [cluster["headGroupSpec"]["template"], *[workers["template"]] * workers["replicas"]]
+        pods = [cluster["headGroupSpec"]["template"]]
+        for workers in cluster["workerGroupSpecs"]:
+            pods += [workers["template"]] * workers["replicas"]
         requests = [pod["spec"]["containers"][0]["resources"]["requests"] for pod in pods]
         submitter = spec["submitterPodTemplate"]["spec"]["containers"][0]["resources"]["requests"]
         ended = runs.moment(job["status"]["endTime"])

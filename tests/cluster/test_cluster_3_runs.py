@@ -1,5 +1,6 @@
 """Further runs of an experiment on a cluster: nothing is done twice, and a run that is ended ends at once."""
 
+import re
 import time
 
 import kube
@@ -78,6 +79,40 @@ def long_run(first: runs.Run, services: runs.Services, session_state: State) -> 
     run = runs.start(services, experiment_of(session_state), name, f"epochs={epochs}")
     kube.until("a checkpoint", checkpoints.seen, 1200, 3)
     return run, made
+
+
+@pytest.mark.cluster(
+    claim="While a stage trains, a label of its RayJob says the share done and the time left, and Argo the share; one "
+    "that has succeeded says done",
+    how="`kubectl get rayjobs` with the label as a column; the component's node in the Workflow's status",
+)
+def test_progress_is_shown(long_run: tuple[runs.Run, Experiment], first: runs.Run, found: list[str]) -> None:
+    run, _ = long_run
+
+    def column() -> str | None:
+        lines = kube.kubectl(
+            *("-n", "wukong", "get", "rayjobs", "-L", "wukong/progress", "--no-headers"),
+            *("-l", f"wukong/run={run.name},wukong/stage=pretrain,wukong/progress"),
+        )
+        return lines.split()[-1] if lines.strip() else None
+
+    label = kube.until("the label, which the log's first line a minute later makes", column, 240)
+    assert re.fullmatch(r"\d{1,2}pct-([0-9]+[dhms])+-left", label)
+    later = kube.until("another label", lambda: now if (now := column()) != label else None, 240)
+    assert int(label.partition("pct")[0]) <= int(later.partition("pct")[0])
+    pod = runs.component_pod(run, "pretrain")
+    assert pod is not None
+    node = pod["metadata"]["annotations"]["workflows.argoproj.io/node-id"]
+
+    def told() -> str | None:
+        workflow = runs.workflow(run.identity) or {}
+        progress = str(workflow["status"]["nodes"][node].get("progress"))
+        return progress if progress.endswith("/100") else None
+
+    found.append(f"{label}, then {later}; Argo: {kube.until('the progress of the node', told, 240)}")
+    done = [job["metadata"]["labels"].get("wukong/progress") for job in runs.ray_jobs(first)]
+    found.append(f"RayJobs of the first run that are still there and say done: {done.count('done')} of {len(done)}")
+    assert set(done) <= {"done"}
 
 
 @pytest.mark.cluster(

@@ -7,10 +7,9 @@ from functools import partial
 import kube
 import pytest
 import runs
-from session import State, clone_of, experiment_of, undisturbed
+from session import State, experiment_of, train_again
 
-from wukong.config.experiment import Experiment
-from wukong.store import manifest, storage
+from wukong.store import manifest
 
 LOST: dict[str, Callable[[runs.Run, str], tuple[str, str]]] = {
     "the component's pod": lambda run, _: ("kubeflow", _named(runs.component_pod(run, "pretrain"))),
@@ -47,15 +46,9 @@ def _anywhere(selector: str, namespace: str = "*") -> tuple[str, str]:
 def test_what_is_lost_while_training(
     first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
 ) -> None:
-    calm, epochs = undisturbed(services, session_state, stamp)
-    made = clone_of(session_state, epochs)
-    expected = session_state.values["clone_digests"]
-    for stage in ("pretrain", "finetune", "evaluate"):
-        record = runs.records(made, calm).get(stage)
-        if record is not None and record.manifest and storage.exists(record.manifest):
-            storage.delete(record.manifest.rpartition("/")[0])
-    run = runs.start(services, experiment_of(session_state), f"lost-{stamp}", f"epochs={epochs}")
-    _goes_on(made, run, services, 1200)
+    again = train_again(services, session_state, f"lost-{stamp}", stamp)
+    run, made = again.run, again.made
+    runs.goes_on(services, made, run, 1200)
     for what, pod_of in LOST.items():
         jobs = runs.ray_jobs(run, "pretrain")
         cluster = jobs[-1].get("status", {}).get("rayClusterName", "")
@@ -67,7 +60,7 @@ def test_what_is_lost_while_training(
         kube.kubectl("-n", namespace, "delete", "pod", name, "--wait=false", *hurry)
         began = time.monotonic()
         kube.until("the pod's end", partial(_is_gone, name, namespace, before), 180, 1)
-        _goes_on(made, run, services, 900)
+        runs.goes_on(services, made, run, 900)
         found.append(f"{what}: new checkpoints after {time.monotonic() - began:.0f} s")
         if what == "the component's pod":
             assert runs.ray_jobs(run, "pretrain")[-1]["metadata"]["uid"] == jobs[-1]["metadata"]["uid"], (
@@ -75,32 +68,15 @@ def test_what_is_lost_while_training(
             )
     runs.succeed(services, run)
     jobs = [job["metadata"]["name"] for job in runs.ray_jobs(run, "pretrain")]
-    found.append(f"{epochs} epochs, {time.time() - run.submitted:.0f} s; RayJobs of pretrain: {len(jobs)}")
+    found.append(f"{again.epochs} epochs, {time.time() - run.submitted:.0f} s; RayJobs of pretrain: {len(jobs)}")
     digests = runs.digests(made, run)
-    assert digests == expected
+    assert digests == again.expected
     found.append(f"pretrain {digests['pretrain'][:16]}, evaluate {digests['evaluate'][:16]}, as undisturbed")
 
 
 def _is_gone(name: str, namespace: str, uid: str) -> bool:
     found = kube.get("pod", name, namespace)
     return found is None or found["metadata"]["uid"] != uid
-
-
-def _goes_on(made: Experiment, run: runs.Run, services: runs.Services, seconds: float) -> None:
-    """Wait until the training has written two more checkpoints than now."""
-    # Deleting takes effect within a moment: a checkpoint that was under way is not one that came after it.
-    time.sleep(3)
-    checkpoints = runs.NewCheckpoints(made)
-
-    def more() -> bool:
-        state = runs.state(services, run.identity)
-        assert state not in runs.ENDED, f"run {run.name} ended as {state}\n{runs.why(run)}"
-        record = runs.records_or_none(made, run).get("pretrain")
-        assert record is None or record.state == "succeeded", f"pretrain failed: {record.error}"
-        assert record is None, "the training ended before everything was lost: raise TRAINING_SECONDS in session.py"
-        return len(checkpoints.seen()) >= 2
-
-    kube.until("new checkpoints", more, seconds, 2)
 
 
 @pytest.mark.cluster(

@@ -15,7 +15,7 @@ def test_the_log_of_a_component_has_its_own_lines_alone(tmp_path: Path) -> None:
     documents = yaml.safe_load_all((compiling.FOLDER / "training.yaml").read_text(encoding="utf-8"))
     container = next(iter(documents))["deploymentSpec"]["executors"]["exec-record-end"]["container"]
     output = tmp_path / "output.json"
-    values = {"experiment": {"name": "悟空"}, "overrides": [], "run": "", "job": "training-x7k2p"}
+    values = {"experiment": {"name": "悟空"}, "overrides": [], "run": "", "job": "training-x7k2p", "stages": []}
     status = {"state": "FAILED", "pipelineJobResourceName": "x", "pipelineTaskName": "y", "error": {}}
     given = {"inputs": {"parameterValues": values | {"status": status}}, "outputs": {"outputFile": str(output)}}
     arguments = [json.dumps(given) if argument == "{{$}}" else argument for argument in container["args"]]

@@ -132,19 +132,40 @@ def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
 def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
     experiment = documents.loads(text(tmp_path))
     run_records.write(experiment, "r", Record(stage="filter", state="failed", error="part 7 is truncated"))
-    ends.record_end_of(text(tmp_path), [], "r", "job", state, message)
+    ends.record_end_of(text(tmp_path), [], "r", "job", ["filter"], state, message)
     record = run_records.read(experiment, "r", "run")
     assert record is not None
     assert (record.state, record.error) == (expected, error)
 
 
+@pytest.mark.parametrize(
+    ("done", "state", "expected"),
+    [
+        (("crawl", "filter"), "FAILED", ("succeeded", "")),
+        (("crawl",), "FAILED", ("failed", "no artifact")),
+        (("crawl", "filter"), "RUNNING", ("failed", "terminated; no artifact")),
+    ],
+)
+def test_a_run_whose_stages_are_done_has_succeeded_whatever_became_of_its_pages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, done: tuple[str, ...], state: str, expected: tuple[str, str]
+) -> None:
+    experiment = documents.loads(text(tmp_path))
+    for stage in done:
+        run_records.write(experiment, "r", Record(stage=stage, state="succeeded"))
+    ends.record_end_of(text(tmp_path), [], "r", "job", ["crawl", "filter"], state, "no artifact")
+    record = run_records.read(experiment, "r", "run")
+    assert record is not None
+    assert (record.state, record.error) == expected
+    assert ("something beside them has not: no artifact" in caplog.text) == (record.state == "succeeded")
+
+
 def test_a_run_that_never_had_an_experiment_leaves_nothing(tmp_path: Path) -> None:
-    ends.record_end_of("name: [", [], "r", "job", "FAILED", "")
+    ends.record_end_of("name: [", [], "r", "job", ["filter"], "FAILED", "")
     assert storage.list_files(storage.from_path(tmp_path)) == []
 
 
 def test_a_terminated_run_says_so(tmp_path: Path) -> None:
-    ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")
+    ends.record_end_of(text(tmp_path), [], "r", "job", ["filter"], "RUNNING", "")
     record = run_records.read(documents.loads(text(tmp_path)), "r", "run")
     assert record is not None and record.error == "terminated"
 
@@ -155,13 +176,13 @@ def test_a_run_that_kfp_calls_failed_was_terminated_when_its_workflow_says_so(
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: [])
     monkeypatch.setattr("ray_jobs.launch.kuberay.was_terminated", lambda _: True)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
-    ends.record_end_of(text(tmp_path), [], "r", "job", "FAILED", "")
+    ends.record_end_of(text(tmp_path), [], "r", "job", ["filter"], "FAILED", "")
     record = run_records.read(documents.loads(text(tmp_path)), "r", "run")
     assert record is not None and (record.state, record.error) == ("failed", "terminated")
 
 
 def test_a_name_that_no_run_can_have_ends_nothing(tmp_path: Path) -> None:
-    ends.record_end_of(text(tmp_path), [], "Run of training (8f1e9)", "job", "FAILED", "")
+    ends.record_end_of(text(tmp_path), [], "Run of training (8f1e9)", "job", ["filter"], "FAILED", "")
     assert storage.list_files(storage.from_path(tmp_path)) == []
 
 
@@ -175,7 +196,7 @@ def test_jobs_that_cannot_be_ended_do_not_hide_how_the_run_ended(
 
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", end_run)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
-    ends.record_end_of(text(tmp_path), [], "r", "job", "COMPLETE", "")
+    ends.record_end_of(text(tmp_path), [], "r", "job", ["filter"], "COMPLETE", "")
     record = run_records.read(documents.loads(text(tmp_path)), "r", "run")
     assert record is not None and record.state == "succeeded"
     assert "may be left: the API server has not answered" in caplog.text
@@ -190,7 +211,7 @@ def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", end_run)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
-    ends.record_end_of(text(tmp_path), [], "r", "job", "CANCELLED", "")
+    ends.record_end_of(text(tmp_path), [], "r", "job", ["filter"], "CANCELLED", "")
     assert ended == [("demo", "r", "wukong")]
 
 
@@ -200,10 +221,10 @@ def test_a_run_that_was_refused_its_name_touches_nothing_of_the_other(
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: pytest.fail("the other's jobs are ended"))
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
     run_records.claim(documents.loads(text(tmp_path)), "r", "first")
-    ends.record_end_of(text(tmp_path), ["pretrain.epochs=9"], "r", "second", "FAILED", "configure failed")
+    ends.record_end_of(text(tmp_path), ["pretrain.epochs=9"], "r", "second", ["filter"], "FAILED", "configure failed")
     assert run_records.read(documents.loads(text(tmp_path)), "r", "run") is None
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: [])
-    ends.record_end_of(text(tmp_path), [], "r", "first", "SUCCEEDED", "")
+    ends.record_end_of(text(tmp_path), [], "r", "first", ["filter"], "SUCCEEDED", "")
     assert run_records.read(documents.loads(text(tmp_path)), "r", "run") is not None
 
 
@@ -231,7 +252,7 @@ def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, mlflow_address: str, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
     experiment = documents.loads(text(tmp_path))
     with mlflow_runs.stage_run(experiment, "r", "filter") as nested:
-        ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")
+        ends.record_end_of(text(tmp_path), [], "r", "job", ["filter"], "RUNNING", "")
         assert nested is not None
         client = MlflowClient()
         killed = client.get_run(nested)

@@ -12,6 +12,7 @@ import yaml
 
 from infra import laptop_cluster
 from infra.images import build
+from ray_jobs.launch.kuberay.settings import Settings
 from wukong.errors import StackError
 
 IMAGES = [build.tag(image) for image in build.IMAGES]
@@ -63,10 +64,18 @@ def test_kfp_tries_again_what_was_ended_from_outside() -> None:
     assert " patch configmap " in patch and "--type=merge" in patch
     defaults = yaml.safe_load(Path(patch.rpartition("=")[2]).read_text(encoding="utf-8"))
     assert list(defaults["data"]) == ["workflowDefaults"]
-    retries = yaml.safe_load(defaults["data"]["workflowDefaults"])["spec"]["templateDefaults"]["retryStrategy"]
+    spec = yaml.safe_load(defaults["data"]["workflowDefaults"])["spec"]
+    retries = spec["templateDefaults"]["retryStrategy"]
     ended = [str(128 + number) for number in (signal.SIGKILL, signal.SIGTERM)]
     assert retries["retryPolicy"] == "Always"
-    assert retries["expression"] == f"lastRetry.status == 'Error' || lastRetry.exitCode in {ended}"
+    # The message of workflow/controller/operator.go of Argo 4.0 for a pod that failed while its containers run.
+    lost = "lastRetry.message contains 'neither main nor wait container completed'"
+    assert retries["expression"] == f"lastRetry.status == 'Error' || lastRetry.exitCode in {ended} || {lost}"
+    of_jobs = Settings().lost_node_seconds
+    assert {(each["key"], each["tolerationSeconds"]) for each in spec["tolerations"]} == {
+        ("node.kubernetes.io/not-ready", of_jobs),
+        ("node.kubernetes.io/unreachable", of_jobs),
+    }
 
 
 def test_missing_programs_are_named_with_where_to_get_them() -> None:

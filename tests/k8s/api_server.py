@@ -9,7 +9,9 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import yaml
 from aiohttp import web
 
 _ENDED = ("Complete", "Failed", "ValidationFailed")
+_LABEL_VALUE = re.compile("(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", re.ASCII)
 RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
 WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
 
@@ -35,13 +38,16 @@ class ApiServer:
         jobs: RayJobs by name.
         workflows: Argo's Workflows by name; ``change_workflow`` changes them.
         requests: every request, as "METHOD path".
+        patches: of RayJobs that were accepted, each with its time (``time.monotonic``).
         drop_watches: how many watches still to drop without notice, each after its first event.
         expire_watches: how many watches still to answer with an ERROR event of code 410.
         watching: how many watches are open and wait for events; a script that needs an event to be seen waits for one,
             since a client that reads the status first gets no event of it.
         unavailable: how many requests still to answer with 503.
         forbid: verbs to answer with 403.
-        rules: what is allowed, by namespace: the rules of the Roles bound to the client; everything while empty.
+        rules: what is allowed, by namespace: the rules of the Roles bound to the client, and of ClusterRoles under "";
+            everything while empty.
+        nodes: of the cluster, as the API returns them.
         secrets: values by "namespace/name".
         metadata: of Secrets that were made through the API, by "namespace/name".
         settings: ConfigMaps' data by "namespace/name", beside those of ``config_maps``.
@@ -53,7 +59,9 @@ class ApiServer:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.workflows: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
+        self.nodes: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.patches: list[tuple[float, dict[str, Any]]] = []
         self.drop_watches = self.expire_watches = self.unavailable = self.watching = 0
         self.lose_create = False
         self.forbid: set[str] = set()
@@ -112,6 +120,7 @@ class ApiServer:
             application.router.add_post(f"/api/v1/namespaces/{{namespace}}/{kind}", self._create_small)
             application.router.add_patch(f"/api/v1/namespaces/{{namespace}}/{kind}/{{name}}", self._patch_small)
         application.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._secret)
+        application.router.add_get("/api/v1/nodes", self._list_nodes)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -225,11 +234,19 @@ class ApiServer:
         patch = await request.json()
         if wrong := _wrong_patch(request, patch):
             return wrong
+        if name not in self.jobs:
+            return _status(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
         version = patch["metadata"].pop("resourceVersion", None)
         if version and version != self.jobs[name]["metadata"]["resourceVersion"]:
             return _status(409, "Conflict", "the object has been modified")
-        self.jobs[name]["metadata"] |= patch["metadata"]
-        await self._notify("MODIFIED", self.jobs[name])
+        for key, value in patch["metadata"].get("labels", {}).items():
+            if len(value) > 63 or not _LABEL_VALUE.fullmatch(value):
+                return _status(422, "Invalid", f'metadata.labels: Invalid value: "{value}" of {key}')
+        self.patches.append((time.monotonic(), patch))
+        patched = _merged(self.jobs[name], patch)
+        if patched != self.jobs[name]:  # else there is no new version, and no event
+            self.jobs[name] = patched
+            await self._notify("MODIFIED", patched)
         return web.json_response(self.jobs[name])
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -346,6 +363,9 @@ class ApiServer:
         self.metadata[key] = {**self.metadata.get(key, {}), **body.get("metadata", {})}
         return web.json_response({"metadata": {"name": request.match_info["name"]}})
 
+    async def _list_nodes(self, _request: web.Request) -> web.Response:
+        return web.json_response({"apiVersion": "v1", "kind": "NodeList", "items": self.nodes})
+
     async def _list_pods(self, request: web.Request) -> web.Response:
         selector = request.query["labelSelector"]
         items: list[dict[str, Any]] = []
@@ -388,9 +408,11 @@ class ApiServer:
 
 
 def authorization_of(path: str) -> tuple[str, str, str, str]:
-    """API group, namespace, resource (with its subresource) and name of a request's path."""
+    """API group, namespace (none: ""), resource (with its subresource) and name of a request's path."""
     parts = path.strip("/").split("/")
     group = "" if parts[0] == "api" else parts[1]
+    if "namespaces" not in parts:
+        return group, "", parts[2 if parts[0] == "api" else 3], ""
     namespace, resource, *rest = parts[parts.index("namespaces") + 1 :]
     name = rest[0] if rest else ""
     return group, namespace, "/".join([resource, *rest[1:]]), name
@@ -401,6 +423,16 @@ def pod(name: str, status: dict[str, Any], labels: dict[str, str] | None = None)
     metadata = {"name": name, "labels": labels or {}, "creationTimestamp": "2026-01-01T00:00:00Z"}
     spec = {"containers": [{"name": "main", "image": "x"}]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
+
+
+def _merged(value: Any, patch: Any) -> Any:
+    """A value changed by a JSON merge patch (RFC 7386)."""
+    if not isinstance(patch, dict):
+        return patch
+    kept = dict(value) if isinstance(value, dict) else {}
+    for key, entry in patch.items():
+        kept[key] = _merged(kept.get(key), entry)
+    return {key: entry for key, entry in kept.items() if entry is not None}
 
 
 def _time(tick: int) -> str:

@@ -26,6 +26,7 @@ from kubernetes import client
 from manifests import BUILDS, Installation, Manifest, installation, named, plain, pods, ray_jobs
 
 from cli import free_resources
+from ray_jobs.launch.kuberay import room
 
 pytestmark = pytest.mark.slow
 
@@ -297,13 +298,13 @@ def node(server: Server) -> Manifest:
 
 def test_what_is_free_is_read_as_the_server_describes_it(server: Server, node: Manifest) -> None:
     """What `wukong submit --dry-run` reads, and what a user without rights is told."""
-    asked = free_resources.requests_of(node["spec"])
+    asked = room.requests_of(node["spec"])
     (seen,) = free_resources.nodes(_core(server, TOKEN))
     assert asked["cpu"] > 0
     assert seen.free["cpu"] == 8 - asked["cpu"]
     assert seen.free["memory"] == 16 * 2**30 - asked["memory"]
     assert seen.free["pods"] == 109
-    pods = [free_resources.Pod("crawl", "worker", {"cpu": Decimal(4)})] * 2
+    pods = [room.Pod("crawl", "worker", {"cpu": Decimal(4)})] * 2
     ((line,), unseen) = free_resources.unfit(_core(server, TOKEN), "wukong", {"crawl": pods})
     assert line.startswith("crawl: 1 of 2 pods (worker) fit on no node now")
     assert unseen == []

@@ -238,6 +238,17 @@ def test_every_service_account_and_role_exists(manifests: Installation) -> None:
             assert known or (subject["namespace"], subject["kind"], subject["name"]) in ELSEWHERE
 
 
+def test_only_the_overlay_with_gpus_lets_the_launcher_see_nodes() -> None:
+    """The accounts that launch RayJobs, and no others; the other installations have no right outside of namespaces."""
+    for name in ("plain", *BUILDS):
+        kinds = [manifest["kind"] for manifest in installation(name)]
+        assert kinds.count("ClusterRole") == kinds.count("ClusterRoleBinding") == (name == "overlays/gpu"), name
+    found = {m["kind"]: m for m in build("overlays/gpu") if m["metadata"]["name"] == "wukong-see-nodes"}
+    assert found["ClusterRoleBinding"]["roleRef"]["name"] == found["ClusterRole"]["metadata"]["name"]
+    launchers = named(build("overlays/gpu"), "RoleBinding")["ray-job-launcher"]["subjects"]
+    assert found["ClusterRoleBinding"]["subjects"] == launchers
+
+
 def test_the_setup_job_may_do_what_it_does(manifests: Installation, made_secrets: dict[str, Any]) -> None:
     """It may read exactly the Secrets it makes (that it may make them is tested against the API, under its Roles)."""
     readable = {
@@ -251,7 +262,10 @@ def test_the_setup_job_may_do_what_it_does(manifests: Installation, made_secrets
 
 def test_no_role_is_wider_than_names_and_verbs(manifests: Installation) -> None:
     for manifest in manifests:
-        assert manifest["kind"] not in ("ClusterRole", "ClusterRoleBinding"), "nothing here needs the whole cluster"
+        if manifest["kind"] in ("ClusterRole", "ClusterRoleBinding"):
+            assert manifest["metadata"]["name"] == "wukong-see-nodes", "nothing else here needs the whole cluster"
+        if manifest["kind"] == "ClusterRole":
+            assert manifest["rules"] == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]
         for rule in manifest.get("rules", []):
             assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
             if "secrets" in rule["resources"]:

@@ -65,6 +65,25 @@ def test_the_application_exists_and_takes_these_arguments() -> None:
     assert set(needed) <= set(application["args"]) <= {*needed, "replicas", "cpus"}
 
 
+def test_on_a_gpu_it_is_where_the_jobs_with_gpus_are(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER / "components", tmp_path / "components")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    named_here = [f"../components/{name}" for name in ("serve", "serve-gpu")]
+    overlay = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "components": named_here}
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+    (service,) = named(build(str(mine)), "RayService").values()
+    pod = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    (job,) = yaml.safe_load_all((FOLDER / "overlays" / "gpu" / "ray-job.yaml").read_text(encoding="utf-8"))
+    gpu = yaml.safe_load(job["data"]["settings.yaml"])["gpu"]
+    (container,) = pod["containers"]
+    assert container["image"] == gpu["image"]
+    assert (
+        container["resources"]["limits"][gpu["resource"]] == container["resources"]["requests"][gpu["resource"]] == "1"
+    )
+    assert (pod["nodeSelector"], pod["tolerations"]) == (gpu["node_selector"], gpu["tolerations"])
+
+
 def test_the_network_lets_people_in_and_only_the_store_and_mlflow_out() -> None:
     policies = list(yaml.safe_load_all((HERE / "network.yaml").read_text(encoding="utf-8")))
     mine = next(each["spec"] for each in policies if each["metadata"]["name"] == "search")

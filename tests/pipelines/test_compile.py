@@ -15,6 +15,7 @@ from manifests import named, plain
 from components.find_manifest import find_manifest
 from pipelines import cluster, local
 from pipelines import compile as compiling
+from wukong import stages
 from wukong.config import documents, stored
 from wukong.runs import run_records
 from wukong.store import storage
@@ -141,10 +142,26 @@ def test_components_find_settings_and_credentials(name: str) -> None:
         }
 
 
-def test_only_pages_are_cached() -> None:
-    tasks = run_of(read("training")[0])
-    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"data-card", "results"}
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_taken_from_kfps_cache(name: str) -> None:
+    """It may name artifacts that are gone, and ends the run then: its driver does not make them anew."""
+    specification = read(name)[0]
+    tasks = run_of(specification) | specification["root"]["dag"]["tasks"]
+    assert [task for task, entry in tasks.items() if entry.get("cachingOptions", {}).get("enableCache")] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_end_is_told_of_all_stages_that_the_pipeline_has(name: str) -> None:
+    specification = read(name)[0]
+    ended = specification["root"]["dag"]["tasks"]["record-end"]["inputs"]["parameters"]["stages"]
+    named = [stages.of(stage).function or stage for stage in ended["runtimeValue"]["constant"]]
+    assert {stage.replace("_", "-") for stage in named} == run_of(specification).keys() - {
+        "data-card",
+        "results",
+        "find-manifest",
+        "find-manifest-2",
+        "find-manifest-3",
+    }
 
 
 def test_stages_are_repeated_and_checks_are_not() -> None:

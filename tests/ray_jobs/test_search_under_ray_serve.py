@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,23 @@ def test_wrong_arguments_are_refused(arguments: dict[str, object]) -> None:
 
     with pytest.raises(ConfigError, match="give model, data and index"):
         search(arguments)
+
+
+def test_a_replica_with_a_gpu_asks_for_it_and_one_without_holds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import serve
+
+    from ray_jobs.serve import search
+
+    asked: list[dict[str, int]] = []
+
+    def deployment(_application: object, *, ray_actor_options: dict[str, int], **_: object) -> SimpleNamespace:
+        asked.append(ray_actor_options)
+        return SimpleNamespace(bind=lambda: None)
+
+    monkeypatch.setattr(serve, "deployment", deployment)
+    for cards in ({}, {"gpus": 1}):
+        search({"model": "m", "data": "d", "index": "i", "cpus": 3, **cards})
+    assert asked == [{"num_cpus": 3, "num_gpus": 0}, {"num_cpus": 3, "num_gpus": 1}]
 
 
 @pytest.mark.slow

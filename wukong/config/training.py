@@ -97,7 +97,7 @@ class Training(Strict):
         description="with which a worker computes on processors; 0 for its share of its machine's cores. Another "
         "number rounds otherwise: set it to get equal bytes on machines with other numbers of cores",
     )
-    gpus_per_worker: int = Field(0, ge=0, description="0 trains on processors")
+    gpus_per_worker: int = Field(0, ge=0, description="1 trains on a GPU for each worker, 0 on processors")
     views: int = Field(
         0, ge=0, description="augmented views of each picture, beside the plain one, whose locked features are cached"
     )

@@ -37,8 +37,10 @@ def thumbnail(image: Image.Image) -> bytes:
     """A small JPEG of an RGB picture; what is more than four times as long as wide is squeezed."""
     scale = SIDE / min(image.size)
     size = [min(_MOST, max(1, round(side * scale))) for side in image.size]
+    # Where a picture is enlarged, a box filter would make squares of its pixels, which are details of their own.
+    how = Image.Resampling.BILINEAR if scale > 1 else Image.Resampling.BOX
     stream = io.BytesIO()
-    image.resize((size[0], size[1]), Image.Resampling.BOX).save(stream, "JPEG", quality=_QUALITY, subsampling=0)
+    image.resize((size[0], size[1]), how).save(stream, "JPEG", quality=_QUALITY, subsampling=0)
     return stream.getvalue()
 
 

@@ -49,7 +49,7 @@ NEAREST, COSINE = "nearest", "nearest_cosine"
 """What is told of a vector: the key of the nearest that is preferred to it, and their cosine."""
 
 _ROUNDS = 8
-_VISITS = 2
+_VISITS = 4
 _MARGIN = 0.05
 _BLOCK = 16_384
 _ROWS, _COLUMNS = 512, 2048

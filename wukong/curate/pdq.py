@@ -105,7 +105,7 @@ def _reduce(image: Image.Image, into: npt.NDArray[np.float32], *, rounded: bool)
     """Write a picture as 64 x 64 gray points; where there is room for four, also mirrored in three ways."""
     gray = _gray(image) if rounded else np.asarray(image, dtype=np.float32) @ _LUMA
     mirrored = len(into) > 1
-    halves = [_shortened(rows).T for rows in ((gray, gray[::-1]) if mirrored else (gray,))]
+    halves = [cv2.transpose(_shortened(rows)) for rows in ((gray, gray[::-1]) if mirrored else (gray,))]
     for place, rows in enumerate(rows for half in halves for rows in ((half, half[::-1]) if mirrored else (half,))):
         into[place] = _shortened(rows).T
 

@@ -2,11 +2,13 @@
 
 ``wukong run`` makes the file, names it in ``WUKONG_EVENTS`` and reads it while the run lasts. A component writes when
 its stage begins and ends; long work writes how far it has come (``wukong.runtime.progress``). Without the variable, or
-where the file does not exist, as on a cluster, nothing is written: there people read the log lines.
+where the file does not exist, as on a cluster, nothing is written: there people read the log lines, and the launcher
+of RayJobs reads from them how far the work has come.
 """
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,9 @@ from wukong.runtime.language import message
 
 VARIABLE = "WUKONG_EVENTS"
 """Names the file, in the environment of components, jobs and Ray's workers."""
+
+_COUNT = r"[0-9]{1,3}(?:,[0-9]{3}){0,8}"
+_ADVANCED = re.compile(rf"(.+): ({_COUNT}) of ({_COUNT}) (.+) \(({_COUNT}\.[0-9])/s(?:, ({_COUNT}) s left)?\)")
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +69,28 @@ class Advanced(_Event):
     unit: str
     rate: float
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to the end, if the work goes on as it went; None before the first unit and after the last."""
+        return (self.total - self.done) / self.rate if self.rate and 0 < self.done < self.total else None
+
     def sentence(self) -> str:
         """The event as a line for people."""
-        seconds = (self.total - self.done) / self.rate if self.rate else 0
+        seconds = self.seconds_left
         return message(
             f"{self.what}: {self.done:,} of {self.total:,} {self.unit} "
-            f"({self.rate:,.1f}/s{f', {seconds:,.0f} s left' if 0 < self.done < self.total else ''})"
+            f"({self.rate:,.1f}/s{f', {seconds:,.0f} s left' if seconds is not None else ''})"
         )
+
+    @classmethod
+    def read(cls, sentence: str) -> "Advanced | None":
+        """Read the event from its sentence, in the log of a job on another machine; None if it is another one."""
+        if (found := _ADVANCED.fullmatch(sentence)) is None:
+            return None
+        done, total, left = (int((found[group] or "0").replace(",", "")) for group in (2, 3, 6))
+        # Of slow work the rate reads 0.0; the time that is left tells it.
+        rate = (total - done) / left if left else float(found[5].replace(",", ""))
+        return cls(what=found[1], done=done, total=total, unit=found[4], rate=rate)
 
 
 class Measured(_Event):

@@ -55,7 +55,7 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
         names: names of the stages that will run.
 
     Raises:
-        ConfigError: a setting is missing; the message names every key.
+        ConfigError: a setting is missing or cannot be; the message names every key.
     """
     problems = []
     if "evaluate" in names and not (experiment.filter.split.holdouts or experiment.evaluate.tasks):
@@ -76,6 +76,17 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
         for name in stages.training_of(experiment, training).validation.tasks
         if name not in {*experiment.held_out_tasks, *set_folders.NAMES}
     ]
+    for training in stages.TRAININGS:
+        settings = stages.training_of(experiment, training)
+        if training in names and settings.gpus_per_worker > 1:
+            workers = settings.workers * settings.gpus_per_worker
+            problems.append(
+                message(
+                    f"{training}.gpus_per_worker: {settings.gpus_per_worker}: a worker trains on one device; write 1, "
+                    f"and {training}.workers: {workers} for as many GPUs. How many of them share a pod, the cluster's "
+                    "gpus_per_pod says"
+                )
+            )
     if "filter" in names:
         holdouts = ", ".join(holdout.name for holdout in experiment.filter.split.holdouts) or message("there are none")
         problems += [

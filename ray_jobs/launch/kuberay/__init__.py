@@ -6,6 +6,7 @@
 - ``client``: calls of the Kubernetes API.
 - ``logs``: follows the job's log.
 - ``pods``: writes down which pods the job holds.
+- ``progress``: shows on the RayJob, and to Argo, how far the log says that it has come.
 - ``pipeline_run``: whether the run of the pipeline goes on without this pod.
 - ``job``: puts these together.
 """

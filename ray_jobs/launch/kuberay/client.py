@@ -22,6 +22,9 @@ from wukong.runtime.language import message
 API_ERRORS: tuple[type[Exception], ...] = (ApiException, urllib3.exceptions.HTTPError, OSError)
 """Errors of one call: the API server answered with an error, or did not answer."""
 
+HEAD = "ray.io/node-type=head"
+"""Selects the head among the pods of a Ray cluster."""
+
 _GROUP, _VERSION, _PLURAL = "ray.io", "v1", "rayjobs"
 _BUSY = (429, 500, 502, 503, 504)
 
@@ -34,22 +37,26 @@ class Timing:
     """Seconds the launcher waits.
 
     Attributes:
-        watch: length of one watch request, before the next is made.
+        watch: length of one watch request, before the next is made; how late a lost node is noticed.
+        look: the same while a job does not run yet: how late it is noticed that its pods find no node.
         poll: pause between two reads where watching is not possible.
         patience: longest wait for an API server that cannot be reached.
         heartbeat: pause between two lines that say what a job waits for.
         pods: pause between two looks at the pods that a job holds.
         drain: longest wait for the rest of the log after the job has ended.
+        progress: pause between two writes of how far a job has come.
         backoff: pause before the first RayJob that is made again; twice as long before each further one.
         max_backoff: the longest such wait.
     """
 
-    watch: int = 300
+    watch: int = 30
+    look: int = 15
     poll: float = 5.0
     patience: float = 600.0
     heartbeat: float = 60.0
     pods: float = 15.0
     drain: float = 10.0
+    progress: float = 10.0
     backoff: float = 10.0
     max_backoff: float = 120.0
 
@@ -141,6 +148,14 @@ class KubernetesApi:
 
         return self._repeat(ask, message(f"cannot create RayJob {body['metadata']['name']}"))
 
+    def patch_job(self, name: str, body: Mapping[str, Any]) -> None:
+        """Change a RayJob by a merge patch, in one attempt.
+
+        Raises:
+            Exception: one of ``API_ERRORS``: it was refused, or nothing answered.
+        """
+        self._custom.patch_namespaced_custom_object(**self._where, name=name, body=body, _request_timeout=(5, 10))
+
     def delete_job(self, name: str) -> None:
         """Delete a RayJob, and with it its Ray cluster. A failure is only logged, and a job that is gone is none."""
         try:
@@ -149,12 +164,12 @@ class KubernetesApi:
             )
         except ApiException as error:
             if error.status != 404:
-                log.error("RayJob %s could not be deleted: %s", name, _explain(error))
+                log.error("RayJob %s could not be deleted: %s", name, explain(error))
         except Exception as error:  # noqa: BLE001 - this process is being ended; the exit handler deletes the job
             log.error("RayJob %s could not be deleted: %s", name, error)
 
     def statuses(self, name: str) -> Iterator[dict[str, Any]]:
-        """The ``status`` of a RayJob, now and after every change, without end.
+        """The ``status`` of a RayJob, now, after every change, and every few seconds until it runs; without end.
 
         The job is watched, or polled where watching is forbidden.
         Each round begins with a plain read. So whatever ends a watch (a dropped connection, an expired version, a
@@ -168,24 +183,26 @@ class KubernetesApi:
             job = self.get_job(name)
             if job is None:
                 raise RayJobError(f"RayJob {self.namespace}/{name} was deleted while it ran", "Deleted")
-            yield job.get("status") or {}
+            status = job.get("status") or {}
+            yield status
             if not may_watch:
                 time.sleep(self.timing.poll)
                 continue
             began = time.monotonic()
-            may_watch = yield from self._watch(name, job["metadata"]["resourceVersion"])
+            seconds = self.timing.watch if status.get("jobStatus") == "RUNNING" else self.timing.look
+            may_watch = yield from self._watch(name, job["metadata"]["resourceVersion"], seconds)
             if time.monotonic() - began < self.timing.poll:
                 time.sleep(self.timing.poll / 5)
 
-    def _watch(self, name: str, version: str) -> Generator[dict[str, Any], None, bool]:
-        """Statuses of one watch request; returns whether watching is allowed."""
+    def _watch(self, name: str, version: str, seconds: int) -> Generator[dict[str, Any], None, bool]:
+        """Statuses of one watch request of so many seconds; returns whether watching is allowed."""
         stream = watch.Watch().stream(
             self._custom.list_namespaced_custom_object,
             **self._where,
             field_selector=f"metadata.name={name}",
             resource_version=version,
-            timeout_seconds=self.timing.watch,
-            _request_timeout=(5, self.timing.watch + 10),
+            timeout_seconds=seconds,
+            _request_timeout=(5, seconds + 10),
         )
         try:
             for event in stream:
@@ -224,6 +241,20 @@ class KubernetesApi:
     def pods_of_cluster(self, cluster: str, labels: str = "") -> list[Any]:
         """Pods of the Ray cluster of this name, as ``cluster_pods``; raises an error of the API."""
         return self._list_pods(",".join(filter(None, [f"ray.io/cluster={cluster}", labels])))
+
+    def nodes(self) -> list[dict[str, Any]] | None:
+        """The nodes of the cluster; None where they cannot be listed."""
+        try:
+            found = self._core.list_node(_request_timeout=(5, 30)).items
+        except API_ERRORS as error:
+            log.debug("nodes cannot be listed: %s", error)
+            return None
+        return [self.as_sent(node) for node in found]
+
+    def as_sent(self, made: Any) -> dict[str, Any]:
+        """What the Kubernetes client made of an object, as the API sends it."""
+        sent: dict[str, Any] = self._core.api_client.sanitize_for_serialization(made)
+        return sent
 
     def submitter_pods(self, job: str) -> list[Any]:
         """Pods that submit a RayJob to its cluster and print the job's log, oldest first."""
@@ -288,14 +319,14 @@ class KubernetesApi:
                 "Unreachable",
             ) from last
         except ApiException as error:
-            raise RayJobError(f"{problem}: {_explain(error)}", str(error.reason)) from error
+            raise RayJobError(f"{problem}: {explain(error)}", str(error.reason)) from error
 
 
 def _is_temporary(error: BaseException) -> bool:
     return error.status in _BUSY if isinstance(error, ApiException) else isinstance(error, API_ERRORS)
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any) -> str:
     """What an error of the API means, and how to mend it."""
     status = getattr(error, "status", None)
     said = _message(getattr(error, "body", None)) or str(getattr(error, "reason", "") or error)

@@ -12,13 +12,26 @@ from functools import partial
 from typing import Any
 
 from ray_jobs.launch.kuberay import pipeline_run, settings
-from ray_jobs.launch.kuberay.client import KubernetesApi, Timing, load_credentials
+from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi, Timing, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
 from ray_jobs.launch.kuberay.pods import PodsHeld
-from ray_jobs.launch.kuberay.settings import Settings
-from ray_jobs.launch.kuberay.status import Verdict, describe, explain_failure, pod_problems, verdict
+from ray_jobs.launch.kuberay.progress import ShownProgress
+from ray_jobs.launch.kuberay.room import Node
+from ray_jobs.launch.kuberay.status import (
+    NO_NODE,
+    Verdict,
+    describe,
+    explain_failure,
+    finds_no_node,
+    is_left_by_kuberay,
+    lost_head,
+    no_head_answers,
+    pod_problems,
+    verdict,
+    without_node,
+)
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.runs import run_costs, run_records
@@ -86,18 +99,18 @@ def end_run(experiment: Experiment, run_name: str, namespace: str) -> list[str]:
     """Delete the RayJobs of a run that have not ended, and return their names.
 
     A pipeline's exit handler calls it: a component that was killed could not delete its job, and one that was ended may
-    have left it to a next attempt that never came. RayJobs that have ended and that no rule deletes (``manifest``) go
-    too.
+    have left it to a next attempt that never came. RayJobs that have ended go too, where no rule (``manifest``) deletes
+    all of them.
     """
     api = KubernetesApi(namespace, Timing(patience=60))
     ended = []
     for job in api.jobs_of_run(run_name):
         if job["metadata"].get("annotations", {}).get("wukong/experiment") != experiment.name:
             continue
-        name, how = job["metadata"]["name"], verdict(job.get("status", {}))
-        if how is None:
+        name, status = job["metadata"]["name"], job.get("status", {})
+        if verdict(status) is None:
             ended.append(name)
-        if how is None or "deletionStrategy" not in job["spec"]:
+        if is_left_by_kuberay(status) or "deletionStrategy" not in job["spec"]:
             api.delete_job(name)
     return ended
 
@@ -127,6 +140,8 @@ class _StageJob:
         record_name: name of the record that the job writes.
         run_of_pod: the pipeline run that this pod belongs to, if it is a pod of one.
         name: the RayJob's; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
+        no_node_seconds: how long its pods may wait for which there is no node; of the cluster's settings.
+        gpu: name of the resource that counts as a GPU; likewise.
     """
 
     api: KubernetesApi
@@ -136,92 +151,138 @@ class _StageJob:
     record_name: str
     run_of_pod: pipeline_run.PipelineRun | None = None
     name: str = ""
+    no_node_seconds: float = 0.0
+    gpu: str = ""
 
     def run(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> None:
         """Run the job to its end, on further RayJobs after the loss of infrastructure."""
         for repeated in itertools.count(1):
-            allowed = self.find_or_create(entrypoint, environment)
-            with JobLog(self.api, self.name) as job_log:
-                with self.pods_held(allowed.gpu.resource) as pods:
-                    ended, status = self.wait(pods)
+            retries = self.find_or_create(entrypoint, environment)
+            with ShownProgress(self.api, self.name) as shown, JobLog(self.api, self.name, shown.read) as job_log:
+                with self.pods_held() as held:
+                    ended, status = self.wait(held)
                 job_log.drain()
             record = run_records.read(self.experiment, self.run_name, self.record_name)
-            if ended.succeeded or (ended.is_infrastructure and record is not None and record.state == "succeeded"):
-                return  # the driver had done its work before the head or the submitter was lost
+            # The driver may have done its work before the head or the submitter was lost.
+            succeeded = ended.succeeded or (
+                ended.is_infrastructure and record is not None and record.state == "succeeded"
+            )
+            shown.end(succeeded=succeeded)
+            if ended.succeeded:
+                return
             where = f"{self.api.namespace}/{self.name}"
             lines = list(job_log.last_lines) or end_of_head_log(self.api, status)
             problems = pod_problems(self.api.cluster_pods(status))
             error = RayJobError(explain_failure(where, ended, problems, lines), ended.reason)
-            if ended.stays_for_ever:
+            if is_left_by_kuberay(status):
                 self.api.delete_job(self.name)
+            if succeeded:
+                return
             is_lost = ended.is_infrastructure and (record is None or record.infrastructure)
-            if not is_lost or repeated > allowed.retries:
+            if not is_lost or repeated > retries:
                 raise error
             seconds = min(self.api.timing.backoff * 2 ** (repeated - 1), self.api.timing.max_backoff)
-            most = allowed.retries
-            log.warning("%s\nanother RayJob is made in %.0f s (%d of at most %d)", error, seconds, repeated, most)
+            log.warning("%s\nanother RayJob is made in %.0f s (%d of at most %d)", error, seconds, repeated, retries)
             # With its Ray cluster: a driver that the head has only lost sight of must not write beside the next one.
             self.api.delete_job(self.name)
             self.name = ""
             time.sleep(seconds)
 
-    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> Settings:
-        """Find the first RayJob that has not failed, or create one; return the cluster's settings."""
-        body, allowed = self._make(entrypoint, environment)
+    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Find the first RayJob that has not failed, or create one.
+
+        Returns:
+            How often a RayJob may be made again after the loss of infrastructure.
+        """
+        body, retries = self._make(entrypoint, environment)
         work = [*entrypoint, *images_of(body)]
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            name = job_name(self.experiment, self.run_name, self.record_name, attempt, work)
-            existing = self.api.get_job(name)
-            if existing is None:
-                body["metadata"] |= {"name": name, "namespace": self.api.namespace}
-                # An earlier attempt's record must not be taken for this one's.
-                storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
-                self.name = name
-                if self.api.create_job(body):
-                    log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, name)
-                    return allowed
-                # Another process was faster, or an earlier request arrived after all, whose answer was lost.
-                existing = self.api.get_job(name)
-                if existing is None:
-                    continue
-            ended = verdict(existing.get("status", {}))
-            if existing.get("metadata", {}).get("deletionTimestamp"):
-                log.info("RayJob %s is being deleted; a new one is made", name)
-            elif ended is not None and not ended.succeeded:
-                log.info("RayJob %s failed before (%s)", name, ended.reason)
-            elif ended is not None and not self._has_its_output():
-                log.info("RayJob %s succeeded before, and its output is gone; a new one is made", name)
-            else:
-                log.info("%s goes on with RayJob %s/%s", self.stage, self.api.namespace, name)
-                self.name = name
-                return allowed
+        names = [
+            job_name(self.experiment, self.run_name, self.record_name, attempt, work)
+            for attempt in range(1, _MAX_ATTEMPTS + 1)
+        ]
+        for _ in names:
+            # All are looked at first: an earlier one may have been deleted since a later one was made.
+            existing = {job["metadata"]["name"]: job for job in self.api.jobs_of_run(self.run_name)}
+            self.name = next((name for name in names if name in existing and self._goes_on(name, existing[name])), "")
+            if self.name:
+                log.info("%s goes on with RayJob %s/%s", self.stage, self.api.namespace, self.name)
+                return retries
+            free = next((name for name in names if name not in existing), None)
+            if free is None:
+                break
+            body["metadata"] |= {"name": free, "namespace": self.api.namespace}
+            # An earlier attempt's record must not be taken for this one's.
+            storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
+            self.name = free
+            if self.api.create_job(body):
+                log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, free)
+                return retries
+            # Another process was faster, or an earlier request arrived after all, whose answer was lost.
         raise RayJobError(
             f"{self.stage} of run {self.run_name} failed {_MAX_ATTEMPTS} times; give the run another name"
         )
 
-    def pods_held(self, gpu: str) -> PodsHeld:
-        """What writes down the pods that the RayJob holds, GPUs by the name of their resource."""
+    def _goes_on(self, name: str, job: Mapping[str, Any]) -> bool:
+        """Whether a RayJob of an earlier process is this stage's: it does the work, or has done it."""
+        status = job.get("status", {})
+        ended = verdict(status)
+        if job["metadata"].get("deletionTimestamp"):
+            log.info("RayJob %s is being deleted; a new one is made", name)
+        elif ended is not None and not ended.succeeded:
+            log.info("RayJob %s failed before (%s)", name, ended.reason)
+            if is_left_by_kuberay(status):
+                self.api.delete_job(name)
+        elif ended is not None and not self._has_its_output():
+            log.info("RayJob %s succeeded before, and its output is gone; a new one is made", name)
+        else:
+            return True
+        return False
+
+    def pods_held(self) -> PodsHeld:
+        """What writes down the pods that the RayJob holds."""
         name = f"pods-{uuid.uuid4().hex[:12]}"  # of this process and RayJob alone
         write = partial(run_costs.write, self.experiment, self.run_name, self.record_name, name)
-        return PodsHeld(self.api, self.name, gpu, write)
+        return PodsHeld(self.api, self.name, self.gpu, write)
 
-    def wait(self, pods: PodsHeld) -> tuple[Verdict, dict[str, Any]]:
-        """Wait until the job has ended; returns how, and its last status. The log says when its state changes."""
-        last, logged = "", time.monotonic()
+    def wait(self, held: PodsHeld) -> tuple[Verdict, dict[str, Any]]:
+        """Wait until the job has ended; returns how, and its last status. The log says when its state changes.
+
+        A job whose pods no node can take has ended too, after a while in which a node may come.
+        """
+        timing, hopeless_since = self.api.timing, None
+        last, said = "", time.monotonic() + timing.look - timing.heartbeat
         for status in self.api.statuses(self.name):
-            pods.follow(status)
+            held.follow(status)
             ended = verdict(status)
+            if ended is None and no_head_answers(status):
+                ended = lost_head(self.api.cluster_pods(status, HEAD))
             if ended is not None:
                 return ended, status
-            state = describe(status)
+            state, runs = describe(status), status.get("jobStatus") == "RUNNING"
             if state != last:
                 log.info("%s: %s", self.name, state)
-                last, logged = state, time.monotonic()
-            elif time.monotonic() - logged > self.api.timing.heartbeat:
-                logged = time.monotonic()
-                for line in pod_problems(self.api.cluster_pods(status)):
+                last = state
+            now = time.monotonic()
+            if runs and now - said < timing.heartbeat:
+                continue
+            pods = self.api.cluster_pods(status)
+            never, waiting = self._without_node(pods)
+            hopeless_since = (hopeless_since or now) if never and not runs else None
+            if hopeless_since is not None and now - hopeless_since >= self.no_node_seconds:
+                return Verdict(succeeded=False, reason=NO_NODE, message="; ".join(never)), status
+            if now - said >= timing.heartbeat:
+                for line in never:
+                    log.warning("%s: %s", self.name, line)
+                for line in (*waiting, *pod_problems(pods)):
                     log.info("%s waits: %s", self.name, line)
+                said = now
         raise AssertionError("statuses end only with the job")
+
+    def _without_node(self, pods: Sequence[Any]) -> tuple[list[str], list[str]]:
+        """See ``status.without_node``; nothing where all pods have a node, or nodes cannot be listed."""
+        sent = [self.api.as_sent(pod) for pod in pods]
+        nodes = self.api.nodes() if any(finds_no_node(pod) for pod in sent) else None
+        return without_node(sent, [Node.when_empty(node) for node in nodes]) if nodes is not None else ([], [])
 
     def cancel(self) -> None:
         """Delete the RayJob, if this process has created or found one and the pipeline run does not go on.
@@ -247,11 +308,12 @@ class _StageJob:
         except WukongError as error:
             log.error("that the run was terminated is not recorded: %s", error)
 
-    def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], Settings]:
+    def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], int]:
         data = self.api.read_config_map(settings.CONFIG_MAP)
         template, allowed = settings.parse(data, self.api.namespace)
         body = make_ray_job(template, allowed, self.experiment, self.run_name, self.stage, entrypoint, environment)
-        return body, allowed
+        self.no_node_seconds, self.gpu = allowed.no_node_seconds, allowed.gpu.resource
+        return body, allowed.retries
 
     def _has_its_output(self) -> bool:
         record = run_records.read(self.experiment, self.run_name, self.record_name)

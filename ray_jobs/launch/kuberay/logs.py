@@ -6,11 +6,11 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
+from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi
 
 _KEPT_LINES = 40
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -29,11 +29,13 @@ class JobLog:
     Attributes:
         api: the Kubernetes API.
         job: name of the RayJob.
+        on_line: called with each line, from that thread.
         last_lines: the end of the log.
     """
 
     api: KubernetesApi
     job: str
+    on_line: Callable[[str], object]
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class JobLog:
                             last[name] = moment
                             line = _COLOURS.sub("", coloured)
                             self.last_lines.append(line)
+                            self.on_line(line)
                             sys.stdout.write(line + "\n")
                             sys.stdout.flush()
                     if phase in ("Succeeded", "Failed"):
@@ -91,7 +94,7 @@ def end_of_head_log(api: KubernetesApi, status: Mapping[str, Any]) -> list[str]:
         api: the Kubernetes API.
         status: the RayJob's.
     """
-    for pod in api.cluster_pods(status, "ray.io/node-type=head")[-1:]:
+    for pod in api.cluster_pods(status, HEAD)[-1:]:
         with contextlib.suppress(*API_ERRORS):
             return api.read_log(pod.metadata.name, _KEPT_LINES)[-_KEPT_LINES:]
     return []

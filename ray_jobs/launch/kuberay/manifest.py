@@ -1,9 +1,12 @@
 """Make the RayJob manifest of one stage."""
 
+import copy
 import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -16,6 +19,8 @@ from wukong.errors import ConfigError
 from wukong.stages import run_paths
 
 _MLFLOW = "wukong-mlflow"  # the Secret; of all Ray's pods only those that train log to MLflow
+_LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+"""Taints of a node that does not answer. Kubernetes has each pod tolerate them for 300 seconds if it says nothing."""
 MAX_NAME = 47
 """Characters of a RayJob's name: KubeRay appends to it, and the result must fit a label."""
 
@@ -68,7 +73,7 @@ def make_ray_job(
     Args:
         template: a RayJob manifest with a head and one group of workers.
         settings: what stages may use on this cluster.
-        experiment: the experiment; it decides how many workers a training stage has, and how many GPUs each.
+        experiment: the experiment; it decides how many workers a training stage has, and whether they have GPUs.
         run_name: name of the pipeline run.
         stage: name of the stage.
         entrypoint: the command that the head runs.
@@ -91,24 +96,33 @@ def make_ray_job(
         (workers,) = cluster["workerGroupSpecs"]
         pods = [head["template"], workers["template"]]
         containers = [pod["spec"]["containers"][0] for pod in pods]
+        name = workers["groupName"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"template.yaml of the ConfigMap {CONFIG_MAP} must be a RayJob with a head and one group of workers: "
             f"{error!r}"
         ) from error
     of_stage = settings.stages.get(stage, StageSettings())
-    count, gpus = _workers_and_gpus(stage, of_stage, experiment)
+    groups = _groups(stage, of_stage, settings.gpu, experiment)
     spec = body["spec"]
     spec["entrypoint"] = shlex.join(entrypoint)
     spec["backoffLimit"] = 0  # KubeRay repeats every failure, also a stage's own; the launcher repeats what may help
     spec["preRunningDeadlineSeconds"] = settings.pre_running_deadline_seconds
     spec["activeDeadlineSeconds"] = of_stage.active_deadline_seconds or settings.active_deadline_seconds
     spec.update(_deletion(settings))
-    workers |= {"replicas": count, "minReplicas": count, "maxReplicas": count}
-    image = (settings.gpu.image if gpus else None) or settings.image
+    image = (settings.gpu.image if any(group.gpus for group in groups) else None) or settings.image
     submitter = spec.get("submitterPodTemplate")
     for pod in [*pods, *([submitter] if submitter else [])]:
         _labels(pod)["wukong/stage"] = stage
+        pod["spec"].setdefault("tolerations", []).extend(
+            {
+                "key": taint,
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": settings.lost_node_seconds,
+            }
+            for taint in _LOST_NODE
+        )
         if image:
             pod["spec"]["containers"][0]["image"] = image
     for container in containers:
@@ -117,7 +131,11 @@ def make_ray_job(
         container.setdefault("env", []).extend({"name": name, "value": value} for name, value in environment.items())
     if settings.head:
         _set_head_resources(head["template"]["spec"], settings.head)
-    _set_resources(workers["template"]["spec"], of_stage, settings.gpu, gpus)
+    _labels(workers["template"])["wukong/run"] = run_label(run_name)
+    cluster["workerGroupSpecs"] = [
+        _worker_group(workers, name + ending, stage, settings, group)
+        for group, ending in zip(groups, ("", "-rest"), strict=False)
+    ]
     _labels(body).update({"app.kubernetes.io/name": "wukong", "wukong/stage": stage, "wukong/run": run_label(run_name)})
     body["metadata"].setdefault("annotations", {}).update(
         {"wukong/run": run_name, "wukong/experiment": experiment.name}
@@ -151,15 +169,35 @@ def _deletion(settings: Settings) -> dict[str, Any]:
     return {"shutdownAfterJobFinishes": False, "deletionStrategy": {"deletionRules": rules}}
 
 
-def _workers_and_gpus(stage: str, settings: StageSettings, experiment: Experiment) -> tuple[int, int]:
-    """How many workers a stage has, and how many GPUs each.
+@dataclass(frozen=True)
+class _Group:
+    """Equal pods of workers.
 
-    The experiment decides both for a training stage. Another stage has GPUs only if it runs a model.
+    Attributes:
+        pods: how many.
+        workers: of each pod.
+        gpus: of each pod.
     """
-    if stages.of(stage).trains:
-        training = stages.training_of(experiment, stage)
-        return training.workers, training.gpus_per_worker
-    return settings.workers, settings.gpus if stages.of(stage).runs_model(experiment) else 0
+
+    pods: int
+    workers: int
+    gpus: int
+
+
+def _groups(stage: str, settings: StageSettings, gpu: GpuSettings, experiment: Experiment) -> list[_Group]:
+    """The pods of a stage's workers.
+
+    For a training stage the experiment decides how many workers there are and whether they have GPUs, and the cluster
+    how many of those share a pod: the last pod has what is left. Another stage has GPUs only if it runs a model.
+    """
+    if not stages.of(stage).trains:
+        return [_Group(settings.workers, 1, settings.gpus if stages.of(stage).runs_model(experiment) else 0)]
+    training = stages.training_of(experiment, stage)
+    each = training.gpus_per_worker
+    together = gpu.gpus_per_pod if each else 1
+    full, left = divmod(training.workers, together)
+    groups = [_Group(full, together, together * each), _Group(1, left, left * each)]
+    return [group for group in groups if group.pods and group.workers]
 
 
 def _labels(manifest: dict[str, Any]) -> dict[str, str]:
@@ -186,16 +224,77 @@ def _set_shared_memory(pod: dict[str, Any], size: str) -> None:
             volume["emptyDir"] = {"medium": "Memory", "sizeLimit": size}
 
 
-def _set_resources(pod: dict[str, Any], stage: StageSettings, gpu: GpuSettings, gpus: int) -> None:
-    """Give a worker's pod the stage's resources; requests equal limits, so that Ray is not evicted or throttled."""
-    size = {"cpu": str(stage.cpus), "memory": stage.memory} | ({gpu.resource: str(gpus)} if gpus else {})
+def _worker_group(template: dict[str, Any], name: str, stage: str, settings: Settings, group: _Group) -> dict[str, Any]:
+    """Make a group of KubeRay's of the template's."""
+    made = {**copy.deepcopy(template), "groupName": name}
+    made |= dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), group.pods)
+    pod = made["template"]["spec"]
+    _set_resources(pod, settings.stages.get(stage, StageSettings()), group.workers)
+    if group.gpus:
+        # KubeRay tells Ray of GPUs by the resource's name, and does not know all names that a device plugin may give.
+        made["rayStartParams"] = {**(made.get("rayStartParams") or {}), "num-gpus": str(group.gpus)}
+        _set_gpus(pod, settings.gpu, group.gpus)
+        if stages.of(stage).trains:
+            _set_network(made["template"], settings.gpu)
+    return made
+
+
+def _set_resources(pod: dict[str, Any], stage: StageSettings, workers: int) -> None:
+    """Give a pod the resources of its workers; requests equal limits, so that Ray is not evicted or throttled."""
+    size = {"cpu": str(stage.cpus * workers), "memory": _times(stage.memory, workers)}
     pod["containers"][0]["resources"] = {"requests": dict(size), "limits": dict(size)}
-    _set_shared_memory(pod, stage.shared_memory)
-    selector = {**pod.get("nodeSelector", {}), **stage.node_selector, **(gpu.node_selector if gpus else {})}
-    tolerations = [*pod.get("tolerations", []), *stage.tolerations, *(gpu.tolerations if gpus else ())]
-    if selector:
-        pod["nodeSelector"] = selector
-    if tolerations:
-        pod["tolerations"] = [dict(toleration) for toleration in tolerations]
-    if gpus and gpu.runtime_class:
+    _set_shared_memory(pod, _times(stage.shared_memory, workers))
+    _place(pod, stage.node_selector, stage.tolerations)
+
+
+def _set_gpus(pod: dict[str, Any], gpu: GpuSettings, gpus: int) -> None:
+    """Give a pod its GPUs, on nodes that have them."""
+    _ask(pod, {gpu.resource: str(gpus)})
+    _place(pod, gpu.node_selector, gpu.tolerations)
+    if gpu.runtime_class:
         pod["runtimeClassName"] = gpu.runtime_class
+
+
+def _set_network(template: dict[str, Any], gpu: GpuSettings) -> None:
+    """Give a training's pod what its workers exchange gradients by, near the others of its job."""
+    pod, metadata = template["spec"], template["metadata"]
+    _ask(pod, gpu.resources)
+    if gpu.annotations:
+        metadata["annotations"] = {**metadata.get("annotations", {}), **gpu.annotations}
+    variables = pod["containers"][0].setdefault("env", [])
+    variables.extend({"name": name, "value": value} for name, value in gpu.environment.items())
+    if gpu.topology_key:
+        of_job = {name: metadata["labels"][name] for name in ("wukong/run", "wukong/stage")}
+        term = {"topologyKey": gpu.topology_key, "labelSelector": {"matchLabels": of_job}}
+        near = pod.setdefault("affinity", {}).setdefault("podAffinity", {})
+        if gpu.topology_required:
+            near.setdefault("requiredDuringSchedulingIgnoredDuringExecution", []).append(term)
+        else:
+            preferred = {"weight": 100, "podAffinityTerm": term}
+            near.setdefault("preferredDuringSchedulingIgnoredDuringExecution", []).append(preferred)
+
+
+def _ask(pod: dict[str, Any], resources: Mapping[str, str]) -> None:
+    """Let a pod ask for devices besides; Kubernetes wants their requests to equal their limits."""
+    for bound in pod["containers"][0]["resources"].values():
+        bound.update(resources)
+
+
+def _place(pod: dict[str, Any], selector: Mapping[str, str], tolerations: Sequence[Mapping[str, Any]]) -> None:
+    """Add labels that a pod's node must have, and taints that it tolerates."""
+    if selector:
+        pod["nodeSelector"] = {**pod.get("nodeSelector", {}), **selector}
+    if tolerations:
+        pod["tolerations"] = [*pod.get("tolerations", []), *(dict(toleration) for toleration in tolerations)]
+
+
+def _times(quantity: str, count: int) -> str:
+    """A Kubernetes quantity so many times, in its own unit.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    parts = re.fullmatch(r"([0-9.]+)([A-Za-z0-9]*)", quantity)
+    if parts is None:
+        raise ConfigError(f"{quantity!r} is no amount as Kubernetes writes it; write 500Mi or 12Gi")
+    return f"{(Decimal(parts[1]) * count).normalize():f}{parts[2]}"

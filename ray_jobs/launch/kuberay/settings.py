@@ -17,15 +17,17 @@ CONFIG_MAP = "ray-job"
 
 
 class StageSettings(Strict):
-    """Resources of one stage's Ray workers.
+    """Resources of one stage's Ray workers, each a pod. A training's pod with several GPUs has a worker for each of
+    them, and so many times these cores and memories.
 
     Attributes:
-        workers: number of worker pods. For a training stage the experiment's ``workers`` decides instead.
+        workers: number of workers. For a training stage the experiment's ``workers`` decides instead.
         cpus: cores of each worker.
         gpus: GPUs of each worker, where the stage runs a model; for a training stage the experiment's
             ``gpus_per_worker`` decides instead.
         memory: each worker's, as a Kubernetes quantity.
-        shared_memory: size of each worker's ``/dev/shm``, where Ray keeps its objects; it counts as ``memory``.
+        shared_memory: size of each worker's ``/dev/shm``, where Ray keeps its objects and NCCL exchanges what goes
+            between the GPUs of a pod; it counts as ``memory``.
         node_selector: labels that the workers' nodes must have, in addition to the template's.
         tolerations: taints that the workers tolerate, in addition to the template's.
         active_deadline_seconds: limit for the whole job; None leaves that of ``Settings``.
@@ -64,6 +66,14 @@ class GpuSettings(Strict):
         runtime_class: the workers', where the cluster needs one for GPUs.
         node_selector: labels that the workers' nodes must have.
         tolerations: taints that the workers tolerate.
+        gpus_per_pod: GPUs of a training's pod, with a worker for each, so that those of a pod exchange by NVLink where
+            the node has it; the last pod has what is left. At most what a node has.
+        topology_key: label of nodes; pods of one training go to nodes with the same value if there is room. None leaves
+            them where there is room.
+        topology_required: whether they wait until there is room on such nodes.
+        resources: what each of a training's pods asks for besides, such as ``rdma/rdma_shared_device_a``.
+        annotations: of a training's pods, such as ``k8s.v1.cni.cncf.io/networks``.
+        environment: variables of a training's workers, such as ``NCCL_IB_HCA``.
     """
 
     resource: str = "nvidia.com/gpu"
@@ -71,6 +81,12 @@ class GpuSettings(Strict):
     runtime_class: str | None = None
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, Any], ...] = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
+    gpus_per_pod: Positive = 1
+    topology_key: str | None = None
+    topology_required: bool = False
+    resources: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
 
 
 class Settings(Strict):
@@ -81,7 +97,12 @@ class Settings(Strict):
         queue: Kueue's LocalQueue; the job is then created suspended, and Kueue starts it.
         retries: how often the launcher makes a new RayJob after the loss of a head, a submitter or a node. A failure of
             the stage's own work, a deadline and a job that a person ended are not repeated.
+        lost_node_seconds: how long a job's pods stay bound to a node that does not answer; then Kubernetes counts them
+            as lost. It begins when the node is tainted, some 50 seconds after its last sign of life.
         pre_running_deadline_seconds: limit for nodes, images and pods to be ready.
+        no_node_seconds: limit for pods that the nodes of the cluster could not take even if nothing else ran there.
+            Where nodes are made for pods that wait, give it the time that making one takes. It is looked at where the
+            launcher may list nodes.
         active_deadline_seconds: limit for the whole job; a stage may have its own.
         ttl_seconds: how long the Ray cluster of a failed job stays, so that a person can look at it. That of a job that
             succeeded goes at once. With a ``queue``, both go at once.
@@ -95,7 +116,9 @@ class Settings(Strict):
     image: str | None = None
     queue: str | None = None
     retries: int = Field(2, ge=0)
+    lost_node_seconds: int = Field(60, ge=0)
     pre_running_deadline_seconds: Positive = 1800
+    no_node_seconds: int = Field(300, ge=0)
     active_deadline_seconds: Positive = 86_400
     ttl_seconds: int = Field(60, ge=0)
     keep_succeeded_seconds: int = Field(86_400, ge=0)

@@ -2,22 +2,36 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ray_jobs.launch.kuberay.room import Node, Pod, places, roomiest
 from wukong.runtime.language import message
+
+NO_NODE = "NoNode"
+"""The launcher's reason for a job that it has ended because no node can take its pods."""
 
 INFRASTRUCTURE = (
     "AppFailed",
+    "HeadLost",
     "JobDeploymentStatusTransitionGracePeriodExceeded",
     "JobStatusCheckTimeoutExceeded",
     "SubmissionFailed",
 )
 """KubeRay's reasons for a failure that another Ray cluster may mend, unless the stage left a record of its own error:
-the driver is gone with its node or its head (AppFailed), the head did not answer, the submitter was lost. Not among
-them: the deadlines, ValidationFailed, and jobs that a person stopped or deleted."""
+the driver is gone with its node or its head (AppFailed), the head did not answer, the submitter was lost; and one of
+this launcher, ``lost_head``. Not among them: the deadlines, ValidationFailed, and jobs that a person stopped or
+deleted."""
 
-_KEPT_BY_KUBERAY = ("STOPPED", "ValidationFailed")
-"""Ends of a RayJob that no deletion rule can name."""
+_SUBMITTER_MAY_RUN = (
+    "DeadlineExceeded",
+    "JobDeploymentStatusTransitionGracePeriodExceeded",
+    "JobStatusCheckTimeoutExceeded",
+)
+"""KubeRay's reasons for the end of a RayJob that did not wait for the end of its submitter."""
+
+_OVERDUE = timedelta(seconds=30)
+"""How long after its grace period a pod may still be there before its node counts as lost."""
 
 
 @dataclass
@@ -32,11 +46,6 @@ class Verdict:
     def is_infrastructure(self) -> bool:
         """Whether the job may succeed on another Ray cluster, unless its stage says that its own work failed."""
         return not self.succeeded and self.reason in INFRASTRUCTURE
-
-    @property
-    def stays_for_ever(self) -> bool:
-        """Whether KubeRay deletes neither the RayJob nor its Ray cluster."""
-        return self.reason in _KEPT_BY_KUBERAY
 
 
 def verdict(status: Mapping[str, Any]) -> Verdict | None:
@@ -55,10 +64,89 @@ def verdict(status: Mapping[str, Any]) -> Verdict | None:
     return None
 
 
+def is_left_by_kuberay(status: Mapping[str, Any]) -> bool:
+    """Whether the rules of a RayJob (``manifest``), which delete its Ray cluster and later itself, leave too much.
+
+    No rule can name a job that was stopped, or one that KubeRay refused or has not ended. Where a submitter may still
+    run, the rules do harm: with the Ray cluster goes the Secret that each further pod of the submitter would need, and
+    Kubernetes starts one whenever the one before is gone, as with a lost node. It waits for the Secret for as long as
+    the RayJob is kept.
+    """
+    if status.get("jobDeploymentStatus") not in ("Complete", "Failed") or status.get("jobStatus") == "STOPPED":
+        return True
+    return status.get("reason") in _SUBMITTER_MAY_RUN
+
+
+def no_head_answers(status: Mapping[str, Any]) -> bool:
+    """Whether KubeRay gets no answer from a head: not yet, or no longer."""
+    return status.get("jobDeploymentStatus") == "Initializing" or bool(status.get("jobStatusCheckFailureStartTime"))
+
+
+def lost_head(heads: Sequence[Any]) -> Verdict | None:
+    """Say that a job whose head does not answer is lost with the head's node; None where that is not so.
+
+    Kubernetes deletes the pods of a node that does not answer (``Settings.lost_node_seconds``), and they stay until
+    somebody deletes the node. KubeRay makes no other head as long as the old one is there, and waits 300 seconds for
+    its answer. Another RayJob waits for neither.
+
+    Args:
+        heads: the ``V1Pod`` of the head.
+    """
+    ends = [pod.metadata.deletion_timestamp for pod in heads]  # of the grace period
+    if not ends or not all(end is not None and end + _OVERDUE < datetime.now(UTC) for end in ends):
+        return None
+    said = message(f"the head {heads[0].metadata.name} was to be deleted and is still there: its node is lost")
+    return Verdict(succeeded=False, reason="HeadLost", message=said)
+
+
 def describe(status: Mapping[str, Any]) -> str:
     """State of a job that has not ended, for the log."""
     state = status.get("jobDeploymentStatus") or "New"
     return f"{state}, Ray job {job}" if (job := status.get("jobStatus")) else state
+
+
+def without_node(pods: Iterable[Mapping[str, Any]], nodes: Sequence[Node]) -> tuple[list[str], list[str]]:
+    """Say which pods of a Ray cluster find no node: those that never can, and those that can once others end.
+
+    Args:
+        pods: pods of the Kubernetes API; those of a group of KubeRay's are equal.
+        nodes: the nodes as they are when nothing runs there.
+
+    Returns:
+        A line for each group of pods that the nodes cannot take together, and one for each other that waits.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for pod in pods:
+        if not pod["metadata"].get("deletionTimestamp"):
+            groups.setdefault(pod["metadata"]["labels"].get("ray.io/group", ""), []).append(pod)
+    never, waiting = [], []
+    for group, equal in groups.items():
+        if not any(finds_no_node(pod) for pod in equal):
+            continue
+        like = Pod.of("", group, equal[0]["spec"])
+        count, room = len(equal), places(like, nodes)
+        if room >= count:
+            waiting.append(
+                message(
+                    f"{count} pods of the group {group} find room once others end: each asks for {like.asks}, and "
+                    f"there is room for {room} of them when nothing else runs"
+                )
+            )
+        else:
+            never.append(
+                message(
+                    f"no node can ever take all {count} pods of the group {group}: each asks for {like.asks}, there "
+                    f"is room for {room} of them when nothing else runs, and {roomiest(like, nodes)}. Ask for less, in "
+                    "the ConfigMap ray-job or by the experiment's workers, or add nodes"
+                )
+            )
+    return never, waiting
+
+
+def finds_no_node(pod: Mapping[str, Any]) -> bool:
+    """Whether the scheduler has found no node for a pod of the Kubernetes API."""
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return any(each["type"] == "PodScheduled" and each.get("reason") == "Unschedulable" for each in conditions)
 
 
 def pod_problems(pods: Iterable[Any]) -> list[str]:

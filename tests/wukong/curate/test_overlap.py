@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from wukong.config.decontaminate import Decontaminate
 from wukong.curate import alignment, hash_files, overlap, picture_vectors
@@ -134,6 +134,17 @@ def test_a_changed_picture_agrees_with_itself_and_with_no_other(change):
     changed = alignment.pixels(alignment.thumbnail(change(shapes(0))))
     agreement = [alignment.agreement(changed, each) for each in small]
     assert agreement[0] >= 0.8 > max(agreement[1:])
+
+
+@pytest.mark.parametrize("size", [(31, 115), (32, 32), (60, 24)])
+def test_half_of_a_picture_that_is_small_already_agrees_with_it(size):
+    given = Image.new("RGB", size, "white")
+    drawn = ImageDraw.Draw(given)
+    drawn.ellipse((3, 3, size[0] // 2, size[1] // 2), fill="navy")
+    drawn.line((2, size[1] - 3, size[0] - 4, size[1] // 3), fill="red", width=3)
+    half = given.resize((size[0] // 2, size[1] // 2), Image.Resampling.LANCZOS)
+    one, other = (alignment.pixels(alignment.thumbnail(each)) for each in (given, half))
+    assert alignment.agreement(one, other) >= 0.8
 
 
 def test_pictures_of_one_colour_agree_with_nothing():

@@ -114,3 +114,32 @@ def test_the_environment_is_as_it_was_afterwards(tmp_path: Path, monkeypatch: py
             assert os.environ[events.VARIABLE] == str(reader.path)
             assert reader.path.stat().st_mode & 0o777 == 0o666, "a container's user may be another"
         assert os.environ.get(events.VARIABLE) == before
+
+
+COUNTS = st.integers(0, 10**12)
+
+
+@given(st.sampled_from(["download", "compare vectors", "hash: pictures"]), COUNTS, COUNTS, st.floats(1e-6, 1e9))
+def test_how_far_work_has_come_is_read_from_its_sentence(what: str, done: int, total: int, rate: float) -> None:
+    made = Advanced(what=what, done=done, total=total, unit="pictures", rate=rate)
+    found = Advanced.read(made.sentence())
+    assert found is not None
+    assert (found.what, found.done, found.total, found.unit) == (what, done, total, "pictures")
+    if (made.seconds_left or 0) >= 1:
+        assert found.seconds_left == pytest.approx(made.seconds_left, abs=0.51)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "training on 2 workers, step 1 to 400",
+        "download: 3 of 4 pictures",
+        "download: 3 of 4 pictures (1.0/s) and more",
+        "download: , of 4 pictures (1.0/s)",
+        f"download: {'9' * 5_000} of 4 pictures (1.0/s)",
+        "download: 3 of 4 pictures (1.0.0/s)",
+    ],
+)
+def test_other_lines_are_no_progress(line: str) -> None:
+    assert Advanced.read(line) is None

@@ -70,6 +70,15 @@ def test_what_trains_needs_a_hold_out_and_a_data_set_does_not(experiment: Callab
     preflight.check_stages(experiment())
 
 
+def test_a_worker_has_one_gpu_at_most(experiment: Callable[..., Experiment]) -> None:
+    asked = experiment("pretrain.workers=4", "pretrain.gpus_per_worker=2", "finetune.gpus_per_worker=1")
+    expected = r"pretrain\.gpus_per_worker: 2: a worker trains on one device; write 1, and pretrain\.workers: 8 "
+    with pytest.raises(ConfigError, match=expected) as caught:
+        preflight.check_stages(asked)
+    assert "finetune" not in str(caught.value)
+    preflight.check_stages(asked, ("crawl", "filter", "validate", "finetune", "evaluate"))
+
+
 def _stage(tmp_path: Path, name: str) -> str:
     return Stage(storage.from_path(tmp_path), name, {}).commit([]).uri
 

@@ -11,7 +11,9 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 
 REPOSITORY = Path(__file__).parents[4]
-FAST = Timing(watch=5, poll=0.05, patience=10.0, heartbeat=0.1, pods=0.05, drain=5.0, backoff=0.01)
+FAST = Timing(
+    watch=5, look=1, poll=0.05, patience=10.0, heartbeat=0.1, pods=0.05, drain=5.0, progress=0.05, backoff=0.01
+)
 
 # What the operator writes, step by step (ray-operator/controllers/ray/rayjob_controller.go).
 NEW = {

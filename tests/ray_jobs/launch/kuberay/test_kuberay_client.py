@@ -34,7 +34,7 @@ def test_a_watch_is_made_anew_when_its_time_is_over(server: ApiServer, experimen
         return sum(request.startswith("WATCH") for request in server.requests)
 
     server.scripts = [[NEW, ("until", lambda: watches() >= 2), RUNNING, SUCCEEDED]]
-    short = Timing(watch=1, poll=0.05, patience=1.0)
+    short = Timing(watch=1, look=1, poll=0.05, patience=1.0)
     run_job("filter", experiment, "r", ["filter"], {}, "wukong", short)
 
 

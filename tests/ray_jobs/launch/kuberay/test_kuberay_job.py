@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import api_server
 import pytest
 import yaml
 from api_server import ApiServer
@@ -213,7 +215,60 @@ def test_a_driver_that_was_done_before_its_head_was_lost_has_succeeded(
 ) -> None:
     server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), UNREACHABLE]]
     run(experiment)
-    assert len(server.jobs) == 1
+    assert sum(request.startswith("POST") for request in server.requests) == 1
+
+
+def head_that_ends(seconds: float) -> dict[str, Any]:
+    """A head whose grace period ends in some seconds, as the API shows it."""
+    labels = {"ray.io/cluster": NEW["rayClusterName"], "ray.io/node-type": "head"}
+    head = api_server.pod("head-1", {"phase": "Running"}, labels)
+    moment = datetime.now(UTC) + timedelta(seconds=seconds)
+    head["metadata"]["deletionTimestamp"] = moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return head
+
+
+SILENT = {"jobStatusCheckFailureStartTime": "2026-01-01T00:00:40Z"}
+
+
+@pytest.mark.parametrize("steps", [[NEW, RUNNING, SILENT], [NEW]], ids=["that worked", "that came up"])
+def test_a_head_that_went_with_its_node_is_not_waited_for(
+    server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture, steps: list[Any]
+) -> None:
+    server.scripts = [
+        [("pods", [head_that_ends(-60)]), *steps, ("sleep", 600)],
+        [("pods", []), NEW, RUNNING, SUCCEEDED],
+    ]
+    run(experiment)
+    assert sum(request.startswith("POST") for request in server.requests) == 2
+    assert "HeadLost: the head head-1 was to be deleted and is still there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("ends", "silent"),
+    [([0.0], True), ([], True), ([-60.0], False)],
+    ids=["in its grace period", "none", "and the job answers"],
+)
+def test_a_head_that_may_yet_end_or_come_is_waited_for(
+    server: ApiServer, experiment: Experiment, ends: list[float], silent: bool
+) -> None:
+    pods = [head_that_ends(seconds) for seconds in ends]
+    server.scripts = [[NEW, RUNNING, ("pods", pods), *([SILENT] if silent else []), ("sleep", 0.5), SUCCEEDED]]
+    run(experiment)
+    assert sum(request.startswith("POST") for request in server.requests) == 1
+
+
+def test_a_later_attempt_is_found_when_the_first_is_gone(server: ApiServer, experiment: Experiment) -> None:
+    """Two RayJobs would do the same work at once."""
+    change_settings(server, retries=0)
+    done = ("call", partial(leave_output, experiment))
+    server.scripts = [[NEW, RUNNING, FAILED], [NEW, RUNNING, done, SUCCEEDED]]
+    with pytest.raises(RayJobError):
+        run(experiment)
+    run(experiment)
+    first, second = sorted(server.jobs)
+    del server.jobs[first]
+    run(experiment)
+    assert list(server.jobs) == [second]
 
 
 def test_no_pod_owns_a_job(server: ApiServer, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:

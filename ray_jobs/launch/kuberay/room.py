@@ -1,0 +1,159 @@
+"""Which nodes could take a pod: what a pod asks for, and what a node has and allows.
+
+The scheduler decides by more than this looks at: affinities, spreading, priorities. So a node that is found here may
+still be refused there; a pod that no node takes here is never placed.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from kubernetes.utils.quantity import parse_quantity
+
+from wukong.runtime.language import message
+
+Resources = dict[str, Decimal]
+"""Amounts by resource: cores of ``cpu``, bytes of ``memory``, units of others."""
+
+_GIB = 2**30
+_PASSING = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
+"""What keys of taints begin with that Kubernetes sets and removes: of a node that is cordoned, lost or too full."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What the scheduler knows of a pod.
+
+    Attributes:
+        stage: name of its stage.
+        role: ``head``, ``worker`` or ``submitter``.
+        requests: what it asks for.
+        selector: labels that its node must have.
+        tolerations: taints that it tolerates.
+    """
+
+    stage: str
+    role: str
+    requests: Resources
+    selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def of(cls, stage: str, role: str, spec: Mapping[str, Any]) -> "Pod":
+        """The pod that a spec describes."""
+        return cls(stage, role, requests_of(spec), spec.get("nodeSelector") or {}, spec.get("tolerations") or ())
+
+    @property
+    def asks(self) -> str:
+        """What it asks for, in words."""
+        labels = ", ".join(f"{key}={value}" for key, value in self.selector.items())
+        return words(self.requests) + (message(f", on a node with {labels}") if labels else "")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node.
+
+    Attributes:
+        name: its name.
+        free: what it can give to pods.
+        labels: its labels.
+        taints: those that keep pods away.
+    """
+
+    name: str
+    free: Resources
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def when_empty(cls, node: Mapping[str, Any]) -> "Node":
+        """A node of the Kubernetes API as it would be if nothing ran on it, and if what passes had passed."""
+        taints = [taint for taint in node["spec"].get("taints") or () if not taint["key"].startswith(_PASSING)]
+        keeping = [taint for taint in taints if taint["effect"] != "PreferNoSchedule"]
+        metadata = node["metadata"]
+        return cls(metadata["name"], quantities(node["status"]["allocatable"]), metadata.get("labels") or {}, keeping)
+
+    def allows(self, pod: Pod) -> bool:
+        """Whether its labels and taints allow the pod."""
+        return all(self.labels.get(key) == value for key, value in pod.selector.items()) and all(
+            any(_tolerates(each, taint) for each in pod.tolerations) for taint in self.taints
+        )
+
+    def takes(self, pod: Pod) -> bool:
+        """Whether the labels, taints and free resources of the node allow the pod."""
+        return self.allows(pod) and self.holds(pod) > 0
+
+    def holds(self, pod: Pod) -> int:
+        """How many pods like this one its free resources are enough for."""
+        shares = [self.free.get(name, Decimal(0)) // asked for name, asked in pod.requests.items() if asked]
+        return max(0, int(min(shares, default=Decimal(1))))
+
+
+def places(pod: Pod, on: Iterable[Node]) -> int:
+    """Return how many pods like this one the nodes take together."""
+    return sum(node.holds(pod) for node in on if node.allows(pod))
+
+
+def roomiest(pod: Pod, on: Iterable[Node]) -> str:
+    """Say which of the nodes that a pod allows has most of what it asks for."""
+    allowed = [node for node in on if node.allows(pod)]
+    if not allowed:
+        return message("no node has these labels, or taints that it tolerates")
+    node = max(allowed, key=lambda node: weight({name: node.free.get(name, Decimal(0)) for name in pod.requests}))
+    free = {name: node.free.get(name, Decimal(0)) for name in pod.requests}
+    return message(f"the node with most room, {node.name}, has {words(free)} free")
+
+
+def requests_of(spec: Mapping[str, Any]) -> Resources:
+    """Return what the scheduler counts for a pod: its containers together, or an init container that asks for more."""
+    together = total([*(_requests(each) for each in spec["containers"]), quantities(spec.get("overhead") or {})])
+    for each in map(_requests, spec.get("initContainers") or ()):
+        together |= {name: max(amount, together.get(name, Decimal(0))) for name, amount in each.items()}
+    return together
+
+
+def _requests(container: Mapping[str, Any]) -> Resources:
+    resources = container.get("resources") or {}
+    # What has a limit and no request asks for its limit.
+    return quantities((resources.get("limits") or {}) | (resources.get("requests") or {}))
+
+
+def quantities(written: Mapping[str, Any]) -> Resources:
+    """Return the amounts that Kubernetes writes as quantities."""
+    return {name: parse_quantity(amount) for name, amount in written.items()}
+
+
+def total(resources: Iterable[Resources]) -> Resources:
+    """Return the sum of resources."""
+    summed: Resources = {}
+    for each in resources:
+        summed |= {name: summed.get(name, Decimal(0)) + amount for name, amount in each.items()}
+    return summed
+
+
+def weight(resources: Resources) -> tuple[Decimal, ...]:
+    """Return how much resources are: those with a domain in their name, such as GPUs, count most."""
+    devices = (amount for name, amount in resources.items() if "/" in name)
+    return sum(devices, Decimal(0)), *(resources.get(name, Decimal(0)) for name in ("memory", "cpu"))
+
+
+def words(resources: Resources) -> str:
+    """Return resources in words."""
+    return ", ".join(amount_of(name, amount) for name, amount in sorted(resources.items()))
+
+
+def amount_of(name: str, amount: Decimal) -> str:
+    """Return an amount of a resource in words."""
+    if name.endswith(("memory", "storage")):
+        return f"{amount / _GIB:,.1f} GiB {name}"
+    return f"{amount.normalize():f} {name}"
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
+    return (
+        toleration.get("effect") in (None, "", taint["effect"])
+        and toleration.get("key") in (None, "", taint["key"])
+        and (toleration.get("operator") == "Exists" or (toleration.get("value") or "") == (taint.get("value") or ""))
+    )
