@@ -30,7 +30,7 @@ def _node(name: str, *, labels: Mapping[str, str] | None = None, taint: str = ""
 
 
 def test_what_a_pod_asks_for() -> None:
-    """The sum of the containers, or what one init container asks for if that is more; limits where no request is."""
+    """What containers ask for together, or an init container if that is more; limits where no request is; the overhead."""
     spec = {
         "initContainers": [{"resources": {"requests": {"cpu": "3", "memory": "10Mi"}}}, {}],
         "containers": [
@@ -39,7 +39,7 @@ def test_what_a_pod_asks_for() -> None:
         ],
         "overhead": {"cpu": "250m"},
     }
-    assert room.requests_of(spec) == {"cpu": 3, "memory": 1536 * 2**20, _GPU: 2}
+    assert room.requests_of(spec) == {"cpu": Decimal("3.25"), "memory": 1536 * 2**20, _GPU: 2}
 
 
 @given(

@@ -10,12 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
-from kubernetes.utils import parse_quantity
+from kubernetes.client import ApiClient
 
+from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
 from wukong.errors import StorageError
 from wukong.runs.run_costs import Holding, Sheet
@@ -118,39 +118,14 @@ def holding(pod: Any, gpu: str, now: float) -> Holding | None:
         states = [each.state.terminated for each in pod.status.container_statuses or [] if each.state]
         finished = [state.finished_at.timestamp() for state in states if state and state.finished_at]
         until = max(finished, default=now)
+    asked = room.requests_of(ApiClient().sanitize_for_serialization(pod.spec))
     return Holding(
         key=pod.metadata.uid,
         name=pod.metadata.name,
-        cores=float(requested(pod.spec, "cpu")),
-        memory=int(requested(pod.spec, "memory")),
-        gpus=float(requested(pod.spec, gpu)),
+        cores=float(asked.get("cpu", 0)),
+        memory=int(asked.get("memory", 0)),
+        gpus=float(asked.get(gpu, 0)),
         began=bound[0].last_transition_time.timestamp(),
         until=until,
         ended=has_ended,
     )
-
-
-def requested(spec: Any, resource: str) -> Decimal:
-    """Return how much of a resource the scheduler keeps for a pod.
-
-    It is the larger of two sums: that of all containers which run beside each other, with init containers that stay
-    (sidecars), and that of an init container with the sidecars that were started before it; and the runtime's overhead.
-
-    Args:
-        spec: a ``V1PodSpec``.
-        resource: its name, such as ``cpu``.
-    """
-
-    def of(container: Any) -> Decimal:
-        requests = (container.resources and container.resources.requests) or {}
-        return Decimal(parse_quantity(requests.get(resource, "0")))
-
-    sidecars, most = Decimal(0), Decimal(0)
-    for container in spec.init_containers or []:
-        if container.restart_policy == "Always":
-            sidecars += of(container)
-            most = max(most, sidecars)
-        else:
-            most = max(most, sidecars + of(container))
-    together = sidecars + sum(map(of, spec.containers), Decimal(0))
-    return max(together, most) + Decimal(parse_quantity((spec.overhead or {}).get(resource, "0")))

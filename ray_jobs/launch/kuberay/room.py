@@ -107,11 +107,21 @@ def roomiest(pod: Pod, on: Iterable[Node]) -> str:
 
 
 def requests_of(spec: Mapping[str, Any]) -> Resources:
-    """Return what the scheduler counts for a pod: its containers together, or an init container that asks for more."""
-    together = total([*(_requests(each) for each in spec["containers"]), quantities(spec.get("overhead") or {})])
-    for each in map(_requests, spec.get("initContainers") or ()):
-        together |= {name: max(amount, together.get(name, Decimal(0))) for name, amount in each.items()}
-    return together
+    """Return what the scheduler keeps for a pod, by its spec as Kubernetes writes it.
+
+    It is the larger of two sums, with the runtime's overhead: that of all containers which run beside each other, with
+    init containers that stay (sidecars), and that of an init container with the sidecars that were started before it.
+    """
+    sidecars: Resources = {}
+    most: Resources = {}
+    for container in spec.get("initContainers") or ():
+        beside = total([sidecars, _requests(container)])
+        if container.get("restartPolicy") == "Always":
+            sidecars = beside
+        most |= {name: max(amount, most.get(name, Decimal(0))) for name, amount in beside.items()}
+    together = total([sidecars, *map(_requests, spec["containers"])])
+    most |= {name: max(amount, most.get(name, Decimal(0))) for name, amount in together.items()}
+    return total([most, quantities(spec.get("overhead") or {})])
 
 
 def _requests(container: Mapping[str, Any]) -> Resources:

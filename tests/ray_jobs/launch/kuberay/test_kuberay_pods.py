@@ -10,8 +10,8 @@ from api_server import ApiServer
 from kubernetes import client
 from played_ray_job import NEW, RUNNING, SUBMISSION, SUCCEEDED, change_settings, run
 
-from ray_jobs.launch.kuberay import RayJobError
-from ray_jobs.launch.kuberay.pods import holding, requested
+from ray_jobs.launch.kuberay import RayJobError, room
+from ray_jobs.launch.kuberay.pods import holding
 from wukong.config.experiment import Experiment
 from wukong.runs import run_costs
 from wukong.runs.run_costs import Holding, Sheet
@@ -157,8 +157,9 @@ def test_what_the_scheduler_keeps_for_a_pod(
         containers=[container(cpu) for cpu in containers],
         overhead={"cpu": overhead} if overhead else None,
     )
-    assert float(requested(spec, "cpu")) == expected
-    assert requested(spec, GPU) == 0
+    asked = room.requests_of(client.ApiClient().sanitize_for_serialization(spec))
+    assert float(asked["cpu"]) == expected
+    assert GPU not in asked
 
 
 def test_a_pod_on_no_node_holds_nothing() -> None:
