@@ -30,7 +30,7 @@ def _node(name: str, *, labels: Mapping[str, str] | None = None, taint: str = ""
 
 
 def test_what_a_pod_asks_for() -> None:
-    """What containers ask for together, or an init container if that is more; limits where no request is; the overhead."""
+    """Containers together, or an init container if that is more, and the overhead; limits where no request is."""
     spec = {
         "initContainers": [{"resources": {"requests": {"cpu": "3", "memory": "10Mi"}}}, {}],
         "containers": [

@@ -155,9 +155,9 @@ def _quality(small: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 
 
 def _steps(small: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.uint8]:
-    steps = np.abs(np.diff(small, axis=axis))
-    steps *= 100
-    steps /= 255
+    steps = np.diff(small, axis=axis)
+    np.abs(steps, out=steps)
+    steps *= np.float32(100 / 255)  # rounded up, so that whole steps stay whole
     return steps.astype(np.uint8)
 
 
