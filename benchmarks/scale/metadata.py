@@ -51,6 +51,7 @@ from wukong.data.schema import CRAWLED
 from wukong.stages import places
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
+from wukong.store.parts import Parts
 
 FILE_ROWS = 100_000
 NOUNS, COLOURS = "猫狗鸟鱼马牛羊鸡猪兔山河湖海桥楼树花草云", "红橙黄绿青蓝紫黑白灰"
@@ -251,6 +252,16 @@ def write_part(uri: str, plan_uri: str, group: int) -> Part:
     return Part(path="", rows=len(frame), bytes=0, sha256="")
 
 
+def write_parts(crawled: Stage, planned: list[dict[str, Any]], pool: ProcessPoolExecutor) -> Parts:
+    """All parts of the crawl; only their columns stay in memory, as where a manifest is read."""
+    made = []
+    groups = ((each["plan"], group) for each in planned for group in range(len(each["parts"])))
+    for number, (path, group) in enumerate(groups):
+        part = f"parts/{number:05d}.parquet"
+        made.append((part, pool.submit(write_part, crawled.path(part), crawled.path(path), group)))
+    return Parts.of(future.result().model_copy(update={"path": path}) for path, future in made)
+
+
 def write_shards(uri: str, placed: str, number: int) -> list[Part]:
     """Shards of kept pairs, without pictures."""
     parts = []
@@ -303,13 +314,7 @@ def measure(rows: int, work: Path, processes: int, gate: bool) -> None:
     job = crawl._Job.__new__(crawl._Job)
     job._stage, job._config, job._cores = crawled, experiment.crawl, processes
     planned = measured.stage("plan", lambda: job._plan(found, rows), lambda: digest_of(crawled.path("plan")))
-    made = []
-    groups_of_plan = ((each["plan"], group) for each in planned for group in range(len(each["parts"])))
-    for number, (path, group) in enumerate(groups_of_plan):
-        part = f"parts/{number:05d}.parquet"
-        made.append((part, tasks.pool.submit(write_part, crawled.path(part), crawled.path(path), group)))
-    parts = [future.result().model_copy(update={"path": path}) for path, future in made]
-    manifest = Manifest(stage="crawl", uri=crawled.uri, config={}, parts=tuple(parts))
+    manifest = Manifest(stage="crawl", uri=crawled.uri, config={}, parts=write_parts(crawled, planned, tasks.pool))
 
     settings = experiment.filter
     rules.load(settings)
