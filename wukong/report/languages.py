@@ -22,12 +22,6 @@ SWITCH = Markup(
 )
 """The button that exchanges the languages."""
 
-SWITCH = Markup(
-    '<button type="button" class="language" data-language><span class="in-en" lang="zh-CN">中文</span>'
-    '<span class="in-zh" lang="en">English</span></button>'
-)
-"""The button that exchanges the languages."""
-
 
 class Bilingual(Markup):
     """HTML with a text in both languages. As a part of another such text it is written once in each language.
