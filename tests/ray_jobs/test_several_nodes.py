@@ -104,7 +104,10 @@ def in_the_bucket(folder: str) -> Experiment:
                 "engine": "urls",
                 "endpoint": "s3://nodes/list.csv",
                 "part_size": 8,
-                "politeness": {"per_host_concurrency": 2},  # fewer than tasks, so that there is a ledger
+                "politeness": {
+                    "per_host_concurrency": 2,  # fewer than tasks, so that there is a ledger
+                    "per_host_delay": 0.05,  # so that it lasts until each node has started a worker
+                },
             },
             "filter": {"shard_size": 20, "split": {"held_out_captions": 0.2, "holdouts": HOLDOUTS}},
             "validation": {"min_pairs": 10},
