@@ -414,7 +414,7 @@ class _Progress:
     def now(self) -> dict[str, str]:
         """Return a message for each stage at work that has said how far it is."""
         from ray_jobs.launch.kuberay import RayJobError
-        from ray_jobs.launch.kuberay.progress import NAME
+        from ray_jobs.launch.kuberay.progress import NAME, in_words
         from ray_jobs.launch.kuberay.status import verdict
 
         if self._api is None:
@@ -430,9 +430,7 @@ class _Progress:
         for job in jobs:
             labels, of = job["metadata"]["labels"], job["metadata"].get("annotations", {}).get("wukong/experiment")
             if of == self._experiment and NAME in labels and verdict(job.get("status", {})) is None:
-                share, _, left = labels[NAME].removesuffix("-left").partition("pct")
-                left = left.lstrip("-")
-                found[labels["wukong/stage"]] = message(f"{share} %, {left} left") if left else f"{share} %"
+                found[labels["wukong/stage"]] = in_words(labels[NAME])
         return found
 
 

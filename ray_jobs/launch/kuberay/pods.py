@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from kubernetes.client import ApiClient
-
 from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
 from wukong.errors import StorageError
@@ -82,7 +80,8 @@ class PodsHeld:
             log.debug("pods of %s cannot be listed: %s", self._job, error)
             return
         now = time.time()
-        there = {one.key: one for one in (holding(pod, self._gpu, now) for pod in pods) if one is not None}
+        found = (holding(pod, room.requests_of(self._api.as_sent(pod.spec)), self._gpu, now) for pod in pods)
+        there = {one.key: one for one in found if one is not None}
         ended = {key: one for key, one in self._held.items() if one.ended}
         gone = {key: one.model_copy(update={"until": now, "ended": True}) for key, one in self._held.items()}
         self._held = gone | there | ended
@@ -102,11 +101,12 @@ class PodsHeld:
             log.warning("what %s holds is not written down: %s", self._job, error)
 
 
-def holding(pod: Any, gpu: str, now: float) -> Holding | None:
+def holding(pod: Any, asked: room.Resources, gpu: str, now: float) -> Holding | None:
     """Return what a pod holds; None if it has not been scheduled.
 
     Args:
         pod: a ``V1Pod``.
+        asked: what the scheduler keeps for it.
         gpu: name of the resource that counts as a GPU.
         now: the time, until which a pod holds that has not ended.
     """
@@ -118,7 +118,6 @@ def holding(pod: Any, gpu: str, now: float) -> Holding | None:
         states = [each.state.terminated for each in pod.status.container_statuses or [] if each.state]
         finished = [state.finished_at.timestamp() for state in states if state and state.finished_at]
         until = max(finished, default=now)
-    asked = room.requests_of(ApiClient().sanitize_for_serialization(pod.spec))
     return Holding(
         key=pod.metadata.uid,
         name=pod.metadata.name,

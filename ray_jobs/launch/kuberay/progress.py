@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi, explain
 from wukong.runtime.events import Advanced
+from wukong.runtime.language import message
 
 NAME = "wukong/progress"
 """Of the label and of the annotation."""
@@ -105,6 +106,13 @@ def label(advanced: Advanced) -> str:
     if seconds is None or seconds >= _LONGEST:
         return f"{percent(advanced)}pct"
     return f"{percent(advanced)}pct-{_duration(round(seconds))}-left"
+
+
+def in_words(value: str) -> str:
+    """What a value of the label says to people."""
+    share, _, left = value.removesuffix("-left").partition("pct")
+    left = left.removeprefix("-")
+    return message(f"{share} %, {left} left") if left else f"{share} %"
 
 
 def percent(advanced: Advanced) -> int:

@@ -164,4 +164,4 @@ def test_what_the_scheduler_keeps_for_a_pod(
 
 def test_a_pod_on_no_node_holds_nothing() -> None:
     waiting = client.V1Pod(status=client.V1PodStatus(phase="Pending"), spec=client.V1PodSpec(containers=[]))
-    assert holding(waiting, GPU, 0.0) is None
+    assert holding(waiting, {}, GPU, 0.0) is None
