@@ -77,6 +77,7 @@ class ApiServer:
         self._log_generation = 0
         self._moment = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._wrong: list[Exception] = []
 
     def __enter__(self) -> "ApiServer":
         self._loop = asyncio.new_event_loop()
@@ -89,6 +90,8 @@ class ApiServer:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(10)
+        if self._wrong:
+            raise self._wrong[0]
 
     def kubeconfig(self, path: Path) -> Path:
         """Write a kubeconfig that names this server."""
@@ -193,6 +196,15 @@ class ApiServer:
         return web.json_response(body, status=201)
 
     async def _play(self, name: str, script: list[Any]) -> None:
+        """A script that fails ends the RayJob, so that nobody waits for it, and fails the test when the server ends."""
+        try:
+            await self._take_steps(name, script)
+        except Exception as error:  # noqa: BLE001 - raised again when the server ends
+            self._wrong.append(error)
+            if name in self.jobs:
+                await self._notify("DELETED", self.jobs.pop(name))
+
+    async def _take_steps(self, name: str, script: list[Any]) -> None:
         for step in script:
             job = self.jobs.get(name)
             if job is None:
@@ -253,7 +265,10 @@ class ApiServer:
         name = request.match_info["name"]
         if name not in self.jobs:
             return _status(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
-        await self._notify("DELETED", self.jobs.pop(name))
+        job = self.jobs.pop(name)
+        cluster = job.get("status", {}).get("rayClusterName")
+        self.pods = [each for each in self.pods if each["metadata"]["labels"].get("ray.io/cluster") != cluster]
+        await self._notify("DELETED", job)
         return web.json_response({"apiVersion": "v1", "kind": "Status", "status": "Success"})
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
@@ -330,7 +345,7 @@ class ApiServer:
         data = self.config_maps.get(name) or self.settings.get(key)
         if data is None:
             return _status(404, "NotFound", f'configmaps "{name}" not found')
-        metadata = {"name": name, "uid": f"uid of {key}"}
+        metadata: dict[str, Any] = {"name": name, "uid": f"uid of {key}"}
         return web.json_response({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
 
     async def _secret(self, request: web.Request) -> web.Response:
@@ -420,7 +435,8 @@ def authorization_of(path: str) -> tuple[str, str, str, str]:
 
 def pod(name: str, status: dict[str, Any], labels: dict[str, str] | None = None) -> dict[str, Any]:
     """A pod as the API returns it, as far as anybody asks."""
-    metadata = {"name": name, "labels": labels or {}, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    metadata = {"name": name, "uid": f"uid-of-{name}", "labels": labels or {}}
+    metadata["creationTimestamp"] = "2026-01-01T00:00:00Z"
     spec = {"containers": [{"name": "main", "image": "x"}]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
 

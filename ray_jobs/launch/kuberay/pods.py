@@ -124,7 +124,8 @@ def holding(pod: Any, asked: room.Resources, gpu: str, now: float) -> Holding | 
         cores=float(asked.get("cpu", 0)),
         memory=int(asked.get("memory", 0)),
         gpus=float(asked.get(gpu, 0)),
-        began=bound[0].last_transition_time.timestamp(),
+        # The API's schema lets a condition lack its time.
+        began=(bound[0].last_transition_time or pod.metadata.creation_timestamp).timestamp(),
         until=until,
         ended=has_ended,
     )

@@ -23,7 +23,6 @@ GPU = "nvidia.com/gpu"
 def pod(name: str, requests: dict[str, str], seconds: float | None, **status: Any) -> dict[str, Any]:
     """A pod of the Ray cluster that was scheduled so many seconds ago, or not yet."""
     made = api_server.pod(name, {"phase": "Running", **status}, {"ray.io/cluster": "job-q8z4d"})
-    made["metadata"]["uid"] = f"uid-of-{name}"
     made["spec"]["containers"][0]["resources"] = {"requests": requests}
     scheduled = {"type": "PodScheduled", "status": "False" if seconds is None else "True"}
     made["status"]["conditions"] = [scheduled | {"lastTransitionTime": rfc3339(time.time() - (seconds or 0))}]
