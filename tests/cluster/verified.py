@@ -1,6 +1,7 @@
 """Write the table of `make cluster-test` into docs/verified.md: ``python tests/cluster/verified.py``.
 
-Every claim of the tests in this folder has a row; a claim that no run has tried says so. The rest of the page stays.
+Every claim of the tests in this folder has a row; a claim that no run has tried says so. A row that was seen earlier
+stays with its date and revision while its words are the same. The rest of the page stays.
 """
 
 import ast
@@ -14,6 +15,9 @@ from table import Row
 PAGE = Path(__file__).parents[2] / "docs" / "verified.md"
 BEGIN, END = "<!-- of make cluster-test: begin -->", "<!-- of make cluster-test: end -->"
 SHOWN = ("Kubernetes", "KFP", "Argo", "KubeRay", "Ray")
+NOT_TRIED = "not tried"
+RESULTS = ("yes", "no", NOT_TRIED)
+_LAST = "Last run: "
 _LONGEST = 700  # characters of what was seen
 
 
@@ -28,36 +32,49 @@ def claims(folder: Path = Path(__file__).parent) -> list[Row]:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.cluster":
                     said = {entry.arg: ast.literal_eval(entry.value) for entry in mark.keywords}
                     name = f"{file.stem}::{node.name}"
-                    rows.append(Row(name, node.lineno, said["claim"], said["how"], "not tried", date=""))
+                    rows.append(Row(name, node.lineno, said["claim"], said["how"], NOT_TRIED, date=""))
+    return rows
+
+
+def earlier(page: str) -> list[Row]:
+    """The rows of the page itself; only the day, the images and the products of the last run are known of them."""
+    head, _, table_text = page.partition(BEGIN)[2].partition(END)[0].strip().partition("\n")
+    told = dict(each.split(" ", 1) for each in head.removeprefix(_LAST).partition("; ")[0].split(", ") if " " in each)
+    rows = []
+    for line in table_text.splitlines():
+        cells = [cell.replace("\\|", "|") for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")]
+        if len(cells) == 4 and (result := cells[2].partition("**: ")[0].strip("*")) in RESULTS:
+            images, _, date = cells[3].strip().rpartition(" ")
+            versions = told | ({"images": images} if images else {})
+            rows.append(Row("", 0, cells[0], cells[1], result, cells[2].partition("**: ")[2], 0.0, date, versions))
     return rows
 
 
 def whole(said: Sequence[Row], seen: Sequence[Row]) -> list[Row]:
-    """The rows of all claims: as they were seen last, in the claims' own words."""
-    last = {row.test: row for row in seen}
-    rows = []
-    for row in said:
-        found = last.get(row.test)
-        if found is not None and (found.claim, found.how) == (row.claim, row.how):
-            rows.append(found)
-        else:
-            rows.append(row)
-    return rows
+    """The rows of all claims: as they were seen last, in the claims' own words.
+
+    Args:
+        said: all claims.
+        seen: rows of runs, older ones first. A row whose words have changed was not tried, and a claim that was tried
+            before keeps that row when it was left out later.
+    """
+    last: dict[tuple[str, str], Row] = {}
+    for row in seen:
+        key = (row.claim, row.how)
+        if row.result != NOT_TRIED or key not in last:
+            last[key] = row
+    return [last.get((row.claim, row.how), row) for row in said]
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The rows as Markdown: what ran, and a table."""
-    tried = [row for row in rows if row.date]
-    lines = []
-    if tried:
-        seen = {name: sorted({row.versions[name] for row in tried if name in row.versions}) for name in SHOWN}
-        dates = sorted(row.date for row in tried)
-        products = ", ".join(f"{name} {' and '.join(found)}" for name, found in seen.items() if found)
-        counts = ", ".join(
-            f"{sum(row.result == result for row in rows)} {result}" for result in ("yes", "no", "not tried")
-        )
-        lines += [f"{products}. From {dates[0]} to {dates[-1]} UTC. {len(rows)} claims: {counts}.", ""]
-    lines += ["| claim | how it was verified | seen | images, date |", "|---|---|---|---|"]
+    """The rows as Markdown: the products of the last run, and a table."""
+    counts = ", ".join(f"{sum(row.result == result for row in rows)} {result}" for result in RESULTS)
+    head = f"{len(rows)} claims: {counts}."
+    if tried := [row for row in rows if row.date]:
+        last = max(tried, key=lambda row: row.date)
+        products = ", ".join(f"{name} {last.versions[name]}" for name in SHOWN if name in last.versions)
+        head = f"{_LAST}{products}; {last.date[:10]}. {head}"
+    lines = [head, "", "| claim | how it was verified | seen | images, date |", "|---|---|---|---|"]
     for row in rows:
         found = "; ".join(line.strip() for line in row.found.splitlines() if line.strip())
         found = found if len(found) <= _LONGEST else found[: _LONGEST - 1] + "…"
@@ -83,8 +100,9 @@ def replaced(page: str, text: str) -> str:
 
 def main() -> int:
     """Write the page."""
-    rows = whole(claims(), table.read())
-    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), render(rows)), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    rows = whole(claims(), [*earlier(page), *table.read()])
+    PAGE.write_text(replaced(page, render(rows)), encoding="utf-8")
     sys.stdout.write(f"{PAGE}: {len(rows)} claims\n")
     return 0
 

@@ -13,7 +13,17 @@ from table import Row, merge  # noqa: E402
 
 ROWS = [
     Row("a::one", 3, "it applies", "apply", "yes", "40 objects", 2.0, "2026-11-26 12:00", {"Kubernetes": "1.34"}),
-    Row("a::two", 9, "a | b", "x", "no", "it\nfailed", 1.0, "2026-11-26 13:00", {"images": "0123456789abcdef"}),
+    Row(
+        "a::two",
+        9,
+        "a | b",
+        "x",
+        "no",
+        "it\nfailed",
+        1.0,
+        "2026-11-26 13:00",
+        {"Kubernetes": "1.34", "KFP": "2.17", "images": "0123456789ab"},
+    ),
 ]
 
 
@@ -30,7 +40,7 @@ def test_every_claim_has_its_row_in_the_page() -> None:
 def test_a_page_is_made_of_rows() -> None:
     text = verified.render([*ROWS, Row("b::three", 1, "later", "y", "not tried", date="")])
     assert text.splitlines()[0] == (
-        "Kubernetes 1.34. From 2026-11-26 12:00 to 2026-11-26 13:00 UTC. 3 claims: 1 yes, 1 no, 1 not tried."
+        "Last run: Kubernetes 1.34, KFP 2.17; 2026-11-26. 3 claims: 1 yes, 1 no, 1 not tried."
     )
     assert "| it applies | apply | **yes**: 40 objects | 2026-11-26 |" in text
     assert "| a \\| b | x | **no**: it; failed | 0123456789ab 2026-11-26 |" in text
@@ -45,6 +55,26 @@ def test_a_page_is_made_of_rows() -> None:
 def test_a_claim_that_has_changed_was_not_tried() -> None:
     said = [Row("a::one", 3, "it applies twice", "apply", "not tried", date=""), ROWS[1]]
     assert [row.result for row in verified.whole(said, ROWS)] == ["not tried", "no"]
+
+
+def test_rows_of_the_page_stay_until_their_claims_are_tried_again() -> None:
+    later = Row("b::three", 1, "later", "y", "not tried", date="")
+    text = verified.render([*ROWS, later])
+    page = f"a\n{verified.BEGIN}\n\n{text}\n\n{verified.END}\nb"
+    kept = verified.earlier(page)
+    assert verified.render(kept) == text, "a page is read as it was written"
+    again = Row("a::two", 9, "a | b", "x", "yes", date="2026-11-30 09:00", versions={"KFP": "2.18", "images": "f" * 40})
+    skipped = Row("a::one", 3, "it applies", "apply", "not tried", date="2026-11-30 09:05")
+    rows = verified.whole([*ROWS, later], [*kept, again, skipped])
+    assert [(row.result, row.date[:10]) for row in rows] == [
+        ("yes", "2026-11-26"), ("yes", "2026-11-30"), ("not tried", "")
+    ]  # fmt: skip
+    assert verified.render(rows).startswith("Last run: KFP 2.18; 2026-11-30. 3 claims: 2 yes, 0 no, 1 not tried.")
+
+
+def test_the_pages_own_rows_are_read_as_they_stand() -> None:
+    page = verified.PAGE.read_text(encoding="utf-8")
+    assert verified.replaced(page, verified.render(verified.whole(verified.claims(), verified.earlier(page)))) == page
 
 
 def test_rows_of_a_phase_that_ran_again_replace_the_old_ones() -> None:
