@@ -184,6 +184,15 @@ def search(services: runs.Services, versions: dict[str, str]) -> Iterator[None]:
         "securityContext": kube.RESTRICTED,
         "volumeMounts": [{"name": "code", "mountPath": "/search"}],
     }
+    # Beside a server of the platform, so that no test loses it with a node.
+    beside = {
+        "topologyKey": "kubernetes.io/hostname",
+        "namespaces": ["wukong"],
+        "labelSelector": {"matchLabels": {"app.kubernetes.io/component": "postgres"}},
+    }
+    affinity = {
+        "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": beside}]}
+    }
     code = Path(image_search.__file__).read_text(encoding="utf-8")
     own = {"namespace": SEARCH}
     crawler = {"matchLabels": {"app.kubernetes.io/component": "ray", "wukong/stage": "crawl"}}
@@ -205,6 +214,7 @@ def search(services: runs.Services, versions: dict[str, str]) -> Iterator[None]:
                 "automountServiceAccountToken": False,
                 "terminationGracePeriodSeconds": 0,
                 "securityContext": kube.POD,
+                "affinity": affinity,
                 "containers": [container],
                 "volumes": [{"name": "code", "configMap": {"name": "image-search"}}],
             },

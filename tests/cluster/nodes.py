@@ -76,6 +76,17 @@ def expendable(least: int = 1) -> list[str]:
     return found
 
 
+def only_of(server: str) -> str:
+    """The node of a server's pod, where no other server runs; else the test is skipped."""
+    node = str((kube.get("pod", server) or {})["spec"]["nodeName"])
+    others = [
+        pod["metadata"]["name"] for pod in _pods_on(node) if not _may_be_lost(pod) and pod["metadata"]["name"] != server
+    ]
+    if others:
+        pytest.skip(f"{server} is on {node} beside other servers: {', '.join(others)}")
+    return node
+
+
 def _may_be_lost(pod: kube.Object) -> bool:
     """A pod of a run, one of the test's own, or one that every node has."""
     labels = pod["metadata"].get("labels", {})
@@ -148,10 +159,15 @@ def kill(name: str) -> None:
     kube.until(f"Kubernetes to notice that {name} is gone", lambda: not answers(name), NOTICED, 1)
 
 
-def give_up(name: str) -> None:
-    """Tell Kubernetes that a node is gone for good, as docs/operating.md says."""
+def say_it_is_off(name: str) -> None:
+    """Tell Kubernetes that a node is off, as docs/operating.md says, and wait until its pods are gone."""
     kube.kubectl("taint", "nodes", name, f"{OUT_OF_SERVICE}=nodeshutdown:NoExecute", "--overwrite")
     kube.until("the end of its pods", lambda: not _pods_on(name), 120, 1)
+
+
+def give_up(name: str) -> None:
+    """Tell Kubernetes that a node is gone for good, as docs/operating.md says."""
+    say_it_is_off(name)
     kube.kubectl("delete", "node", name)
 
 

@@ -17,6 +17,9 @@ AT_MOST = 120.0
 """Seconds from an operator's word that a node is lost to the first new checkpoint."""
 BY_ITSELF = 300.0
 """The same from the loss of a head's node, when nobody says anything."""
+AWAY = 180.0
+"""Seconds for which the node of a store stays away after Kubernetes has noticed."""
+STORE = "object-store-0"
 
 
 def _work(services: runs.Services, made: Experiment, name: str) -> tuple[runs.Run, dict[str, set[str]]]:
@@ -207,4 +210,34 @@ def test_the_network_is_split(
         kube.until(f"node {node}", partial(nodes.answers, node), 300, 2)
         runs.goes_on(services, again.made, again.run, 900, least=1)
         found.append(f"a new checkpoint {time.monotonic() - lost:.0f} s after the cut, which lasted {AT_MOST:.0f} s")
+        _end(services, again, found)
+
+
+@pytest.mark.cluster(
+    claim="A training whose object store is lost with its node waits for it, and goes on by itself once the machine is "
+    "back with its disk: with the digests of the undisturbed run",
+    how="the store's node killed while a training on another one writes checkpoints, and tainted `out-of-service`; the "
+    "store's new pod waits for its volume; the node made again after three minutes, with what the volume holds",
+)
+def test_the_node_of_the_store_is_lost(
+    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
+) -> None:
+    nodes.program()
+    lost, (other, *_) = nodes.only_of(STORE), nodes.expendable()
+    with nodes.ray_jobs(nodes.put(head=other, workers=other)):
+        again = _begin(services, session_state, "store", stamp)
+        try:
+            nodes.kill(lost)
+            nodes.say_it_is_off(lost)
+            time.sleep(AWAY)
+            waiting = kube.get("pod", STORE) or {}
+            said = [entry.get("message", "") for entry in waiting["status"].get("conditions", [])]
+            assert waiting["status"]["phase"] == "Pending", waiting["status"]
+            found.append(f"the store's pod waits: {' '.join(filter(None, said))}")
+        finally:
+            nodes.bring_back(lost)
+        began = time.monotonic()
+        runs.goes_on(services, again.made, again.run, 900, least=1)
+        found.append(f"a new checkpoint {time.monotonic() - began:.0f} s after the node was back")
+        assert len(runs.ray_jobs(again.run, "pretrain")) == 1, "the training has waited"
         _end(services, again, found)
