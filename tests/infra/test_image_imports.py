@@ -49,8 +49,6 @@ ALLOWED = {
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.text.units", "tokenizers"),
     ("wukong.curate.text.units", "wukong.data.tokenizer"),
-    # What a job's attempt publishes; components make no attempt.
-    *(("wukong.store.conditional_store", name) for name in ("boto3", "botocore.config", "botocore.exceptions")),
     # Scoring answers of an earlier version anew: where there is no torch, the model is evaluated anew instead.
     *(("wukong.evaluate.stored", f"wukong.evaluate.{name}") for name in ("holdouts", "data_set")),
     # Where CUDA's builds of torch have brought triton.
