@@ -180,7 +180,8 @@ def test_a_run_that_is_preempted_goes_on_when_it_is_admitted_again(
         [
             *(("pods", pods_of(NEW["rayClusterName"], "first", 100)), NEW, RUNNING, line(40)),
             *(until_label(server, "40pct-1m-left"), ("until", lambda: "first" in held(experiment))),
-            *(SUSPENDING, ("no submitter",), ("pods", []), SUSPENDED, until_label(server, "queued"), ("sleep", 1.5)),
+            *(SUSPENDING, ("no submitter",), SUSPENDED, ("sleep", 0.3), ("pods", [])),  # they take a while to end
+            *(until_label(server, "queued"), ("sleep", 1.5)),
             ("call", lambda: resumed.append(time.time())),
             *(("pods", pods_of(RESUMED["rayClusterName"], "second", 0)), RESUMED, RUNNING, line(30)),
             *(until_label(server, "30pct-1m-left"), ("until", lambda: "second" in held(experiment)), SUCCEEDED),
