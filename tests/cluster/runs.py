@@ -220,6 +220,35 @@ def started(pod: kube.Object) -> float | None:
     return None
 
 
+def said(run: Run, stage: str, words: str, seconds: float = 300) -> float:
+    """Wait until a stage's component has said something; when that was, in seconds since the epoch."""
+
+    def look() -> float | None:
+        pod = component_pod(run, stage)
+        if pod is None:
+            return None
+        text = kube.kubectl("-n", "kubeflow", "logs", pod["metadata"]["name"], "-c", "main", "--timestamps")
+        for line in text.splitlines():
+            if words in line:
+                return moment(re.sub(r"(\.\d{6})\d*", r"\1", line.partition(" ")[0]))
+        return None
+
+    return kube.until(f"{words!r} in the component's log", look, seconds, 2)
+
+
+def launcher_settings() -> str:
+    """The text of the launcher's ``settings.yaml``."""
+    found = kube.get("configmap", "ray-job")
+    assert found is not None
+    return str(found["data"]["settings.yaml"])
+
+
+def set_launcher(settings: str) -> None:
+    """Replace the launcher's ``settings.yaml``; RayJobs that are made later follow it."""
+    patch = json.dumps({"data": {"settings.yaml": settings}})
+    kube.kubectl("-n", "wukong", "patch", "configmap", "ray-job", "--type=merge", "-p", patch)
+
+
 def first_line_of_job(job: str) -> float | None:
     """When a RayJob's own program wrote its first line: after what Ray's submitter says for itself."""
     pods = kube.listed("pods", f"batch.kubernetes.io/job-name={job}")

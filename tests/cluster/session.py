@@ -82,12 +82,17 @@ def train_again(services: runs.Services, kept: State, name: str, stamp: str) -> 
     """Delete what the undisturbed run has trained, and start a run that trains it again."""
     calm, epochs = undisturbed(services, kept, stamp)
     made = clone_of(kept, epochs)
-    for stage in ("pretrain", "finetune", "evaluate"):
-        record = runs.records(made, calm).get(stage)
-        if record is not None and record.manifest and storage.exists(record.manifest):
-            storage.delete(record.manifest.rpartition("/")[0])
+    forget_trained(made, calm)
     run = runs.start(services, experiment_of(kept), name, f"epochs={epochs}")
     return Again(run, made, epochs, kept.values["clone_digests"])
+
+
+def forget_trained(made: Experiment, run: runs.Run) -> None:
+    """Delete what a run has trained and measured."""
+    for stage in ("pretrain", "finetune", "evaluate"):
+        record = runs.records(made, run).get(stage)
+        if record is not None and record.manifest and storage.exists(record.manifest):
+            storage.delete(record.manifest.rpartition("/")[0])
 
 
 def epochs_for(made: Experiment, run: runs.Run, seconds: float) -> int:

@@ -3,8 +3,6 @@
 A node advertises them by a device plugin, or because its status was patched. There is no driver.
 """
 
-import json
-import re
 from collections.abc import Iterator
 from decimal import Decimal
 
@@ -30,12 +28,12 @@ def most(installed: str) -> Iterator[int]:
     if found < 2:
         pytest.skip("no node advertises two GPUs")
     kube.kubectl("apply", "-f", "k8s/components/see-nodes/access.yaml")
-    before = (kube.get("configmap", "ray-job") or {})["data"]["settings.yaml"]
+    before = runs.launcher_settings()
     try:
         _set(before, 2)
         yield found
     finally:
-        _patch(before)
+        runs.set_launcher(before)
         kube.kubectl("delete", "-f", "k8s/components/see-nodes/access.yaml")
 
 
@@ -45,33 +43,12 @@ def _set(settings: str, gpus_per_pod: int) -> None:
     tolerations = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     value["gpu"] = {"gpus_per_pod": gpus_per_pod, "tolerations": tolerations}
     value["stages"]["pretrain"] = small
-    _patch(yaml.safe_dump(value | {"no_node_seconds": SOON}))
-
-
-def _patch(settings: str) -> None:
-    patch = json.dumps({"data": {"settings.yaml": settings}})
-    kube.kubectl("-n", "wukong", "patch", "configmap", "ray-job", "--type=merge", "-p", patch)
+    runs.set_launcher(yaml.safe_dump(value | {"no_node_seconds": SOON}))
 
 
 def _job(run: runs.Run) -> kube.Object:
     """The RayJob of pre-training."""
     return kube.until("the RayJob of pre-training", lambda: runs.ray_jobs(run, "pretrain"), 900)[-1]
-
-
-def _said(run: runs.Run, words: str, seconds: float = 300) -> float:
-    """When the component of pre-training said something, in seconds since the epoch."""
-
-    def look() -> float | None:
-        pod = runs.component_pod(run, "pretrain")
-        if pod is None:
-            return None
-        text = kube.kubectl("-n", "kubeflow", "logs", pod["metadata"]["name"], "-c", "main", "--timestamps")
-        for line in text.splitlines():
-            if words in line:
-                return runs.moment(re.sub(r"(\.\d{6})\d*", r"\1", line.partition(" ")[0]))
-        return None
-
-    return kube.until(f"{words!r} in the component's log", look, seconds, 2)
 
 
 def _pods(job: kube.Object) -> list[kube.Object]:
@@ -109,7 +86,7 @@ def test_gpus_are_scheduled_and_not_replaced(
     node = kube.get("node", worker["spec"]["nodeName"], "default") or {}
     assert _limits(worker) == 2 and _gpus(node["status"]["allocatable"]) >= 2
     first_line = kube.until("the job's first line", lambda: runs.first_line_of_job(job["metadata"]["name"]), 300, 2)
-    said = _said(run, "Ray gave a task a GPU of")
+    said = runs.said(run, "pretrain", "Ray gave a task a GPU of")
     asking = {pod["metadata"]["name"] for pod in _pods(job) if _limits(pod)} - {worker["metadata"]["name"]}
     assert not asking, asking
     assert runs.finish(services, run) == "FAILED"
@@ -134,10 +111,11 @@ def test_gpus_that_no_node_has_are_named(
     most: int, first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
 ) -> None:
     asked = 1 << most.bit_length()  # it divides the batch
-    _set((kube.get("configmap", "ray-job") or {})["data"]["settings.yaml"], asked)
+    _set(runs.launcher_settings(), asked)
     run = runs.start(services, experiment_of(session_state), f"many-{stamp}", f"workers={asked}", "gpus_per_worker=1")
     job = _job(run)
-    seconds = _said(run, "no node can ever take all") - runs.moment(job["metadata"]["creationTimestamp"])
+    made_at = runs.moment(job["metadata"]["creationTimestamp"])
+    seconds = runs.said(run, "pretrain", "no node can ever take all") - made_at
     assert runs.finish(services, run) == "FAILED"
     assert not runs.ray_jobs(run, "pretrain"), "its pods would wait on"
     said = runs.why(run)
@@ -157,7 +135,8 @@ def test_gpus_that_others_hold_are_waited_for(
     try:
         run = runs.start(services, experiment_of(session_state), f"held-{stamp}", "workers=2", "gpus_per_worker=1")
         job = _job(run)
-        seconds = _said(run, "find room once others end") - runs.moment(job["metadata"]["creationTimestamp"])
+        made_at = runs.moment(job["metadata"]["creationTimestamp"])
+        seconds = runs.said(run, "pretrain", "find room once others end") - made_at
     finally:
         kube.kubectl("-n", "default", "delete", "pod", "--grace-period=1", *holders)
     kube.until(

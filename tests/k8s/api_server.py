@@ -23,6 +23,8 @@ from aiohttp import web
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 _LABEL_VALUE = re.compile("(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", re.ASCII)
 RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
+KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace}/workloads"
+PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues/{name}/pendingworkloads"
 WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
 
 
@@ -32,8 +34,8 @@ class ApiServer:
     Attributes:
         scripts: what happens to the first, second, ... RayJob that is made, as a list of steps each: a mapping is a
             status, ``("log", line)`` one line of the submitter's log, ``("pods", [...])`` the cluster's pods,
-            ``("sleep", seconds)``, ``("until", condition)``, ``("call", function)``, ``("drop logs",)`` and
-            ``("delete",)``.
+            ``("sleep", seconds)``, ``("until", condition)``, ``("call", function)``, ``("drop logs",)``,
+            ``("no submitter",)`` and ``("delete",)``. The next line is that of another submitter, if it was gone.
         config_maps: by name.
         jobs: RayJobs by name.
         workflows: Argo's Workflows by name; ``change_workflow`` changes them.
@@ -48,6 +50,8 @@ class ApiServer:
         rules: what is allowed, by namespace: the rules of the Roles bound to the client, and of ClusterRoles under "";
             everything while empty.
         nodes: of the cluster, as the API returns them.
+        workloads: Kueue's, by the name of their RayJob.
+        pending: names of the Workloads that wait, in Kueue's order; None where Kueue does not tell it.
         secrets: values by "namespace/name".
         metadata: of Secrets that were made through the API, by "namespace/name".
         settings: ConfigMaps' data by "namespace/name", beside those of ``config_maps``.
@@ -60,6 +64,8 @@ class ApiServer:
         self.workflows: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
         self.nodes: list[dict[str, Any]] = []
+        self.workloads: dict[str, dict[str, Any]] = {}
+        self.pending: list[str] | None = None
         self.requests: list[str] = []
         self.patches: list[tuple[float, dict[str, Any]]] = []
         self.drop_watches = self.expire_watches = self.unavailable = self.watching = 0
@@ -74,6 +80,7 @@ class ApiServer:
         self._version = 100
         self._events: list[tuple[int, str, dict[str, Any]]] = []
         self._logs: dict[str, list[str]] = {}
+        self._submitters: dict[str, int] = {}
         self._log_generation = 0
         self._moment = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,6 +123,8 @@ class ApiServer:
         application.router.add_get(RAYJOBS + "/{name}", self._get)
         application.router.add_delete(RAYJOBS + "/{name}", self._delete)
         application.router.add_patch(RAYJOBS + "/{name}", self._patch)
+        application.router.add_get(KUEUE, self._list_workloads)
+        application.router.add_get(PENDING, self._list_pending)
         application.router.add_get(WORKFLOWS, self._watch_workflow)
         application.router.add_get(WORKFLOWS + "/{name}", self._get_workflow)
         application.router.add_get("/api/v1/namespaces/{namespace}/configmaps/{name}", self._config_map)
@@ -220,6 +229,9 @@ class ApiServer:
                 case ("log", line):
                     self._moment += 1
                     self._logs.setdefault(name, []).append(f"{_time(self._moment)} {line}")
+                case ("no submitter",):
+                    self._logs.pop(name, None)
+                    self._submitters[name] = self._submitters.get(name, 0) + 1
                 case ("drop logs",):
                     self._log_generation += 1
                     await asyncio.sleep(0.05)
@@ -252,14 +264,30 @@ class ApiServer:
         if version and version != self.jobs[name]["metadata"]["resourceVersion"]:
             return _status(409, "Conflict", "the object has been modified")
         for key, value in patch["metadata"].get("labels", {}).items():
-            if len(value) > 63 or not _LABEL_VALUE.fullmatch(value):
+            if value is not None and (len(value) > 63 or not _LABEL_VALUE.fullmatch(value)):
                 return _status(422, "Invalid", f'metadata.labels: Invalid value: "{value}" of {key}')
-        self.patches.append((time.monotonic(), patch))
         patched = _merged(self.jobs[name], patch)
+        if wrong := crd.errors(patched):
+            return _status(422, "Invalid", f'RayJob.ray.io "{name}" is invalid: {wrong}')
+        self.patches.append((time.monotonic(), patch))
         if patched != self.jobs[name]:  # else there is no new version, and no event
             self.jobs[name] = patched
             await self._notify("MODIFIED", patched)
         return web.json_response(self.jobs[name])
+
+    async def _list_workloads(self, request: web.Request) -> web.Response:
+        uid = request.query["labelSelector"].removeprefix("kueue.x-k8s.io/job-uid=")
+        items = [found for name, found in self.workloads.items() if uid == f"uid-of-{name}"]
+        return web.json_response({"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "WorkloadList", "items": items})
+
+    async def _list_pending(self, request: web.Request) -> web.Response:
+        if self.pending is None:
+            return _status(503, "ServiceUnavailable", "the server is currently unable to handle the request")
+        items = [
+            {"metadata": {"name": name}, "localQueueName": request.match_info["name"], "positionInClusterQueue": number}
+            for number, name in enumerate(self.pending)
+        ]
+        return web.json_response({"kind": "PendingWorkloadsSummary", "metadata": {}, "items": items})
 
     async def _delete(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -389,15 +417,18 @@ class ApiServer:
             if name in self._logs:
                 status = self.jobs.get(name, {}).get("status", {})
                 ended = status.get("jobDeploymentStatus") in _ENDED
-                items = [pod(f"{name}-submitter", {"phase": "Succeeded" if ended else "Running"})]
+                items = [pod(self._submitter(name), {"phase": "Succeeded" if ended else "Running"})]
         else:
             wanted = dict(pair.split("=") for pair in selector.split(","))
             items = [entry for entry in self.pods if wanted.items() <= entry["metadata"]["labels"].items()]
         return web.json_response({"apiVersion": "v1", "kind": "PodList", "items": items})
 
+    def _submitter(self, job: str) -> str:
+        return f"{job}.{self._submitters.get(job, 0)}-submitter"
+
     async def _log(self, request: web.Request) -> web.StreamResponse:
         pod_name = request.match_info["name"]
-        name = pod_name.removesuffix("-submitter")
+        name = pod_name.removesuffix("-submitter").partition(".")[0]
         if name == pod_name:  # the head's own log
             return web.Response(text="head: GCS started\nhead: no worker came\n")
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
@@ -416,7 +447,8 @@ class ApiServer:
                 request.transport.abort()
                 return response
             status = self.jobs.get(name, {}).get("status", {})
-            if name not in self.jobs or status.get("jobDeploymentStatus") in _ENDED:
+            gone = self._submitter(name) != pod_name
+            if gone or name not in self.jobs or status.get("jobDeploymentStatus") in _ENDED:
                 break
             await asyncio.sleep(0.01)
         return response

@@ -38,6 +38,7 @@ from manifests import (
 from typer.testing import CliRunner
 
 from infra import cluster, install_manifest
+from ray_jobs.launch.kuberay import settings as launcher_settings
 from wukong.commands.app import app
 from wukong.publish.unneeded import DAY, Policy
 from wukong.stages import JOBS
@@ -722,6 +723,31 @@ def test_monitors_find_the_pods_that_tell_metrics(tmp_path: Path) -> None:
         found |= {pod.owner for pod in selected}
     rays = {f"RayJob/{stage}/{role}" for stage in JOBS for role in ("head", "worker")}
     assert found == rays | {"StatefulSet/object-store", "RayService/search"}
+
+
+def test_an_overlay_may_have_queues(tmp_path: Path) -> None:
+    """Kueue's own schemas are not here; what is said of each other and of the launcher's jobs is checked."""
+    manifests = component(tmp_path, "kueue")
+    _, settings = launcher_settings.parse(named(manifests, "ConfigMap")["ray-job"]["data"], "wukong")
+    (queue,) = named(manifests, "LocalQueue").values()
+    assert settings.queue == queue["metadata"]["name"]
+    assert settings.priority in named(manifests, "WorkloadPriorityClass")
+    priorities = [each["value"] for each in named(manifests, "WorkloadPriorityClass").values()]
+    assert len(set(priorities)) == len(priorities)
+    quota = named(manifests, "ClusterQueue")[queue["spec"]["clusterQueue"]]["spec"]
+    assert selects(quota["namespaceSelector"], {"kubernetes.io/metadata.name": "wukong"})
+    (group,) = quota["resourceGroups"]
+    for flavor in group["flavors"]:
+        assert flavor["name"] in named(manifests, "ResourceFlavor")
+        assert [each["name"] for each in flavor["resources"]] == group["coveredResources"]
+    # Kueue admits no job that asks for anything that no quota covers.
+    asked = {name for pod in pods(manifests) for each in pod.containers for name in each["resources"]["requests"]}
+    assert asked == {*group["coveredResources"]}
+    roles, bindings = named(manifests, "Role"), named(manifests, "RoleBinding")
+    assert bindings["ray-job-queue"]["subjects"] == bindings["ray-job-launcher"]["subjects"]
+    assert {verb for rule in roles["ray-job-queue"]["rules"] for verb in rule["verbs"]} == {"get", "list"}
+    kind = yaml.safe_load((FOLDER / "overlays/kind/ray-job.yaml").read_text(encoding="utf-8"))
+    assert "queue.yaml" not in kind["data"], "an overlay's settings.yaml and the component's queue.yaml do not meet"
 
 
 def test_an_overlay_may_have_what_nothing_needs_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

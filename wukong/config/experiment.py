@@ -49,6 +49,12 @@ class Experiment(Strict):
     seed: int = Field(
         0, ge=0, description="of training: first weights, order of batches, dropout; the data have `filter.seed`"
     )
+    priority: str = Field(
+        "",
+        pattern=r"^([a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?)?$",
+        description="of the run's jobs where a cluster queues them with Kueue: the name of a WorkloadPriorityClass; "
+        "empty takes the cluster's",
+    )
     crawl: Crawl
     filter: Filter = Filter()
     validation: Validation = Validation()

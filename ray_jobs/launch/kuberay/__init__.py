@@ -3,6 +3,7 @@
 - ``settings``: reads the ConfigMap in which the cluster's operator says what stages may use.
 - ``manifest``: makes the RayJob of a stage.
 - ``status``: reads from a RayJob's status and pods how it ended or why it waits.
+- ``queue``: reads from Kueue what a RayJob waits for.
 - ``client``: calls of the Kubernetes API.
 - ``logs``: follows the job's log.
 - ``pods``: writes down which pods the job holds.

@@ -26,6 +26,7 @@ HEAD = "ray.io/node-type=head"
 """Selects the head among the pods of a Ray cluster."""
 
 _GROUP, _VERSION, _PLURAL = "ray.io", "v1", "rayjobs"
+_KUEUE_VERSION = "v1beta2"  # of both its groups, from Kueue 0.15 on
 _BUSY = (429, 500, 502, 503, 504)
 
 log = logging.getLogger(__name__)
@@ -241,6 +242,29 @@ class KubernetesApi:
     def pods_of_cluster(self, cluster: str, labels: str = "") -> list[Any]:
         """Pods of the Ray cluster of this name, as ``cluster_pods``; raises an error of the API."""
         return self._list_pods(",".join(filter(None, [f"ray.io/cluster={cluster}", labels])))
+
+    def workload(self, uid: str) -> dict[str, Any] | None:
+        """Kueue's Workload of the RayJob with this uid, or None when there is none; raises an error of the API."""
+        found = self._custom.list_namespaced_custom_object(
+            *("kueue.x-k8s.io", _KUEUE_VERSION, self.namespace, "workloads"),
+            label_selector=f"kueue.x-k8s.io/job-uid={uid}",
+            _request_timeout=(5, 30),
+        )["items"]
+        return next(iter(found), None)
+
+    def pending_workloads(self, queue: str) -> list[dict[str, Any]]:
+        """The Workloads that wait in a LocalQueue, as Kueue orders them; raises an error of the API."""
+        answer: dict[str, Any] = self._core.api_client.call_api(
+            "/apis/visibility.kueue.x-k8s.io/{version}/namespaces/{namespace}/localqueues/{queue}/pendingworkloads",
+            "GET",
+            path_params={"version": _KUEUE_VERSION, "namespace": self.namespace, "queue": queue},
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+            response_type="object",
+            _return_http_data_only=True,
+            _request_timeout=(5, 30),
+        )
+        return list(answer.get("items") or [])
 
     def nodes(self) -> list[dict[str, Any]] | None:
         """The nodes of the cluster; None where they cannot be listed."""

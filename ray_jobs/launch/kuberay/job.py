@@ -6,19 +6,21 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ray_jobs.launch.kuberay import pipeline_run, settings
-from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi, Timing, load_credentials
+from ray_jobs.launch.kuberay import pipeline_run, queue, settings
+from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi, Timing, explain, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
-from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
+from ray_jobs.launch.kuberay.manifest import WORKERS, images_of, job_name, make_ray_job
 from ray_jobs.launch.kuberay.pods import PodsHeld
 from ray_jobs.launch.kuberay.progress import ShownProgress
 from ray_jobs.launch.kuberay.room import Node
+from ray_jobs.launch.kuberay.settings import Settings
 from ray_jobs.launch.kuberay.status import (
     NO_NODE,
     Verdict,
@@ -26,12 +28,14 @@ from ray_jobs.launch.kuberay.status import (
     explain_failure,
     finds_no_node,
     is_left_by_kuberay,
+    is_suspended,
     lost_head,
     no_head_answers,
     pod_problems,
     verdict,
     without_node,
 )
+from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.runs import run_costs, run_records
@@ -140,8 +144,8 @@ class _StageJob:
         record_name: name of the record that the job writes.
         run_of_pod: the pipeline run that this pod belongs to, if it is a pod of one.
         name: the RayJob's; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
-        no_node_seconds: how long its pods may wait for which there is no node; of the cluster's settings.
-        gpu: name of the resource that counts as a GPU; likewise.
+        settings: of the cluster, as they were when the RayJob was looked for.
+        of_size: makes the RayJob's manifest with so many workers; with None as many as the experiment says.
     """
 
     api: KubernetesApi
@@ -151,16 +155,16 @@ class _StageJob:
     record_name: str
     run_of_pod: pipeline_run.PipelineRun | None = None
     name: str = ""
-    no_node_seconds: float = 0.0
-    gpu: str = ""
+    settings: Settings = field(default_factory=Settings)
+    of_size: Callable[[int | None], dict[str, Any]] | None = None
 
     def run(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> None:
         """Run the job to its end, on further RayJobs after the loss of infrastructure."""
         for repeated in itertools.count(1):
-            retries = self.find_or_create(entrypoint, environment)
+            self.find_or_create(entrypoint, environment)
             with ShownProgress(self.api, self.name) as shown, JobLog(self.api, self.name, shown.read) as job_log:
                 with self.pods_held() as held:
-                    ended, status = self.wait(held)
+                    ended, status = self.wait(held, shown)
                 job_log.drain()
             record = run_records.read(self.experiment, self.run_name, self.record_name)
             # The driver may have done its work before the head or the submitter was lost.
@@ -178,7 +182,10 @@ class _StageJob:
                 self.api.delete_job(self.name)
             if succeeded:
                 return
-            is_lost = ended.is_infrastructure and (record is None or record.infrastructure)
+            is_lost, retries = (
+                ended.is_infrastructure and (record is None or record.infrastructure),
+                self.settings.retries,
+            )
             if not is_lost or repeated > retries:
                 raise error
             seconds = min(self.api.timing.backoff * 2 ** (repeated - 1), self.api.timing.max_backoff)
@@ -188,13 +195,9 @@ class _StageJob:
             self.name = ""
             time.sleep(seconds)
 
-    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> int:
-        """Find the first RayJob that has not failed, or create one.
-
-        Returns:
-            How often a RayJob may be made again after the loss of infrastructure.
-        """
-        body, retries = self._make(entrypoint, environment)
+    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Find the first RayJob that has not failed, or create one."""
+        body = self._make(entrypoint, environment)
         work = [*entrypoint, *images_of(body)]
         names = [
             job_name(self.experiment, self.run_name, self.record_name, attempt, work)
@@ -206,17 +209,16 @@ class _StageJob:
             self.name = next((name for name in names if name in existing and self._goes_on(name, existing[name])), "")
             if self.name:
                 log.info("%s goes on with RayJob %s/%s", self.stage, self.api.namespace, self.name)
-                return retries
+                return
             free = next((name for name in names if name not in existing), None)
             if free is None:
                 break
             body["metadata"] |= {"name": free, "namespace": self.api.namespace}
-            # An earlier attempt's record must not be taken for this one's.
-            storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
+            self._forget_record()
             self.name = free
             if self.api.create_job(body):
                 log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, free)
-                return retries
+                return
             # Another process was faster, or an earlier request arrived after all, whose answer was lost.
         raise RayJobError(
             f"{self.stage} of run {self.run_name} failed {_MAX_ATTEMPTS} times; give the run another name"
@@ -242,17 +244,19 @@ class _StageJob:
         """What writes down the pods that the RayJob holds."""
         name = f"pods-{uuid.uuid4().hex[:12]}"  # of this process and RayJob alone
         write = partial(run_costs.write, self.experiment, self.run_name, self.record_name, name)
-        return PodsHeld(self.api, self.name, self.gpu, write)
+        return PodsHeld(self.api, self.name, self.settings.gpu.resource, write)
 
-    def wait(self, held: PodsHeld) -> tuple[Verdict, dict[str, Any]]:
+    def wait(self, held: PodsHeld, shown: ShownProgress) -> tuple[Verdict, dict[str, Any]]:
         """Wait until the job has ended; returns how, and its last status. The log says when its state changes.
 
-        A job whose pods no node can take has ended too, after a while in which a node may come.
+        A job whose pods no node can take has ended too, after a while in which a node may come. One that is suspended
+        has not ended, however long that lasts.
         """
-        timing, hopeless_since = self.api.timing, None
+        timing, hopeless_since, suspended_since = self.api.timing, None, None
         last, said = "", time.monotonic() + timing.look - timing.heartbeat
         for status in self.api.statuses(self.name):
             held.follow(status)
+            shown.follow(status)
             ended = verdict(status)
             if ended is None and no_head_answers(status):
                 ended = lost_head(self.api.cluster_pods(status, HEAD))
@@ -263,12 +267,21 @@ class _StageJob:
                 log.info("%s: %s", self.name, state)
                 last = state
             now = time.monotonic()
+            if is_suspended(status):
+                if suspended_since is None:
+                    suspended_since, hopeless_since = datetime.now(UTC), None
+                    self._forget_record()
+                if now - said >= timing.heartbeat:
+                    self._wait_for_quota(suspended_since)
+                    said = now
+                continue
+            suspended_since = None
             if runs and now - said < timing.heartbeat:
                 continue
             pods = self.api.cluster_pods(status)
             never, waiting = self._without_node(pods)
             hopeless_since = (hopeless_since or now) if never and not runs else None
-            if hopeless_since is not None and now - hopeless_since >= self.no_node_seconds:
+            if hopeless_since is not None and now - hopeless_since >= self.settings.no_node_seconds:
                 return Verdict(succeeded=False, reason=NO_NODE, message="; ".join(never)), status
             if now - said >= timing.heartbeat:
                 for line in never:
@@ -277,6 +290,34 @@ class _StageJob:
                     log.info("%s waits: %s", self.name, line)
                 said = now
         raise AssertionError("statuses end only with the job")
+
+    def _wait_for_quota(self, suspended_since: datetime) -> None:
+        """Say what the suspended job waits for; if that takes long, let a training ask for fewer workers."""
+        job = self.api.get_job(self.name)
+        if job is None:
+            return  # as the next status will say
+        waiting = queue.look(self.api, job, suspended_since)
+        log.info("%s: %s", self.name, waiting.text)
+        asked = int(job["metadata"].get("annotations", {}).get(WORKERS, 0))  # of a training
+        seconds, of_size = self.settings.fewer_workers_seconds, self.of_size
+        if not asked or waiting.since is None or seconds is None or of_size is None:
+            return
+        training = stages.training_of(self.experiment, self.stage)
+        waited = (datetime.now(UTC) - waiting.since).total_seconds()
+        workers = queue.workers_to_ask_for(training.workers, training.min_workers or training.workers, waited, seconds)
+        if workers == asked:
+            return
+        groups = of_size(workers)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        metadata = {"resourceVersion": job["metadata"]["resourceVersion"], "annotations": {WORKERS: str(workers)}}
+        try:
+            # Of the version that was read: it may have been admitted since, and what runs must not be changed.
+            self.api.patch_job(
+                self.name, {"metadata": metadata, "spec": {"rayClusterSpec": {"workerGroupSpecs": groups}}}
+            )
+        except API_ERRORS as error:
+            log.warning("%s still asks for %d workers: %s", self.name, asked, explain(error))
+        else:
+            log.warning("%s, after %.0f s in the queue, asks for %d workers, not %d", self.name, waited, workers, asked)
 
     def _without_node(self, pods: Sequence[Any]) -> tuple[list[str], list[str]]:
         """See ``status.without_node``; nothing where all pods have a node, or nodes cannot be listed."""
@@ -308,12 +349,20 @@ class _StageJob:
         except WukongError as error:
             log.error("that the run was terminated is not recorded: %s", error)
 
-    def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+    def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
         data = self.api.read_config_map(settings.CONFIG_MAP)
-        template, allowed = settings.parse(data, self.api.namespace)
-        body = make_ray_job(template, allowed, self.experiment, self.run_name, self.stage, entrypoint, environment)
-        self.no_node_seconds, self.gpu = allowed.no_node_seconds, allowed.gpu.resource
-        return body, allowed.retries
+        template, self.settings = settings.parse(data, self.api.namespace)
+
+        def of_size(size: int | None) -> dict[str, Any]:
+            given = (self.settings, self.experiment, self.run_name, self.stage, entrypoint, environment)
+            return make_ray_job(template, *given, size)
+
+        self.of_size = of_size
+        return of_size(None)
+
+    def _forget_record(self) -> None:
+        """Delete the stage's record: what an earlier driver wrote must not be taken for the next one's."""
+        storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
 
     def _has_its_output(self) -> bool:
         record = run_records.read(self.experiment, self.run_name, self.record_name)

@@ -21,6 +21,11 @@ from wukong.stages import run_paths
 _MLFLOW = "wukong-mlflow"  # the Secret; of all Ray's pods only those that train log to MLflow
 _LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 """Taints of a node that does not answer. Kubernetes has each pod tolerate them for 300 seconds if it says nothing."""
+QUEUE = "kueue.x-k8s.io/queue-name"
+"""The label by which Kueue knows the LocalQueue of a RayJob."""
+_PRIORITY = "kueue.x-k8s.io/priority-class"
+WORKERS = "wukong/workers"
+"""The annotation that says how many workers a training's RayJob asks for."""
 MAX_NAME = 47
 """Characters of a RayJob's name: KubeRay appends to it, and the result must fit a label."""
 
@@ -67,6 +72,7 @@ def make_ray_job(
     stage: str,
     entrypoint: Sequence[str],
     environment: Mapping[str, str],
+    size: int | None = None,
 ) -> dict[str, Any]:
     """Make the RayJob of a stage from the cluster's template. The caller adds name and namespace.
 
@@ -78,6 +84,7 @@ def make_ray_job(
         stage: name of the stage.
         entrypoint: the command that the head runs.
         environment: variables of every Ray container, in addition to the template's.
+        size: how many workers a training stage has; None for as many as the experiment says.
 
     Raises:
         ConfigError: the template is no RayJob with a head and one group of workers.
@@ -103,7 +110,7 @@ def make_ray_job(
             f"{error!r}"
         ) from error
     of_stage = settings.stages.get(stage, StageSettings())
-    groups = _groups(stage, of_stage, settings.gpu, experiment)
+    groups = _groups(stage, of_stage, settings.gpu, experiment, size)
     spec = body["spec"]
     spec["entrypoint"] = shlex.join(entrypoint)
     spec["backoffLimit"] = 0  # KubeRay repeats every failure, also a stage's own; the launcher repeats what may help
@@ -141,7 +148,11 @@ def make_ray_job(
         {"wukong/run": run_name, "wukong/experiment": experiment.name}
     )
     if settings.queue:
-        _labels(body)["kueue.x-k8s.io/queue-name"] = settings.queue
+        _labels(body)[QUEUE] = settings.queue
+        if priority := experiment.priority or settings.priority:
+            _labels(body)[_PRIORITY] = priority
+        if stages.of(stage).trains:
+            body["metadata"]["annotations"][WORKERS] = str(sum(group.pods * group.workers for group in groups))
         spec["suspend"] = True
     return body
 
@@ -184,18 +195,21 @@ class _Group:
     gpus: int
 
 
-def _groups(stage: str, settings: StageSettings, gpu: GpuSettings, experiment: Experiment) -> list[_Group]:
+def _groups(
+    stage: str, settings: StageSettings, gpu: GpuSettings, experiment: Experiment, size: int | None
+) -> list[_Group]:
     """The pods of a stage's workers.
 
-    For a training stage the experiment decides how many workers there are and whether they have GPUs, and the cluster
-    how many of those share a pod: the last pod has what is left. Another stage has GPUs only if it runs a model.
+    For a training stage the experiment decides how many workers there are, if it is not said here, and whether they
+    have GPUs, and the cluster how many of those share a pod: the last pod has what is left. Another stage has GPUs only
+    if it runs a model.
     """
     if not stages.of(stage).trains:
         return [_Group(settings.workers, 1, settings.gpus if stages.of(stage).runs_model(experiment) else 0)]
     training = stages.training_of(experiment, stage)
     each = training.gpus_per_worker
     together = gpu.gpus_per_pod if each else 1
-    full, left = divmod(training.workers, together)
+    full, left = divmod(size or training.workers, together)
     groups = [_Group(full, together, together * each), _Group(1, left, left * each)]
     return [group for group in groups if group.pods and group.workers]
 

@@ -3,9 +3,10 @@
 When a job has ended, KubeRay deletes its pods, and later nobody can read them. So a thread lists the pods of the Ray
 cluster and the submitter's every few seconds. A pod counts from the time when it was scheduled, and until its
 containers had ended, until it was seen to be gone, or until the job's end; how long Kubernetes then takes to end the
-pods is not counted.
+pods is not counted. A RayJob that is suspended and resumed has one Ray cluster after the other, and none in between.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -39,6 +40,7 @@ class PodsHeld:
     def __init__(self, api: KubernetesApi, job: str, gpu: str, write: Callable[[Sheet], None]) -> None:
         self._api, self._job, self._gpu, self._write = api, job, gpu, write
         self._cluster = ""
+        self._earlier: set[str] = set()
         self._held: dict[str, Holding] = {}
         self._stored, self._stored_at = self._held, time.monotonic()
         self._wake, self._over = threading.Event(), threading.Event()
@@ -60,13 +62,15 @@ class PodsHeld:
     def follow(self, status: Mapping[str, Any]) -> None:
         """Take the name of the Ray cluster from a status of the RayJob."""
         if (cluster := status.get("rayClusterName", "")) != self._cluster:
+            self._earlier.add(self._cluster)
             self._cluster = cluster
             self._wake.set()
 
     def _watch(self) -> None:
         while True:
             is_last = self._over.is_set()
-            if self._cluster:
+            # The pods of a job that was suspended are looked at until they are gone: what they hold ends then.
+            if self._cluster or not all(one.ended for one in self._held.values()):
                 self._look()
             if is_last:
                 return
@@ -74,11 +78,14 @@ class PodsHeld:
             self._wake.clear()
 
     def _look(self) -> None:
+        clusters = {self._cluster, *self._earlier} - {""}
         try:
-            pods = [*self._api.submitter_pods(self._job), *self._api.pods_of_cluster(self._cluster)]
+            of_clusters = {cluster: self._api.pods_of_cluster(cluster) for cluster in clusters}
+            pods = [*self._api.submitter_pods(self._job), *itertools.chain(*of_clusters.values())]
         except API_ERRORS as error:
             log.debug("pods of %s cannot be listed: %s", self._job, error)
             return
+        self._earlier -= {cluster for cluster, there in of_clusters.items() if not there}
         now = time.time()
         found = (holding(pod, room.requests_of(self._api.as_sent(pod.spec)), self._gpu, now) for pod in pods)
         there = {one.key: one for one in found if one is not None}

@@ -1,9 +1,9 @@
 """Show how far a stage has come where operators look: on its RayJob, and in the file that Argo reads.
 
 The job's log says it once a minute (``wukong.runtime.progress``). ``kubectl get rayjobs -L wukong/progress`` then shows
-for instance ``42pct-8m-left``, and ``done`` when the job has succeeded; an annotation of the same name says what is
-counted. Argo puts ``42/100`` into the status of the pod's node and adds it to that of the workflow, in which each other
-pod counts for 1: so the file has hundredths and not the units of the work.
+for instance ``42pct-8m-left``, ``queued`` while the job is suspended, and ``done`` when it has succeeded; an annotation
+of the same name says what is counted. Argo puts ``42/100`` into the status of the pod's node and adds it to that of the
+workflow, in which each other pod counts for 1: so the file has hundredths and not the units of the work.
 """
 
 import logging
@@ -11,13 +11,18 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi, explain
+from ray_jobs.launch.kuberay.status import is_suspended
 from wukong.runtime.events import Advanced
 from wukong.runtime.language import message
 
 NAME = "wukong/progress"
 """Of the label and of the annotation."""
+
+QUEUED = "queued"
+"""The label's value while a job is suspended: it has no Ray cluster, and what it did last begins again somewhere."""
 
 _FILE = "ARGO_PROGRESS_FILE"  # in every container of a pod of Argo, unless its controller asks for no progress
 _BEFORE_MESSAGE = " | INFO | "  # in a line of the log (``wukong.runtime.logs``), after what Ray says of the worker
@@ -43,7 +48,8 @@ class ShownProgress:
         self._api, self._job = api, job
         self._file = os.environ.get(_FILE)
         self._latest: Advanced | None = None
-        self._labelled: Mapping[str, Mapping[str, str]] = {}
+        self._is_queued = False
+        self._labelled: Mapping[str, Mapping[str, str | None]] = {}
         self._filed = ""
         self._has_failed = self._is_refused = False
         self._over = threading.Event()
@@ -60,6 +66,12 @@ class ShownProgress:
         """Take a line of the job's log."""
         self._latest = Advanced.read(line.partition(_BEFORE_MESSAGE)[2]) or self._latest
 
+    def follow(self, status: Mapping[str, Any]) -> None:
+        """Take from a status of the RayJob whether it is suspended; what its log has said then counts no more."""
+        was_queued, self._is_queued = self._is_queued, is_suspended(status)
+        if was_queued and not self._is_queued:
+            self._latest = None
+
     def end(self, *, succeeded: bool) -> None:
         """Say on the RayJob that it is done, or else how far it had come. Call it after the block."""
         self._thread.join()
@@ -70,12 +82,16 @@ class ShownProgress:
 
     def _follow(self) -> None:
         while not self._over.wait(self._api.timing.progress):
-            if (latest := self._latest) is not None:
+            if self._is_queued:
+                self._patch({"labels": {NAME: QUEUED}, "annotations": {NAME: None}})
+            elif (latest := self._latest) is not None:
                 counted = f"{latest.what}: {latest.done:,} of {latest.total:,} {latest.unit}"
                 self._patch({"labels": {NAME: label(latest)}, "annotations": {NAME: counted}})
                 self._write(f"{percent(latest)}/100\n")
+            elif self._labelled:
+                self._patch({"labels": {NAME: None}})  # it runs, and has not said how far it is
 
-    def _patch(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
+    def _patch(self, metadata: Mapping[str, Mapping[str, str | None]]) -> None:
         if self._is_refused or metadata == self._labelled:
             return
         try:
@@ -110,6 +126,8 @@ def label(advanced: Advanced) -> str:
 
 def in_words(value: str) -> str:
     """What a value of the label says to people."""
+    if value == QUEUED:
+        return message("waits for its turn in the queue")
     share, _, left = value.removesuffix("-left").partition("pct")
     left = left.removeprefix("-")
     return message(f"{share} %, {left} left") if left else f"{share} %"

@@ -1,7 +1,9 @@
 """What stages may use on a cluster: the ConfigMap ``ray-job`` of the namespace in which RayJobs are made.
 
 Its ``template.yaml`` is a RayJob manifest, its ``settings.yaml`` is described here by ``Settings``. Both belong to the
-cluster, not to an experiment: the same experiment makes the same data on every cluster.
+cluster, not to an experiment: the same experiment makes the same data on every cluster. A component of Kustomize cannot
+change a part of ``settings.yaml``, so ``k8s/components/kueue`` brings ``queue.yaml``, whose settings count where
+``settings.yaml`` does not name them.
 """
 
 from collections.abc import Mapping
@@ -95,6 +97,10 @@ class Settings(Strict):
     Attributes:
         image: image of every Ray pod; None leaves the template's.
         queue: Kueue's LocalQueue; the job is then created suspended, and Kueue starts it.
+        priority: name of the WorkloadPriorityClass of jobs whose experiment names none; None for Kueue's own, 0.
+        fewer_workers_seconds: how long a training with ``min_workers`` waits in the queue before it asks for half of
+            its workers, and as long again before each further halving, down to ``min_workers``. None: it always waits
+            for all.
         retries: how often the launcher makes a new RayJob after the loss of a head, a submitter or a node. A failure of
             the stage's own work, a deadline and a job that a person ended are not repeated.
         lost_node_seconds: how long a job's pods stay bound to a node that does not answer; then Kubernetes counts them
@@ -115,6 +121,8 @@ class Settings(Strict):
 
     image: str | None = None
     queue: str | None = None
+    priority: str | None = None
+    fewer_workers_seconds: Positive | None = None
     retries: int = Field(2, ge=0)
     lost_node_seconds: int = Field(60, ge=0)
     pre_running_deadline_seconds: Positive = 1800
@@ -146,10 +154,11 @@ def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Sett
         raise ConfigError(f"there is no template.yaml of the ConfigMap {where}; `kubectl apply -f k8s/` brings it")
     try:
         template = yaml.safe_load(data["template.yaml"])
-        settings = Settings.model_validate(yaml.safe_load(data.get("settings.yaml", "")) or {})
+        read = [yaml.safe_load(data.get(key, "")) or {} for key in ("queue.yaml", "settings.yaml")]
+        settings = Settings.model_validate({**read[0], **read[1]})
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"template.yaml or settings.yaml of the ConfigMap {where} is not valid YAML: {error}"
+            f"template.yaml, settings.yaml or queue.yaml of the ConfigMap {where} is not valid YAML: {error}"
         ) from error
     except ValidationError as error:
         raise ConfigError(f"settings.yaml of the ConfigMap {where} is not valid: {error}") from error

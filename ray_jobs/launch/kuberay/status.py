@@ -77,8 +77,19 @@ def is_left_by_kuberay(status: Mapping[str, Any]) -> bool:
     return status.get("reason") in _SUBMITTER_MAY_RUN
 
 
+def is_suspended(status: Mapping[str, Any]) -> bool:
+    """Whether a job has no Ray cluster because its ``suspend`` is set, or is losing it.
+
+    That is no end: Kueue sets ``suspend`` of a job that waits for quota or is preempted. Then KubeRay deletes the Ray
+    cluster and the submitter, forgets what they said, and begins anew when the field is taken back, deadlines included.
+    """
+    return status.get("jobDeploymentStatus") in ("Suspending", "Suspended")
+
+
 def no_head_answers(status: Mapping[str, Any]) -> bool:
-    """Whether KubeRay gets no answer from a head: not yet, or no longer."""
+    """Whether KubeRay gets no answer from a head that there should be: not yet, or no longer."""
+    if is_suspended(status):
+        return False
     return status.get("jobDeploymentStatus") == "Initializing" or bool(status.get("jobStatusCheckFailureStartTime"))
 
 

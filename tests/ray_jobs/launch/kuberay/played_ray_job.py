@@ -1,5 +1,8 @@
 """A played RayJob: the statuses that KubeRay 1.7 writes, and the launcher run against them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from api_server import ApiServer
 from ray_jobs.launch.kuberay import Timing, run_job
 from wukong.config import documents
 from wukong.config.experiment import Experiment
+from wukong.store import storage
 
 REPOSITORY = Path(__file__).parents[4]
 FAST = Timing(
@@ -73,7 +77,23 @@ UNREACHABLE = ENDED | {
     "message": "Job status checks have been failing since 2026-01-01 00:00:30; exceeded timeout of 300s",
 }
 RETRYING = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED", "failed": 1, "reason": "AppFailed"}
-SUSPENDED = {"jobDeploymentStatus": "Suspended", "jobStatus": ""}
+SUSPENDING = {"jobDeploymentStatus": "Suspending"}
+SUSPENDED = {
+    "jobDeploymentStatus": "Suspended",
+    "jobStatus": "",
+    "jobId": "",
+    "rayClusterName": "",
+    "dashboardURL": "",
+    "reason": "",
+    "message": "",
+}
+RESUMED = {
+    "jobDeploymentStatus": "Initializing",
+    "jobStatus": "",
+    "jobId": "job-m5c9r",
+    "rayClusterName": "job-w3n7v",
+    "startTime": "2026-01-01T02:00:00Z",
+}
 
 
 def read_documents(path: Path) -> list[dict[str, Any]]:
@@ -106,3 +126,28 @@ def run(experiment: Experiment, stage: str = "filter", name: str = "Nightly_7", 
 def only_job(server: ApiServer) -> dict[str, Any]:
     (job,) = server.jobs.values()
     return job
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from ray_jobs.launch import kuberay
+from ray_jobs.launch.kuberay import pipeline_run
+from wukong.config import documents
+from wukong.store import storage
+crawl = {"queries": "file:///q", "endpoint": "http://x.invalid"}
+experiment = documents.parse({"name": "demo", "storage": sys.argv[1], "crawl": crawl})
+pipeline_run.NAMESPACE_FILE = Path(sys.argv[3])
+timing = kuberay.Timing(watch=5, poll=0.05, patience=float(sys.argv[2]))
+kuberay.run_job("filter", experiment, "r", ["filter", "--run", "r"], {}, "wukong", timing)
+"""
+
+
+def start_driver(tmp_path: Path, patience: float, workflow: str = "") -> "subprocess.Popen[str]":
+    """Start a launcher in a process of its own, as in a pod of a Workflow where one is named."""
+    environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(REPOSITORY)}
+    if workflow:
+        environment["ARGO_NODE_ID"] = f"{workflow}-3104409763"  # as Argo names it in a component's container
+        (tmp_path / "namespace").write_text("kubeflow\n")
+    command = [sys.executable, "-c", DRIVER, storage.from_path(tmp_path), str(patience), str(tmp_path / "namespace")]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)

@@ -1,9 +1,7 @@
 """One stage run as a RayJob, against a Kubernetes API on loopback."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -22,7 +20,6 @@ from played_ray_job import (
     NEW,
     PENDING,
     PRE_DEADLINE,
-    REPOSITORY,
     RUNNING,
     SUBMISSION,
     SUBMITTED,
@@ -33,6 +30,7 @@ from played_ray_job import (
     experiment_at,
     only_job,
     run,
+    start_driver,
 )
 
 from ray_jobs import launch
@@ -306,31 +304,6 @@ def test_a_terminated_run_is_told_from_a_failed_one(
     monkeypatch.setattr(pipeline_run, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("ARGO_NODE_ID", "wukong-training-x-3104409763")
     assert was_terminated("wukong") == terminated
-
-
-DRIVER = """
-import sys
-from pathlib import Path
-from ray_jobs.launch import kuberay
-from ray_jobs.launch.kuberay import pipeline_run
-from wukong.config import documents
-from wukong.store import storage
-crawl = {"queries": "file:///q", "endpoint": "http://x.invalid"}
-experiment = documents.parse({"name": "demo", "storage": sys.argv[1], "crawl": crawl})
-pipeline_run.NAMESPACE_FILE = Path(sys.argv[3])
-timing = kuberay.Timing(watch=5, poll=0.05, patience=float(sys.argv[2]))
-kuberay.run_job("filter", experiment, "r", ["filter", "--run", "r"], {}, "wukong", timing)
-"""
-
-
-def start_driver(tmp_path: Path, patience: float, workflow: str = "") -> "subprocess.Popen[str]":
-    """Start a launcher in a process of its own, as in a pod of a Workflow where one is named."""
-    environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(REPOSITORY)}
-    if workflow:
-        environment["ARGO_NODE_ID"] = f"{workflow}-3104409763"  # as Argo names it in a component's container
-        (tmp_path / "namespace").write_text("kubeflow\n")
-    command = [sys.executable, "-c", DRIVER, storage.from_path(tmp_path), str(patience), str(tmp_path / "namespace")]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
