@@ -10,7 +10,7 @@ from components import run_ends as ends
 from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
-from wukong.runs import run_records
+from wukong.runs import origin, run_records
 from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Stage
@@ -81,6 +81,24 @@ def test_a_run_that_takes_a_model_has_its_model_section(tmp_path: Path) -> None:
     assert (made.model.embedding, made.model.similarity, made.pretrain.from_model) == (32, "token", folder)
     again, *_ = ends.configured(given, [], {}, "b", "job", stages, False, model=f" {folder}")
     assert stored.load(again) == made
+
+
+def test_a_run_stores_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(origin, "code_revision", lambda: "b2")
+    experiment = documents.loads(text(tmp_path))
+    source = '{"repository": "https://git.example/runs", "revision": "f00", "dirty": false, "code": "a1"}'
+    ends.note_origin(experiment, "r", source)
+    stored_origin = origin.read(experiment, "r")
+    assert stored_origin is not None
+    assert (stored_origin.revision, stored_origin.code, stored_origin.image_revision) == ("f00", "a1", "b2")
+    assert "submitted by revision a1 of Wukong, and the image of its components has revision b2" in caplog.text
+    ends.note_origin(experiment, "by-hand", "")
+    by_hand = origin.read(experiment, "by-hand")
+    assert by_hand is not None and (by_hand.revision, by_hand.image_revision) == ("", "b2")
+    with pytest.raises(ConfigError, match="source: leave it empty"):
+        ends.note_origin(experiment, "r", "main")
 
 
 def finished_stage(experiment: Experiment, name: str, run_name: str, **settings: Any) -> str:

@@ -125,6 +125,7 @@ class ApiServer:
         application.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._secret)
         application.router.add_get("/api/v1/nodes", self._list_nodes)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
+        application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get_pod)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
@@ -394,6 +395,11 @@ class ApiServer:
             wanted = dict(pair.split("=") for pair in selector.split(","))
             items = [entry for entry in self.pods if wanted.items() <= entry["metadata"]["labels"].items()]
         return web.json_response({"apiVersion": "v1", "kind": "PodList", "items": items})
+
+    async def _get_pod(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        found = next((entry for entry in self.pods if entry["metadata"]["name"] == name), None)
+        return web.json_response(found) if found else _status(404, "NotFound", f'pods "{name}" not found')
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
         pod_name = request.match_info["name"]
