@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong import stages
 from wukong.config.experiment import Experiment
@@ -194,7 +194,7 @@ def with_records(result: Result, experiment: Experiment) -> Result:
     try:
         environment.use_for(experiment.storage)
         found = _recorded(result, experiment)
-    except WukongError as error:
+    except (WukongError, ValidationError) as error:
         told = message(f"The records of the run were not read: {error}")
         return result.model_copy(update={"notes": (*result.notes, told)})
     return result.model_copy(update=found)
