@@ -42,7 +42,7 @@ class Outcome(StrEnum):
     TERMINATED = "terminated"
     """Somebody ended it."""
     LOST = "lost"
-    """It was begun, and how it ended is not known: time was up, or KFP no longer answered. It may go on."""
+    """It was begun, or may have been, and how it ended is not known: time was up, or KFP did not answer."""
 
     @property
     def exit_status(self) -> int:

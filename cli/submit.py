@@ -188,12 +188,18 @@ class Pipelines:
         return pipeline, versions[0].pipeline_version_id
 
     def start(self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any]) -> Submitted:
-        """Start a run in an experiment of KFP, which is made if it does not exist."""
+        """Start a run in an experiment of KFP, which is made if it does not exist.
+
+        Raises:
+            RunError: nothing was answered, so the run may have begun.
+        """
+        group = self._experiment(experiment)
         made = self._ask(
             message("start the run"),
             lambda: self._client.run_pipeline(
-                self._experiment(experiment), name, params=dict(values), pipeline_id=version[0], version_id=version[1]
+                group, name, params=dict(values), pipeline_id=version[0], version_id=version[1]
             ),
+            begins=True,
         )
         return Submitted(made.run_id, name, f"{self._host}/#/runs/details/{made.run_id}")
 
@@ -211,6 +217,7 @@ class Pipelines:
 
         Raises:
             ConfigError: it is neither.
+            RunError: nothing was answered, so the recurring run may have been made.
         """
         when: dict[str, Any]
         if match := _INTERVAL.fullmatch(every):
@@ -219,10 +226,11 @@ class Pipelines:
             when = {"cron_expression": every}
         else:
             raise ConfigError(f"--every {every!r}: write 30m, 12h, 7d, or six cron fields, as in '0 0 3 * * 1'")
+        group = self._experiment(experiment)
         made = self._ask(
             message("make the recurring run"),
             lambda: self._client.create_recurring_run(
-                self._experiment(experiment),
+                group,
                 name,
                 **when,
                 max_concurrency=1,
@@ -231,6 +239,7 @@ class Pipelines:
                 pipeline_id=version[0],
                 version_id=version[1],
             ),
+            begins=True,
         )
         return Submitted(made.recurring_run_id, name, f"{self._host}/#/recurringrun/details/{made.recurring_run_id}")
 
@@ -300,15 +309,19 @@ class Pipelines:
             raise SubmitError(f"cannot reach Kubeflow Pipelines at {self._host}: {_refusal(answer.status)}")
 
     def _experiment(self, name: str) -> str:
-        return str(self._client.create_experiment(name, namespace=self.namespace).experiment_id)
+        made = self._ask(
+            message("make the experiment"), lambda: self._client.create_experiment(name, namespace=self.namespace)
+        )
+        return str(made.experiment_id)
 
-    def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0) -> T:
+    def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0, *, begins: bool = False) -> T:
         """Call the API and explain its errors; what kfp prints is not shown.
 
         Args:
             what: the request in words, for the message.
             ask: sends the request.
             patience: seconds in which it is repeated while the server is busy or does not answer.
+            begins: whether it begins a run, which then may have begun without an answer.
 
         Raises:
             SubmitError: the server refused it, or did not answer in time.
@@ -329,8 +342,13 @@ class Pipelines:
             with contextlib.redirect_stdout(io.StringIO()):
                 return repeat(ask)
         except self._api_error as error:
-            raise SubmitError(f"cannot {what} at {self._host}: {_said(error)}") from error
+            said = f"cannot {what} at {self._host}: {_said(error)}"
+            if begins and error.status in (502, 504):  # of what stands before the server
+                raise _may_have_begun(said) from error
+            raise SubmitError(said) from error
         except unanswered as error:
+            if begins:
+                raise _may_have_begun(f"cannot {what} at {self._host}: {error}") from error
             raise SubmitError(
                 f"cannot {what}: nothing answers at {self._host} ({error}). In a cluster of your own: "
                 "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
@@ -367,6 +385,11 @@ def _unsuccessful(run: Submitted, seen: Seen, why: str, *, is_terminated: bool) 
         said.append(message(f"no stage was begun: the log of the task {_CHECK} says what to change"))
     reasons = "; ".join(filter(None, said))
     return RunError(f"run {run.name} ended as {seen.state}. {reasons}\nIts page: {run.url}", outcome, seen)
+
+
+def _may_have_begun(said: str) -> RunError:
+    """Return the error of a request that begins a run and was not answered."""
+    return RunError(f"{said}\nIt may have begun all the same: look for it before you submit again", Outcome.LOST)
 
 
 def _was_terminated(answer: Any) -> bool:
@@ -518,33 +541,34 @@ def submit_prepared(
 ) -> Result:
     """Submit what was prepared; arguments, result and errors are those of ``submit``."""
     version, group = api.upload(prepared.file), group or prepared.experiment.name
-    if every:
-        begun = api.schedule(group, prepared.run, version, prepared.values, every)
-    else:
-        begun = api.start(group, prepared.run, version, prepared.values)
-    on_start(begun)
-    outcome, error, seen = Outcome.SCHEDULED if every else Outcome.SUBMITTED, None, Seen()
-    if timeout and not every:
-        progress = StageProgress(cluster_of(api.namespace), prepared.experiment.name, prepared.run)
-        try:
-            outcome, seen = Outcome.SUCCEEDED, api.wait(begun, on_change, timeout, progress=progress.now)
-        except RunError as raised:
-            outcome, error, seen = raised.outcome, str(raised), raised.seen
     result = Result(
-        outcome=outcome,
-        error=error,
-        run=begun.name,
-        id=begun.identity,
-        state=seen.state or None,
-        url=begun.url,
+        outcome=Outcome.SCHEDULED if every else Outcome.SUBMITTED,
+        run=prepared.run,
         group=group,
         experiment=prepared.experiment.name,
         source=prepared.source,
         images=prepared.images,
-        stages=stages_of(seen),
     )
-    waited = outcome not in (Outcome.SCHEDULED, Outcome.SUBMITTED)
-    return with_records(result, prepared.experiment) if records and waited else result
+    try:
+        if every:
+            begun = api.schedule(group, prepared.run, version, prepared.values, every)
+        else:
+            begun = api.start(group, prepared.run, version, prepared.values)
+    except RunError as raised:
+        return result.model_copy(update={"outcome": raised.outcome, "error": str(raised)})
+    on_start(begun)
+    result = result.model_copy(update={"id": begun.identity, "url": begun.url})
+    if every or not timeout:
+        return result
+    progress = StageProgress(cluster_of(api.namespace), prepared.experiment.name, prepared.run)
+    outcome, error = Outcome.SUCCEEDED, None
+    try:
+        seen = api.wait(begun, on_change, timeout, progress=progress.now)
+    except RunError as raised:
+        outcome, error, seen = raised.outcome, str(raised), raised.seen
+    known = {"outcome": outcome, "error": error, "state": seen.state or None, "stages": stages_of(seen)}
+    result = result.model_copy(update=known)
+    return with_records(result, prepared.experiment) if records else result
 
 
 def images_of(file: Path) -> tuple[str, ...]:

@@ -154,6 +154,17 @@ def test_kfp_that_refuses_begins_no_run(kfp: Kfp, file: Path, said: Any) -> None
     assert "WUKONG_KFP_TOKEN" in ended.value["error"]
 
 
+@pytest.mark.parametrize("further", [(), ("--every", "7d")])
+def test_a_run_whose_begin_was_not_answered_may_have_begun(
+    further: tuple[str, ...], kfp: Kfp, file: Path, said: Any
+) -> None:
+    kfp.unanswered = True
+    ended = said("--config", str(file), "--name", "first", *further)
+    assert (ended.status, ended.value["outcome"], ended.value["run"]) == (5, "lost", "first")
+    assert "may have begun" in ended.value["error"]
+    assert len(kfp.runs) + len(kfp.recurring) == 1
+
+
 def test_who_does_not_wait_gets_the_run(kfp: Kfp, file: Path, said: Any) -> None:
     begun = said("--config", str(file), "--no-wait")
     assert (begun.status, begun.value["outcome"], begun.value["id"]) == (0, "submitted", "runs-0")

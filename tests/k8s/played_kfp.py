@@ -20,6 +20,7 @@ class Kfp(ThreadingHTTPServer):
         refuse: the status with which every request is refused; 0 for none.
         refuse_runs: likewise, requests about a run.
         unavailable: how many requests still to answer with 503.
+        unanswered: whether the connection breaks before what begins a run is answered.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Kfp(ThreadingHTTPServer):
         self.refuse = 0
         self.refuse_runs = 0
         self.unavailable = 0
+        self.unanswered = False
 
     @property
     def url(self) -> str:
@@ -103,6 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         kept = getattr(kfp, kind)
         made = value | {key: f"{kind}-{len(kept)}"}
         kept.append(made)
+        if kfp.unanswered and kind != "experiments":
+            self.close_connection = True
+            return None
         return self._answer(made)
 
     def _answer(self, value: dict[str, Any], status: int = 200) -> None:
