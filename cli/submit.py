@@ -74,9 +74,7 @@ class Submitted:
     url: str
 
 
-def parameters(
-    file: Path, experiment: Experiment, run: str, given: Sequence[str], source: Source | None = None
-) -> dict[str, Any]:
+def parameters(file: Path, experiment: Experiment, run: str, given: Sequence[str]) -> dict[str, Any]:
     """Make the parameters of a run of a compiled pipeline.
 
     Args:
@@ -84,20 +82,16 @@ def parameters(
         experiment: for the parameter ``experiment``, which gets what its file and ``--set`` have set.
         run: for the parameter ``run``.
         given: ``name=value`` entries, whose values are YAML.
-        source: for the parameter ``source``, if the pipeline has it.
 
     Raises:
         ConfigError: the pipeline has no such parameter, the value is of another type, one it needs is missing, or they
             make no valid experiment.
     """
-    specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-    known = specification["root"]["inputDefinitions"]["parameters"]
+    known = _parameters_of(file)
     made: dict[str, Any] = {
         "experiment": experiment.model_dump(mode="json", exclude_unset=True),
         "run": run,
     }
-    if source is not None and "source" in known:
-        made["source"] = source.model_dump_json(exclude_defaults=True)
     for entry in given:
         name, separator, text = entry.partition("=")
         if not separator:
@@ -117,6 +111,16 @@ def parameters(
     return made
 
 
+def _parameters_of(file: Path) -> Mapping[str, Any]:
+    """Return the definitions of a compiled pipeline's parameters, by name."""
+    found: Mapping[str, Any] = _specification(file)["root"]["inputDefinitions"]["parameters"]
+    return found
+
+
+def _specification(file: Path) -> Any:
+    return next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+
+
 def asked_for(values: Mapping[str, Any]) -> Experiment:
     """Return the experiment that a run with these parameters does.
 
@@ -124,7 +128,8 @@ def asked_for(values: Mapping[str, Any]) -> Experiment:
         ConfigError: it is not valid.
     """
     numbers = {name: values[name] for name in run_ends.NUMBERS if name in values}
-    return run_ends.experiment_of(values["experiment"], values.get("overrides", []), numbers)
+    model = values.get("model", "")
+    return run_ends.experiment_of(values["experiment"], values.get("overrides", []), numbers, model)
 
 
 class Pipelines:
@@ -161,7 +166,7 @@ class Pipelines:
         Returns:
             The IDs of the pipeline and of its version, whose name is a digest of the file.
         """
-        specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))["pipelineInfo"]
+        specification = _specification(file)["pipelineInfo"]
         version = _version(file)
         name, description = specification["name"], specification.get("description", "")
         # A pipeline keeps the description of its first upload, and lists show one line of it.
@@ -459,13 +464,17 @@ def prepare(
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     preflight.check_name(experiment, run)
     preflight.check_stages(experiment, ("evaluate",) if file.stem in _MEASURING else ())
-    source = source.model_copy(update={"pipeline": file.stem, "version": _version(file)})
     # Recurring runs take KFP's names, because each needs its own records and jobs.
-    values = parameters(file, experiment, "" if recurs else run, given, source)
+    values = parameters(file, experiment, "" if recurs else run, given)
+    asked = asked_for(values)
+    made = {"pipeline": file.stem, "version": _version(file), "params": tuple(given)}
+    source = source.model_copy(update={**made, "digest": origin.digest_of_experiment(asked)})
+    if "source" in _parameters_of(file):
+        values["source"] = source.model_dump_json(exclude_defaults=True)
     images = images_of(file)
     if pinned:
         _refuse_unpinned(source, images)
-    return Prepared(file, run, values, asked_for(values), source, images)
+    return Prepared(file, run, values, asked, source, images)
 
 
 def submit(
@@ -501,7 +510,8 @@ def submit(
         every: see ``Pipelines.schedule``; None to start one run now.
         pinned: refuse what is not bound to a revision and to digests: see ``wukong submit --pinned``.
         timeout: seconds to wait for the run's end; 0 not to wait. The run itself goes on.
-        records: whether to read what the run left in its storage, which must then be reached from here.
+        records: whether to read what the run left in its storage, which must then be reached from here. One that is
+            away is waited for as stages wait, ``WUKONG_STORE_PATIENCE`` seconds.
         on_start: called when the run has begun, or the recurring run was made.
         on_change: called with a line for a person when something has changed.
 
@@ -573,8 +583,7 @@ def submit_prepared(
 
 def images_of(file: Path) -> tuple[str, ...]:
     """Return the names of the images that a compiled pipeline has."""
-    specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-    executors = specification["deploymentSpec"]["executors"].values()
+    executors = _specification(file)["deploymentSpec"]["executors"].values()
     return tuple(sorted({executor["container"]["image"] for executor in executors}))
 
 

@@ -104,7 +104,8 @@ def configured(
         run_paths.check_name(run)
     except ConfigError as error:
         raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
-    experiment, start = start_model.with_its_model(experiment_of(given, overrides, numbers, model)), ""
+    asked = experiment_of(given, overrides, numbers, model)
+    experiment, start = start_model.with_its_model(asked), ""
     log.info("Check: the run %s of experiment %s: %s", run, experiment.name, ", ".join(names))
     preflight.check_stages(experiment, names)
     if os.environ.get("WUKONG_CLUSTER"):  # each stage is a RayJob with a head and workers
@@ -116,14 +117,21 @@ def configured(
     if continue_last_run:
         experiment, start = continue_experiment(experiment)
     run_records.claim(experiment, run, job)
-    note_origin(experiment, run, source)
+    note_origin(experiment, run, source, origin.digest_of_experiment(asked))
     uri = stored.store(experiment)
     log.info("the run %s does what %s says", run, uri)
     return uri, run, start
 
 
-def note_origin(experiment: Experiment, run: str, source: str) -> None:
+def note_origin(experiment: Experiment, run: str, source: str, digest: str) -> None:
     """Store where a run comes from, and say if the code that submitted it is not that of this image.
+
+    Args:
+        experiment: the experiment.
+        run: name of the run.
+        source: see ``configured``.
+        digest: of the experiment as it was asked for. Another than that of ``source`` is that of a run that was cloned
+            and changed: its revision has another config.
 
     Raises:
         ConfigError: ``source`` is not what ``wukong submit`` writes.
@@ -132,6 +140,9 @@ def note_origin(experiment: Experiment, run: str, source: str) -> None:
         given = Source.model_validate_json(source) if source.strip() else Source()
     except ValidationError as error:
         raise ConfigError(f"source: leave it empty, `wukong submit` fills it in: {error}") from error
+    if given.digest and given.digest != digest:
+        log.warning("this is not the experiment that was submitted: revision %s has another", given.revision or "-")
+        given = given.model_copy(update={"dirty": True, "digest": digest})
     if difference := origin.store(experiment, run, given).difference:
         log.warning("%s", difference)
     if os.environ.get("WUKONG_CLUSTER"):

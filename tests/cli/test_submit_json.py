@@ -272,11 +272,14 @@ def commit(folder: Path) -> str:
 
 def test_the_run_is_told_which_revision_it_is_of(kfp: Kfp, file: Path, said: Any) -> None:
     revision = commit(file.parent)
-    source = said("--config", str(file), "--set", "seed=3", "--no-wait").value["source"]
+    arguments = ["--config", str(file), "--set", "seed=3", "--param", "epochs=2", "--no-wait"]
+    source = said(*arguments).value["source"]
     handed = json.loads(kfp.runs[0]["runtime_config"]["parameters"]["source"])
     assert handed["revision"] == source["revision"] == revision
     assert (handed.get("dirty", False), source["dirty"], source["file"]) == (False, False, "experiment.yaml")
-    assert source["overrides"] == ["seed=3"]
+    assert (source["overrides"], source["params"]) == (["seed=3"], ["epochs=2"])
+    asked = documents.load(file, ["seed=3", "pretrain.epochs=2"])
+    assert source["digest"] == origin.digest_of_experiment(asked)
     assert (source["pipeline"], source["version"]) == ("training", kfp.versions[0]["display_name"])
     assert Source.model_validate(handed) == Source.model_validate(source)
 

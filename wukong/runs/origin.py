@@ -18,7 +18,7 @@ from wukong.config.experiment import Experiment
 from wukong.runtime.language import message
 from wukong.stages.run_paths import uri_of
 from wukong.store import storage
-from wukong.store.manifest import code_revision
+from wukong.store.manifest import code_revision, digest_of
 from wukong.tracking.tags import IMAGES_TAG, SOURCE_TAG
 
 FILE = "origin.json"
@@ -46,6 +46,8 @@ class Source(BaseModel):
         dirty: whether the config, or another file that git knows, differs from that revision; None if it is not known.
         file: path of the config in the repository.
         overrides: ``key.path=value`` entries that were applied to it.
+        params: ``name=value`` entries, further parameters of the pipeline.
+        digest: of the experiment that all these make.
         code: revision of the Wukong that submitted it.
         pipeline: name of the pipeline.
         version: of the pipeline, a digest of its file.
@@ -58,6 +60,8 @@ class Source(BaseModel):
     dirty: bool | None = None
     file: str = ""
     overrides: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    digest: str = ""
     code: str = ""
     pipeline: str = ""
     version: str = ""
@@ -113,6 +117,14 @@ def of_file(file: Path, overrides: Sequence[str] = ()) -> Source:
                 **known,
             )
     return Source(**known)
+
+
+def digest_of_experiment(experiment: Experiment) -> str:
+    """Return a digest of an experiment, in which keys that have their defaults do not count.
+
+    So the code that submits a run and that of its image agree where one of them has more keys.
+    """
+    return digest_of(experiment.model_dump(mode="json", exclude_defaults=True))
 
 
 def store(experiment: Experiment, run: str, source: Source) -> Origin:
