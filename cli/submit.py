@@ -255,6 +255,7 @@ class Pipelines:
         timeout: float,
         pause: float = 5.0,
         progress: Callable[[], Mapping[str, str]] = dict,
+        titles: Mapping[str, str] | None = None,
     ) -> Seen:
         """Wait for a run's end, and return what KFP says of it then.
 
@@ -264,6 +265,8 @@ class Pipelines:
             timeout: seconds to wait; the run itself continues.
             pause: seconds between two requests.
             progress: tells how far stages have come, which makes lines too.
+            titles: of the tasks that count, by their names; None for all that KFP tells. It has some ten of its own for
+                each of the pipeline's.
 
         Raises:
             RunError: it ended in a state other than SUCCEEDED, or not in time, or KFP no longer answers.
@@ -278,18 +281,19 @@ class Pipelines:
                 raise RunError(
                     f"{error}\nThe run {run.name} was begun and may go on: {run.url}", Outcome.LOST, seen
                 ) from error
-            seen = _seen(answer)
+            seen = _seen(answer, titles)
             # A run that is terminated is CANCELING, and FAILED once its workflow has ended.
             is_terminated = is_terminated or _was_terminated(answer)
             for name, state in {**seen.tasks, run.name: seen.state}.items():
                 if told.get(name) != state:
                     told[name] = state
-                    on_change(f"{name}: {translated(_STATES.get(state, state.lower()))}")
+                    shown = translated((titles or {}).get(name, name))
+                    on_change(f"{shown}: {translated(_STATES.get(state, state.lower()))}")
             if seen.state == "SUCCEEDED":
                 return seen
             if seen.state in _ENDED:
                 why = answer.error.message if answer.error else ""
-                raise _unsuccessful(run, seen, why, is_terminated=is_terminated)
+                raise _unsuccessful(run, seen, why, titles or {}, is_terminated=is_terminated)
             before, come = come, progress()
             for stage, said in come.items():
                 if before.get(stage) != said:
@@ -360,10 +364,12 @@ class Pipelines:
             ) from error
 
 
-def _seen(answer: Any) -> Seen:
-    """Return what KFP says of a run, a ``V2beta1Run``."""
+def _seen(answer: Any, titles: Mapping[str, str] | None) -> Seen:
+    """Return what KFP says of a run, a ``V2beta1Run``, and of its tasks in the order in which they began."""
     details = (answer.run_details.task_details if answer.run_details else None) or []
     named = [detail for detail in details if detail.state and detail.display_name]
+    named = [detail for detail in named if titles is None or detail.display_name in titles]
+    named.sort(key=lambda detail: str(detail.start_time))
     ended = [detail for detail in named if detail.start_time and detail.end_time]
     return Seen(
         answer.state or "PENDING",
@@ -377,9 +383,9 @@ def _seen(answer: Any) -> Seen:
     )
 
 
-def _unsuccessful(run: Submitted, seen: Seen, why: str, *, is_terminated: bool) -> RunError:
+def _unsuccessful(run: Submitted, seen: Seen, why: str, titles: Mapping[str, str], *, is_terminated: bool) -> RunError:
     """Return the error of a run that has ended and not succeeded."""
-    failed = ", ".join(name for name, state in seen.tasks.items() if state == "FAILED")
+    failed = ", ".join(titles.get(name, name) for name, state in seen.tasks.items() if state == "FAILED")
     said = [message(f"tasks that failed: {failed}") if failed else "", why]
     outcome = Outcome.FAILED
     if is_terminated:
@@ -387,7 +393,7 @@ def _unsuccessful(run: Submitted, seen: Seen, why: str, *, is_terminated: bool) 
         said.append(message("somebody terminated it"))
     elif seen.tasks.get(_CHECK) == "FAILED":
         outcome = Outcome.REFUSED
-        said.append(message(f"no stage was begun: the log of the task {_CHECK} says what to change"))
+        said.append(message(f"no stage was begun: the log of {titles.get(_CHECK, _CHECK)} says what to change"))
     reasons = "; ".join(filter(None, said))
     return RunError(f"run {run.name} ended as {seen.state}. {reasons}\nIts page: {run.url}", outcome, seen)
 
@@ -573,7 +579,8 @@ def submit_prepared(
     progress = StageProgress(cluster_of(api.namespace), prepared.experiment.name, prepared.run)
     outcome, error = Outcome.SUCCEEDED, None
     try:
-        seen = api.wait(begun, on_change, timeout, progress=progress.now)
+        titles = titles_of(prepared.file)
+        seen = api.wait(begun, on_change, timeout, progress=progress.now, titles=titles)
     except RunError as raised:
         outcome, error, seen = raised.outcome, str(raised), raised.seen
     known = {"outcome": outcome, "error": error, "state": seen.state or None, "stages": stages_of(seen)}
@@ -585,6 +592,19 @@ def images_of(file: Path) -> tuple[str, ...]:
     """Return the names of the images that a compiled pipeline has."""
     executors = _specification(file)["deploymentSpec"]["executors"].values()
     return tuple(sorted({executor["container"]["image"] for executor in executors}))
+
+
+def titles_of(file: Path) -> dict[str, str]:
+    """Return the titles that tasks of a compiled pipeline have in KFP, by their names; groups of tasks are left out."""
+    specification = _specification(file)
+    components = specification["components"]
+    graphs = [specification["root"], *components.values()]
+    return {
+        name: task["taskInfo"]["name"]
+        for graph in graphs
+        for name, task in graph.get("dag", {}).get("tasks", {}).items()
+        if "executorLabel" in components[task["componentRef"]["name"]]
+    }
 
 
 def cluster_of(namespace: str | None) -> str:
