@@ -60,6 +60,7 @@ def submit_run(
         console.print_titled("Recurring" if every else "Run", begun.name, _WIDTH)
         console.print_titled("Page", begun.url, _WIDTH)
 
+    prepared: Prepared | None = None
     try:
         prepared = prepare(
             pipeline, config, overrides=overrides, given=given, name=name, recurs=every is not None, pinned=pinned
@@ -69,7 +70,7 @@ def submit_run(
             said = f"{prepared.file.stem} can be submitted to {host} as {prepared.run}; nothing was"
             console.print(said, soft_wrap=True, highlight=False)
             _look_for_room(console, prepared, cluster_of(namespace))
-            result = _checked(prepared)
+            result = _known(prepared, Outcome.CHECKED)
         else:
             result = submit_prepared(
                 prepared,
@@ -83,7 +84,7 @@ def submit_run(
             )
     except WukongError as error:
         if as_json:
-            _print(Result(outcome=Outcome.REFUSED, error=str(error)))
+            _print(_known(prepared, Outcome.REFUSED, str(error)))
         raise
     if as_json:
         _print(result)
@@ -96,9 +97,13 @@ def _print(result: Result) -> None:
     print_json(result.model_dump(mode="json"))
 
 
-def _checked(prepared: Prepared) -> Result:
+def _known(prepared: Prepared | None, outcome: Outcome, error: str | None = None) -> Result:
+    """Return what is known of a run that was not begun."""
+    if prepared is None:
+        return Result(outcome=outcome, error=error)
     return Result(
-        outcome=Outcome.CHECKED,
+        outcome=outcome,
+        error=error,
         run=prepared.run,
         experiment=prepared.experiment.name,
         source=prepared.source,

@@ -150,7 +150,7 @@ def test_what_is_refused_is_said_in_json_too(arguments: list[str], named: str, k
 def test_kfp_that_refuses_begins_no_run(kfp: Kfp, file: Path, said: Any) -> None:
     kfp.refuse = 403
     ended = said("--config", str(file))
-    assert (ended.status, ended.value["outcome"]) == (1, "refused")
+    assert (ended.status, ended.value["outcome"], ended.value["experiment"]) == (1, "refused", "demo")
     assert "WUKONG_KFP_TOKEN" in ended.value["error"]
 
 
