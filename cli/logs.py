@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from cli import hold
 from wukong import stages
 from wukong.commands.output import echo, print_data
 from wukong.errors import ConfigError, DataError
@@ -118,6 +117,8 @@ def of_stages(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def lines_of(file: Path, follow: bool = False) -> Iterator[str]:
     """Yield the lines of a log; to follow it, also those that are written until its run has ended."""
+    from cli import hold  # its libraries are of local runs: the image from which runs are submitted lacks them
+
     with file.open(encoding="utf-8", errors="replace") as log:
         partial = ""
         while True:

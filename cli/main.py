@@ -123,6 +123,14 @@ def submit(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the run's end and say how it ended.")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="Hours to wait; the run itself goes on.")] = 168.0,
+    pinned: Annotated[
+        bool,
+        typer.Option(
+            "--pinned",
+            help="Refuse a config that is not committed as it is, and a pipeline whose images are not named by digest.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -133,15 +141,30 @@ def submit(
 ) -> None:
     """Start a pipeline on a cluster: upload it to Kubeflow Pipelines, start a run or a recurring one, wait for its end.
 
-    What is uploaded is the file in pipelines/compiled. Stages whose inputs have not changed are reused. Example:
+    What is uploaded is the file in pipelines/compiled. Stages whose inputs have not changed are reused. It ends with
+    status 0 if the run has succeeded, 1 if it was refused before its first stage, 3 if it has failed, 4 if it was
+    terminated, and 5 if its end was not seen: docs/ci.md. Example:
 
         wukong submit training --config my.yaml --param gpus_per_worker=1
     """
-    from cli.submit import submit_run
+    from cli.submit_command import submit_run
 
-    experiment = documents.load(config_file, overrides)
-    seconds = timeout * 3600 if wait else 0
-    submit_run(pipeline, experiment, param or [], host, token, namespace, group, name, every, seconds, dry_run=dry_run)
+    submit_run(
+        pipeline,
+        config_file,
+        overrides or [],
+        param or [],
+        host,
+        token,
+        namespace,
+        group,
+        name,
+        every,
+        timeout * 3600 if wait else 0,
+        pinned=pinned,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
 
 
 app.command(rich_help_panel=panels.CLUSTER)(check.check)

@@ -1,15 +1,17 @@
-"""``wukong submit``: upload a compiled pipeline to Kubeflow Pipelines, start or schedule a run, wait for its end."""
+"""Submit a pipeline to Kubeflow Pipelines, from Python: ``submit`` uploads it, starts a run, and waits for its end.
+
+``wukong submit`` (``cli.submit_command``) prints what this does.
+"""
 
 import contextlib
 import hashlib
 import io
 import json
-import logging
 import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,12 +19,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from cli import summary
+from cli.run_result import Outcome, Result, RunError, Seen, SubmitError, stages_of, with_records
+from cli.stage_progress import StageProgress
 from components import run_ends
-from wukong import stages
-from wukong.commands.output import Console
+from wukong.config import documents
 from wukong.config.experiment import Experiment
-from wukong.errors import ConfigError, WukongError
+from wukong.errors import ConfigError
+from wukong.runs import origin
+from wukong.runs.origin import Source
 from wukong.runtime.language import message, translated
 from wukong.stages import preflight
 
@@ -38,7 +42,6 @@ _STATES = {
     "CANCELED": message("canceled"),
     "PAUSED": message("paused"),
 }
-_WIDTH = 11  # cells of a line's title
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "STRING": str,
     "NUMBER_INTEGER": int,
@@ -50,27 +53,28 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 _COMPILED = Path(__file__).parents[1] / "pipelines" / "compiled"
 _MEASURING = ("training", "evaluate", "recurring")
 _NAMESPACE = "wukong"  # where an installation makes RayJobs
+_CHECK = "configure"  # the task that refuses what cannot be run, before any stage
+_OURS = {"experiment", "run", "source"}  # parameters that are made here
 _INTERVAL = re.compile(r"(\d+)([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
-log = logging.getLogger(__name__)
+HOST = "http://localhost:8080"
+"""The address of KFP behind a port-forward of its UI."""
+_HOST, _TOKEN = "WUKONG_KFP_HOST", "WUKONG_KFP_TOKEN"
+
 T = TypeVar("T")
-
-
-class SubmitError(WukongError):
-    """Kubeflow Pipelines could not be reached or refused a request, or the run did not succeed."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run or recurring run that was started: its ID in KFP, its name, and the address of its page."""
+    """A run or recurring run that was begun: its ID in KFP, its name, and the address of its page."""
 
     identity: str
     name: str
     url: str
 
 
-def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -> dict[str, Any]:
+def parameters(file: Path, experiment: Experiment, run: str, given: Sequence[str]) -> dict[str, Any]:
     """Make the parameters of a run of a compiled pipeline.
 
     Args:
@@ -83,8 +87,7 @@ def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -
         ConfigError: the pipeline has no such parameter, the value is of another type, one it needs is missing, or they
             make no valid experiment.
     """
-    specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-    known = specification["root"]["inputDefinitions"]["parameters"]
+    known = _parameters_of(file)
     made: dict[str, Any] = {
         "experiment": experiment.model_dump(mode="json", exclude_unset=True),
         "run": run,
@@ -93,8 +96,8 @@ def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -
         name, separator, text = entry.partition("=")
         if not separator:
             raise ConfigError(f"--param {entry!r}: write it as name=value, for instance epochs=3")
-        if name not in known or name in ("experiment", "run"):
-            others = ", ".join(sorted(known.keys() - {"experiment", "run"}))
+        if name not in known or name in _OURS:
+            others = ", ".join(sorted(known.keys() - _OURS))
             raise ConfigError(f"--param {entry!r}: the {file.stem} pipeline has the parameters {others}")
         kind = known[name]["parameterType"]
         value = text if kind == "STRING" else yaml.safe_load(text)
@@ -104,9 +107,29 @@ def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -
     missing = [name for name, definition in known.items() if name not in made and "defaultValue" not in definition]
     if missing:
         raise ConfigError(f"the {file.stem} pipeline needs --param {missing[0]}=…: {known[missing[0]]['description']}")
-    numbers = {name: made[name] for name in run_ends.NUMBERS if name in made}
-    run_ends.experiment_of(made["experiment"], made.get("overrides", []), numbers)  # as the first component does
+    asked_for(made)  # as the first component does
     return made
+
+
+def _parameters_of(file: Path) -> Mapping[str, Any]:
+    """Return the definitions of a compiled pipeline's parameters, by name."""
+    found: Mapping[str, Any] = _specification(file)["root"]["inputDefinitions"]["parameters"]
+    return found
+
+
+def _specification(file: Path) -> Any:
+    return next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+
+
+def asked_for(values: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that a run with these parameters does.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    numbers = {name: values[name] for name in run_ends.NUMBERS if name in values}
+    model = values.get("model", "")
+    return run_ends.experiment_of(values["experiment"], values.get("overrides", []), numbers, model)
 
 
 class Pipelines:
@@ -133,7 +156,7 @@ class Pipelines:
                 message("reach Kubeflow Pipelines"),
                 lambda: kfp.Client(host=self._host, existing_token=token, namespace=namespace or "kubeflow"),
             )
-        self._namespace = namespace
+        self.namespace = namespace
 
     def upload(self, file: Path) -> tuple[str, str]:
         """Upload a compiled pipeline, unless the same bytes have been uploaded before.
@@ -143,8 +166,8 @@ class Pipelines:
         Returns:
             The IDs of the pipeline and of its version, whose name is a digest of the file.
         """
-        specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))["pipelineInfo"]
-        version = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        specification = _specification(file)["pipelineInfo"]
+        version = _version(file)
         name, description = specification["name"], specification.get("description", "")
         # A pipeline keeps the description of its first upload, and lists show one line of it.
         summary = description.partition("\n")[0]
@@ -152,7 +175,7 @@ class Pipelines:
         if pipeline is None:
             pipeline = self._ask(
                 message("upload the pipeline"),
-                lambda: self._client.upload_pipeline(str(file), name, summary, namespace=self._namespace),
+                lambda: self._client.upload_pipeline(str(file), name, summary, namespace=self.namespace),
             ).pipeline_id
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": version}
         versions = self._ask(
@@ -170,12 +193,18 @@ class Pipelines:
         return pipeline, versions[0].pipeline_version_id
 
     def start(self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any]) -> Submitted:
-        """Start a run in an experiment of KFP, which is made if it does not exist."""
+        """Start a run in an experiment of KFP, which is made if it does not exist.
+
+        Raises:
+            RunError: nothing was answered, so the run may have begun.
+        """
+        group = self._experiment(experiment)
         made = self._ask(
             message("start the run"),
             lambda: self._client.run_pipeline(
-                self._experiment(experiment), name, params=dict(values), pipeline_id=version[0], version_id=version[1]
+                group, name, params=dict(values), pipeline_id=version[0], version_id=version[1]
             ),
+            begins=True,
         )
         return Submitted(made.run_id, name, f"{self._host}/#/runs/details/{made.run_id}")
 
@@ -193,6 +222,7 @@ class Pipelines:
 
         Raises:
             ConfigError: it is neither.
+            RunError: nothing was answered, so the recurring run may have been made.
         """
         when: dict[str, Any]
         if match := _INTERVAL.fullmatch(every):
@@ -201,10 +231,11 @@ class Pipelines:
             when = {"cron_expression": every}
         else:
             raise ConfigError(f"--every {every!r}: write 30m, 12h, 7d, or six cron fields, as in '0 0 3 * * 1'")
+        group = self._experiment(experiment)
         made = self._ask(
             message("make the recurring run"),
             lambda: self._client.create_recurring_run(
-                self._experiment(experiment),
+                group,
                 name,
                 **when,
                 max_concurrency=1,
@@ -213,6 +244,7 @@ class Pipelines:
                 pipeline_id=version[0],
                 version_id=version[1],
             ),
+            begins=True,
         )
         return Submitted(made.recurring_run_id, name, f"{self._host}/#/recurringrun/details/{made.recurring_run_id}")
 
@@ -223,8 +255,9 @@ class Pipelines:
         timeout: float,
         pause: float = 5.0,
         progress: Callable[[], Mapping[str, str]] = dict,
-    ) -> None:
-        """Wait for a run's end.
+        titles: Mapping[str, str] | None = None,
+    ) -> Seen:
+        """Wait for a run's end, and return what KFP says of it then.
 
         Args:
             run: what ``start`` returned.
@@ -232,37 +265,42 @@ class Pipelines:
             timeout: seconds to wait; the run itself continues.
             pause: seconds between two requests.
             progress: tells how far stages have come, which makes lines too.
+            titles: of the tasks that count, by their names; None for all that KFP tells. It has some ten of its own for
+                each of the pipeline's.
 
         Raises:
-            SubmitError: it ended in a state other than SUCCEEDED, or not in time.
+            RunError: it ended in a state other than SUCCEEDED, or not in time, or KFP no longer answers.
         """
-        seen: dict[str, str] = {}
+        told: dict[str, str] = {}
         come: Mapping[str, str] = {}
-        until = time.monotonic() + timeout
+        seen, is_terminated, until = Seen(), False, time.monotonic() + timeout
         while True:
-            answer = self._ask(message("read the run"), lambda: self._client.get_run(run.identity), patience=300)
-            states = {
-                detail.display_name: detail.state
-                for detail in (answer.run_details.task_details if answer.run_details else None) or []
-                if detail.state and detail.display_name
-            }
-            for name, state in (states | {run.name: answer.state or "PENDING"}).items():
-                if seen.get(name) != state:
-                    seen[name] = state
-                    on_change(f"{name}: {translated(_STATES.get(state, state.lower()))}")
-            if answer.state == "SUCCEEDED":
-                return
-            if answer.state in _ENDED:
-                failed = ", ".join(name for name, state in states.items() if state == "FAILED")
-                said = answer.error.message if answer.error else ""
-                why = "; ".join(filter(None, [message(f"tasks that failed: {failed}") if failed else "", said or ""]))
-                raise SubmitError(f"run {run.name} ended as {answer.state}. {why}\nIts page: {run.url}")
+            try:
+                answer = self._ask(message("read the run"), lambda: self._client.get_run(run.identity), patience=300)
+            except SubmitError as error:
+                raise RunError(
+                    f"{error}\nThe run {run.name} was begun and may go on: {run.url}", Outcome.LOST, seen
+                ) from error
+            seen = _seen(answer, titles)
+            # A run that is terminated is CANCELING, and FAILED once its workflow has ended.
+            is_terminated = is_terminated or _was_terminated(answer)
+            for name, state in {**seen.tasks, run.name: seen.state}.items():
+                if told.get(name) != state:
+                    told[name] = state
+                    shown = translated((titles or {}).get(name, name))
+                    on_change(f"{shown}: {translated(_STATES.get(state, state.lower()))}")
+            if seen.state == "SUCCEEDED":
+                return seen
+            if seen.state in _ENDED:
+                why = answer.error.message if answer.error else ""
+                raise _unsuccessful(run, seen, why, titles or {}, is_terminated=is_terminated)
             before, come = come, progress()
             for stage, said in come.items():
                 if before.get(stage) != said:
                     on_change(f"{stage}: {translated(said)}")
             if time.monotonic() > until:
-                raise SubmitError(f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}")
+                said_so = message(f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}")
+                raise RunError(said_so, Outcome.LOST, seen)
             time.sleep(pause)
 
     def _probe(self, token: str | None) -> None:
@@ -280,15 +318,19 @@ class Pipelines:
             raise SubmitError(f"cannot reach Kubeflow Pipelines at {self._host}: {_refusal(answer.status)}")
 
     def _experiment(self, name: str) -> str:
-        return str(self._client.create_experiment(name, namespace=self._namespace).experiment_id)
+        made = self._ask(
+            message("make the experiment"), lambda: self._client.create_experiment(name, namespace=self.namespace)
+        )
+        return str(made.experiment_id)
 
-    def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0) -> T:
+    def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0, *, begins: bool = False) -> T:
         """Call the API and explain its errors; what kfp prints is not shown.
 
         Args:
             what: the request in words, for the message.
             ask: sends the request.
             patience: seconds in which it is repeated while the server is busy or does not answer.
+            begins: whether it begins a run, which then may have begun without an answer.
 
         Raises:
             SubmitError: the server refused it, or did not answer in time.
@@ -309,12 +351,62 @@ class Pipelines:
             with contextlib.redirect_stdout(io.StringIO()):
                 return repeat(ask)
         except self._api_error as error:
-            raise SubmitError(f"cannot {what} at {self._host}: {_said(error)}") from error
+            said = f"cannot {what} at {self._host}: {_said(error)}"
+            if begins and error.status in (502, 504):  # of what stands before the server
+                raise _may_have_begun(said) from error
+            raise SubmitError(said) from error
         except unanswered as error:
+            if begins:
+                raise _may_have_begun(f"cannot {what} at {self._host}: {error}") from error
             raise SubmitError(
                 f"cannot {what}: nothing answers at {self._host} ({error}). In a cluster of your own: "
                 "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
             ) from error
+
+
+def _seen(answer: Any, titles: Mapping[str, str] | None) -> Seen:
+    """Return what KFP says of a run, a ``V2beta1Run``, and of its tasks in the order in which they began."""
+    details = (answer.run_details.task_details if answer.run_details else None) or []
+    named = [detail for detail in details if detail.state and detail.display_name]
+    named = [detail for detail in named if titles is None or detail.display_name in titles]
+    named.sort(key=lambda detail: str(detail.start_time))
+    ended = [detail for detail in named if detail.start_time and detail.end_time]
+    return Seen(
+        answer.state or "PENDING",
+        {detail.display_name: detail.state for detail in named},
+        {
+            detail.display_name: seconds
+            for detail in ended
+            # The end of a task that goes on is a time before all others.
+            if (seconds := (detail.end_time - detail.start_time).total_seconds()) >= 0
+        },
+    )
+
+
+def _unsuccessful(run: Submitted, seen: Seen, why: str, titles: Mapping[str, str], *, is_terminated: bool) -> RunError:
+    """Return the error of a run that has ended and not succeeded."""
+    failed = ", ".join(titles.get(name, name) for name, state in seen.tasks.items() if state == "FAILED")
+    said = [message(f"tasks that failed: {failed}") if failed else "", why]
+    outcome = Outcome.FAILED
+    if is_terminated:
+        outcome = Outcome.TERMINATED
+        said.append(message("somebody terminated it"))
+    elif seen.tasks.get(_CHECK) == "FAILED":
+        outcome = Outcome.REFUSED
+        said.append(message(f"no stage was begun: the log of {titles.get(_CHECK, _CHECK)} says what to change"))
+    reasons = "; ".join(filter(None, said))
+    return RunError(f"run {run.name} ended as {seen.state}. {reasons}\nIts page: {run.url}", outcome, seen)
+
+
+def _may_have_begun(said: str) -> RunError:
+    """Return the error of a request that begins a run and was not answered."""
+    return RunError(f"{said}\nIt may have begun all the same: look for it before you submit again", Outcome.LOST)
+
+
+def _was_terminated(answer: Any) -> bool:
+    """Whether somebody has ended a run, a ``V2beta1Run``."""
+    states = [answer.state, *(entry.state for entry in answer.state_history or [])]
+    return any(state in ("CANCELING", "CANCELED") for state in states)
 
 
 def _said(error: Any) -> str:
@@ -326,151 +418,223 @@ def _said(error: Any) -> str:
     return str(error.reason)
 
 
-def submit_run(
-    pipeline: str,
-    experiment: Experiment,
-    given: list[str],
-    host: str,
-    token: str | None,
-    namespace: str | None,
-    group: str | None,
-    name: str | None,
-    every: str | None,
-    timeout: float,
-    *,
-    dry_run: bool = False,
-) -> None:
-    """Upload a pipeline; start a run of it or a recurring run.
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be submitted, after it was checked.
 
-    Args:
-        pipeline: a name of ``pipelines/compiled``, or the path of a compiled pipeline.
-        experiment: the experiment.
-        given: ``name=value`` entries, the pipeline's parameters.
-        host: see ``Pipelines``, like the next two.
-        token: a bearer token.
-        namespace: the user's.
-        group: KFP's experiment, or None for the experiment's name.
-        name: the name of the run, or None for the experiment's name and the time.
-        every: see ``Pipelines.schedule``, or None to start one run now.
-        timeout: seconds to wait for the run's end; 0 not to wait.
-        dry_run: upload and start nothing; say whether KFP answers, and what does not fit on the cluster.
+    Attributes:
+        file: the compiled pipeline.
+        run: name of the run.
+        values: the pipeline's parameters.
+        experiment: that the run does.
+        source: which revisions are submitted.
+        images: names of the images that the pipeline has.
+    """
+
+    file: Path
+    run: str
+    values: Mapping[str, Any]
+    experiment: Experiment
+    source: Source
+    images: tuple[str, ...]
+
+    @property
+    def measures(self) -> bool:
+        """Whether the pipeline evaluates a model."""
+        return self.file.stem in _MEASURING
+
+
+def prepare(
+    pipeline: str,
+    config: Path | Experiment,
+    *,
+    overrides: Sequence[str] = (),
+    given: Sequence[str] = (),
+    name: str | None = None,
+    recurs: bool = False,
+    pinned: bool = False,
+) -> Prepared:
+    """Check what is to be submitted; the arguments are those of ``submit``.
 
     Raises:
-        SubmitError: KFP cannot be reached or refuses, or the run did not succeed; of a dry run, something does not fit.
-        ConfigError: there is no such pipeline or parameter.
+        ConfigError: there is no such pipeline or parameter, the experiment is not valid, or it is not pinned.
     """
     file = Path(pipeline) if pipeline.endswith(".yaml") else _COMPILED / f"{pipeline}.yaml"
     if not file.exists():
         known = ", ".join(sorted(entry.stem for entry in _COMPILED.glob("*.yaml")))
         raise ConfigError(f"there is no pipeline {pipeline!r}: use one of {known}, or the path of a compiled file")
+    if isinstance(config, Experiment):
+        experiment, source = config, Source(code=origin.own_revision())
+    else:
+        experiment, source = documents.load(config, list(overrides)), origin.of_file(config, overrides)
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     preflight.check_name(experiment, run)
     preflight.check_stages(experiment, ("evaluate",) if file.stem in _MEASURING else ())
     # Recurring runs take KFP's names, because each needs its own records and jobs.
-    values = parameters(file, experiment, "" if every else run, given)
-    api = Pipelines(host, token, namespace)
-    console = Console()
-    if dry_run:
-        console.print(f"{file.stem} can be submitted to {host} as {run}; nothing was", soft_wrap=True, highlight=False)
-        _look_for_room(console, file, values, namespace or os.environ.get("WUKONG_CLUSTER") or _NAMESPACE)
-        return
-    version = api.upload(file)
-    if every:
-        made = api.schedule(group or experiment.name, run, version, values, every)
-        console.print_titled("Recurring", made.name, _WIDTH)
-        console.print_titled("Page", made.url, _WIDTH)
-        return
-    made = api.start(group or experiment.name, run, version, values)
-    console.print_titled("Run", made.name, _WIDTH)
-    console.print_titled("Page", made.url, _WIDTH)
-    if timeout:
-        cluster = namespace or os.environ.get("WUKONG_CLUSTER") or _NAMESPACE
-        shares = _Progress(cluster, experiment.name, run)
-        api.wait(made, lambda line: console.out(f"  {line}", highlight=False), timeout, progress=shares.now)
-        if file.stem in _MEASURING:
-            summary.print_tables(console, experiment, run)
+    values = parameters(file, experiment, "" if recurs else run, given)
+    asked = asked_for(values)
+    made = {"pipeline": file.stem, "version": _version(file), "params": tuple(given)}
+    source = source.model_copy(update={**made, "digest": origin.digest_of_experiment(asked)})
+    if "source" in _parameters_of(file):
+        values["source"] = source.model_dump_json(exclude_defaults=True)
+    images = images_of(file)
+    if pinned:
+        _refuse_unpinned(source, images)
+    return Prepared(file, run, values, asked, source, images)
 
 
-class _Progress:
-    """How far the stages of a run have come, as their RayJobs say it to the kubeconfig's user.
-
-    Where there is no kubeconfig, or its user may not look, nothing is said: the run can be waited for without.
+def submit(
+    pipeline: str,
+    config: Path | Experiment,
+    *,
+    overrides: Sequence[str] = (),
+    params: Mapping[str, Any] | None = None,
+    host: str | None = None,
+    token: str | None = None,
+    namespace: str | None = None,
+    group: str | None = None,
+    name: str | None = None,
+    every: str | None = None,
+    pinned: bool = False,
+    timeout: float = 7 * 86_400,
+    records: bool = True,
+    on_start: Callable[[Submitted], None] = lambda _: None,
+    on_change: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Upload a pipeline, start a run of it or make a recurring run, and wait for the run's end.
 
     Args:
-        namespace: the RayJobs'.
-        experiment: name of the experiment.
-        run: name of the run.
-    """
+        pipeline: a name of ``pipelines/compiled``, or the path of a compiled pipeline.
+        config: an experiment's file, with whose repository's revision the run is recorded; or the experiment itself.
+        overrides: ``key.path=value`` entries that change the file's experiment.
+        params: further parameters of the pipeline.
+        host: address of KFP; None for that of ``WUKONG_KFP_HOST``, or http://localhost:8080.
+        token: a bearer token; None for that of ``WUKONG_KFP_TOKEN``, if there is one.
+        namespace: the user's, in multi-user mode.
+        group: KFP's experiment, which is made if it does not exist; None for the experiment's name.
+        name: the name of the run; None for the experiment's name and the time.
+        every: see ``Pipelines.schedule``; None to start one run now.
+        pinned: refuse what is not bound to a revision and to digests: see ``wukong submit --pinned``.
+        timeout: seconds to wait for the run's end; 0 not to wait. The run itself goes on.
+        records: whether to read what the run left in its storage, which must then be reached from here. One that is
+            away is waited for as stages wait, ``WUKONG_STORE_PATIENCE`` seconds.
+        on_start: called when the run has begun, or the recurring run was made.
+        on_change: called with a line for a person when something has changed.
 
-    def __init__(self, namespace: str, experiment: str, run: str) -> None:
-        from ray_jobs.launch.kuberay import RayJobError, Timing
-        from ray_jobs.launch.kuberay.client import KubernetesApi
-
-        self._experiment, self._run = experiment, run
-        self._api: KubernetesApi | None = None
-        with contextlib.suppress(RayJobError):
-            self._api = KubernetesApi(namespace, Timing(patience=0))
-
-    def now(self) -> dict[str, str]:
-        """Return a message for each stage at work that has said how far it is."""
-        from ray_jobs.launch.kuberay import RayJobError
-        from ray_jobs.launch.kuberay.progress import NAME, in_words
-        from ray_jobs.launch.kuberay.status import verdict
-
-        if self._api is None:
-            return {}
-        try:
-            jobs = self._api.jobs_of_run(self._run)
-        except RayJobError as error:
-            log.debug("the progress of stages is not shown: %s", error)
-            if error.reason != "Unreachable":
-                self._api = None
-            return {}
-        found = {}
-        for job in jobs:
-            labels, of = job["metadata"]["labels"], job["metadata"].get("annotations", {}).get("wukong/experiment")
-            if of == self._experiment and NAME in labels and verdict(job.get("status", {})) is None:
-                found[labels["wukong/stage"]] = in_words(labels[NAME])
-        return found
-
-
-def _look_for_room(console: Console, file: Path, values: Mapping[str, Any], namespace: str) -> None:
-    """Print what of a run's pods does not fit on the cluster of the kubeconfig, and what cannot be seen of it.
+    Returns:
+        What became of it, also where it did not succeed; ``Result.check`` makes an error of that.
 
     Raises:
-        SubmitError: something does not fit.
-        RayJobError: there is no kubeconfig, or the cluster does not answer.
+        ConfigError: it is not valid; nothing was submitted.
+        SubmitError: KFP cannot be reached or refuses; no run was begun.
     """
-    from kubernetes import client
-
-    from cli import free_resources
-    from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
-    from ray_jobs.launch.kuberay.settings import CONFIG_MAP, parse
-
-    api = KubernetesApi(namespace, Timing(patience=10))
-    template, settings = parse(api.read_config_map(CONFIG_MAP), namespace)
-    numbers = {name: values[name] for name in run_ends.NUMBERS if name in values}
-    experiment = run_ends.experiment_of(values["experiment"], values.get("overrides", []), numbers)
-    jobs = {stage: free_resources.pods_of(experiment, template, settings, stage) for stage in _jobs_of(file)}
-    lines, unseen = free_resources.unfit(client.CoreV1Api(), namespace, jobs)
-    for line in [*unseen, *lines]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    if lines:
-        raise SubmitError(
-            f"pods of {len(lines)} groups do not fit on the cluster now: they wait until others end or nodes come; "
-            f"give them less in the ConfigMap {namespace}/{CONFIG_MAP}, or add nodes"
-        )
-    if not unseen:
-        pods = max(map(len, jobs.values()), default=0)
-        console.print(f"All {len(jobs)} jobs fit on the cluster now; the largest has {pods} pods", highlight=False)
+    given = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in (params or {}).items()]
+    prepared = prepare(
+        pipeline, config, overrides=overrides, given=given, name=name, recurs=every is not None, pinned=pinned
+    )
+    return submit_prepared(
+        prepared,
+        Pipelines(host or os.environ.get(_HOST) or HOST, token or os.environ.get(_TOKEN), namespace),
+        group=group,
+        every=every,
+        timeout=timeout,
+        records=records,
+        on_start=on_start,
+        on_change=on_change,
+    )
 
 
-def _jobs_of(file: Path) -> list[str]:
-    """Return the stages of a compiled pipeline that are Ray jobs, in the order in which they run."""
-    specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
-    graphs = [specification["root"], *specification["components"].values()]
-    tasks = {name for graph in graphs for name in graph.get("dag", {}).get("tasks", {})}
-    return [name for name in stages.JOBS if (stages.of(name).function or name).replace("_", "-") in tasks]
+def submit_prepared(
+    prepared: Prepared,
+    api: Pipelines,
+    *,
+    group: str | None,
+    every: str | None,
+    timeout: float,
+    records: bool,
+    on_start: Callable[[Submitted], None],
+    on_change: Callable[[str], None],
+) -> Result:
+    """Submit what was prepared; arguments, result and errors are those of ``submit``."""
+    version, group = api.upload(prepared.file), group or prepared.experiment.name
+    result = Result(
+        outcome=Outcome.SCHEDULED if every else Outcome.SUBMITTED,
+        run=prepared.run,
+        group=group,
+        experiment=prepared.experiment.name,
+        source=prepared.source,
+        images=prepared.images,
+    )
+    try:
+        if every:
+            begun = api.schedule(group, prepared.run, version, prepared.values, every)
+        else:
+            begun = api.start(group, prepared.run, version, prepared.values)
+    except RunError as raised:
+        return result.model_copy(update={"outcome": raised.outcome, "error": str(raised)})
+    on_start(begun)
+    result = result.model_copy(update={"id": begun.identity, "url": begun.url})
+    if every or not timeout:
+        return result
+    progress = StageProgress(cluster_of(api.namespace), prepared.experiment.name, prepared.run)
+    outcome, error = Outcome.SUCCEEDED, None
+    try:
+        titles = titles_of(prepared.file)
+        seen = api.wait(begun, on_change, timeout, progress=progress.now, titles=titles)
+    except RunError as raised:
+        outcome, error, seen = raised.outcome, str(raised), raised.seen
+    known = {"outcome": outcome, "error": error, "state": seen.state or None, "stages": stages_of(seen)}
+    result = result.model_copy(update=known)
+    return with_records(result, prepared.experiment) if records else result
+
+
+def images_of(file: Path) -> tuple[str, ...]:
+    """Return the names of the images that a compiled pipeline has."""
+    executors = _specification(file)["deploymentSpec"]["executors"].values()
+    return tuple(sorted({executor["container"]["image"] for executor in executors}))
+
+
+def titles_of(file: Path) -> dict[str, str]:
+    """Return the titles that tasks of a compiled pipeline have in KFP, by their names; groups of tasks are left out."""
+    specification = _specification(file)
+    components = specification["components"]
+    graphs = [specification["root"], *components.values()]
+    return {
+        name: task["taskInfo"]["name"]
+        for graph in graphs
+        for name, task in graph.get("dag", {}).get("tasks", {}).items()
+        if "executorLabel" in components[task["componentRef"]["name"]]
+    }
+
+
+def cluster_of(namespace: str | None) -> str:
+    """Return the namespace of a user's RayJobs."""
+    return namespace or os.environ.get("WUKONG_CLUSTER") or _NAMESPACE
+
+
+def _refuse_unpinned(source: Source, images: Sequence[str]) -> None:
+    """Refuse a config that no revision holds as it is, and images that are not named by their digests.
+
+    Raises:
+        ConfigError: there is such a thing; the message names all.
+    """
+    problems = []
+    if not source.revision:
+        problems.append(message("the config is in no revision of a git repository"))
+    elif source.dirty:
+        problems.append(message("the config's repository has changes, or lacks the config: commit them"))
+    problems += [
+        message(f"the pipeline has the image {image} without a digest: docs/cluster.md, 'Images', pins it")
+        for image in images
+        if "@sha256:" not in image
+    ]
+    if problems:
+        raise ConfigError("\n  ".join([message("--pinned: it is not bound to what it was made of:"), *problems]))
+
+
+def _version(file: Path) -> str:
+    """Return the name of a compiled pipeline's version: a digest of its file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def _refusal(status: int) -> str:

@@ -21,6 +21,7 @@ def configure(
     gpus_per_worker: str = "",
     model: str = "",
     continue_last_run: bool = False,
+    source: str = "",
 ) -> NamedTuple("Configured", experiment=str, run=str, start=str):  # type: ignore[valid-type]
     """Make the experiment from the pipeline's parameters, check it, store it, and take the run's name for it.
 
@@ -37,6 +38,7 @@ def configure(
         gpus_per_worker: 1 for a GPU for each worker of pre-training and fine-tuning, 0 for none.
         model: a trained model to take in the place of pre-training, with its own section ``model``; empty for none.
         continue_last_run: continue the experiment's last run: crawl only what is new, start from its model.
+        source: where the run comes from, as JSON; empty if nobody says it.
 
     Returns:
         URI of the experiment, the run's name, and the URI of the pre-training to start from, empty for none.
@@ -58,6 +60,6 @@ def configure(
         "gpus_per_worker": gpus_per_worker,
     }
     try:
-        return configured(experiment, overrides, numbers, run, job, stages, continue_last_run, model)
+        return configured(experiment, overrides, numbers, run, job, stages, continue_last_run, model, source)
     except WukongError as error:
         raise SystemExit(f"this run cannot be started: {error}") from None

@@ -6,12 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from components import cost
 from wukong import stages
 from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
-from wukong.runs import run_records
+from wukong.runs import origin, run_records
+from wukong.runs.origin import Source
 from wukong.runs.run_records import Record
 from wukong.runtime.language import message
 from wukong.stages import preflight, run_paths
@@ -75,6 +78,7 @@ def configured(
     names: Sequence[str],
     continue_last_run: bool,
     model: str = "",
+    source: str = "",
 ) -> tuple[str, str, str]:
     """Check what a run is asked to do, store its experiment, and take the run's name for it.
 
@@ -87,6 +91,7 @@ def configured(
         names: names of the stages that will run.
         continue_last_run: whether the experiment continues its own last run.
         model: see ``experiment_of``.
+        source: a ``wukong.runs.origin.Source`` as JSON; empty if nobody says where the run comes from.
 
     Returns:
         URI of the experiment, the run's name, and the URI of the pre-training to start from, empty for none.
@@ -99,7 +104,8 @@ def configured(
         run_paths.check_name(run)
     except ConfigError as error:
         raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
-    experiment, start = start_model.with_its_model(experiment_of(given, overrides, numbers, model)), ""
+    asked = experiment_of(given, overrides, numbers, model)
+    experiment, start = start_model.with_its_model(asked), ""
     log.info("Check: the run %s of experiment %s: %s", run, experiment.name, ", ".join(names))
     preflight.check_stages(experiment, names)
     if os.environ.get("WUKONG_CLUSTER"):  # each stage is a RayJob with a head and workers
@@ -111,9 +117,39 @@ def configured(
     if continue_last_run:
         experiment, start = continue_experiment(experiment)
     run_records.claim(experiment, run, job)
+    note_origin(experiment, run, source, origin.digest_of_experiment(asked))
     uri = stored.store(experiment)
     log.info("the run %s does what %s says", run, uri)
     return uri, run, start
+
+
+def note_origin(experiment: Experiment, run: str, source: str, digest: str) -> None:
+    """Store where a run comes from, and say if the code that submitted it is not that of this image.
+
+    Args:
+        experiment: the experiment.
+        run: name of the run.
+        source: see ``configured``.
+        digest: of the experiment as it was asked for. Another than that of ``source`` is that of a run that was cloned
+            and changed: its revision has another config.
+
+    Raises:
+        ConfigError: ``source`` is not what ``wukong submit`` writes.
+    """
+    try:
+        given = Source.model_validate_json(source) if source.strip() else Source()
+    except ValidationError as error:
+        raise ConfigError(f"source: leave it empty, `wukong submit` fills it in: {error}") from error
+    if given.digest and given.digest != digest:
+        log.warning("this is not the experiment that was submitted: revision %s has another", given.revision or "-")
+        given = given.model_copy(update={"dirty": True, "digest": digest})
+    if difference := origin.store(experiment, run, given).difference:
+        log.warning("%s", difference)
+    if os.environ.get("WUKONG_CLUSTER"):
+        from ray_jobs.launch import kuberay
+
+        if images := kuberay.images_of_this_pod():
+            origin.store_images(experiment, run, origin.COMPONENTS, "configure", images)
 
 
 def continue_experiment(experiment: Experiment) -> tuple[Experiment, str]:

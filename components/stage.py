@@ -16,7 +16,7 @@ from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
-from wukong.runs import run_records
+from wukong.runs import origin, run_records
 from wukong.runs.run_records import Record
 from wukong.runtime import cancel, events, logs
 from wukong.runtime.language import message
@@ -73,7 +73,8 @@ def run_stage(
     """
     parsed = experiment_of(experiment, stage, run)
     inputs = [load_artifact(path) for path in parents]
-    with cancellable(), events.stage(stage) as took, mlflow_runs.stage_run(parsed, run, stage) as run_id:
+    tags = origin.tags_of(parsed, run)
+    with cancellable(), events.stage(stage) as took, mlflow_runs.stage_run(parsed, run, stage, tags) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
         try:
             result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
@@ -85,6 +86,7 @@ def run_stage(
         if record := run_records.read(parsed, run, stage):
             took.seconds = record.seconds
         stage_results.log_stage(run_id, result)
+        stage_results.log_images(run_id, stage, origin.images_of(parsed, run).get(stage, []))
     save_artifact(result, output)
     return result
 

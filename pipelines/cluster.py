@@ -28,6 +28,8 @@ Press **Open Json Editor** at `experiment` and replace its queries and endpoint;
 `overrides` changes single values, for instance `["crawl.max_queries=1000"]`.
 
 `run` names the records, the MLflow run and the report; empty takes KFP's name of the run.
+
+`source` stays empty: `wukong submit` says in it which revision of the experiment's file and of the code it submits.
 """
 """How to fill in the parameters that every pipeline has: KFP's page shows descriptions of pipelines alone."""
 
@@ -56,6 +58,7 @@ def run(
     experiment: Any,
     overrides: Any,
     name: Any,
+    source: Any,
     *,
     numbers: Mapping[str, Any] = MappingProxyType({}),
     model: Any = "",
@@ -71,6 +74,7 @@ def run(
         experiment: the pipeline's parameter.
         overrides: the pipeline's parameter.
         name: the pipeline's parameter; empty for KFP's name of the run.
+        source: the pipeline's parameter.
         numbers: parameters of the pipeline that stand for numbers of the experiment, see ``components.configure``.
         model: see ``components.configure``, like the next one.
         continue_last_run: see ``components.configure``.
@@ -87,6 +91,7 @@ def run(
         stages=list(names),
         model=model,
         continue_last_run=continue_last_run,
+        source=source,
         **numbers,
     )
     prepare(made, "Check the run", retries=0)

@@ -17,6 +17,7 @@ def data_on_cluster(
     experiment: dict[str, Any] = cluster.EXPERIMENT,
     overrides: list[str] = [],  # noqa: B006 - KFP reads the default, nobody changes it
     run: str = "",
+    source: str = "",
 ) -> None:
     """Crawl, filter, validate, release. A training run with the same experiment finds the data and goes on from there.
 
@@ -24,9 +25,10 @@ def data_on_cluster(
         experiment: the experiment (`wukong config` prints one in full).
         overrides: single values of the experiment to change, for instance ["crawl.max_queries=1000"].
         run: name of this run, under which its records and its MLflow run are filed. Empty takes KFP's.
+        source: where the run comes from. `wukong submit` fills it in.
     """
     names = stages.needed_for("release")
-    with cluster.run(experiment, overrides, run, names=names) as begun:
+    with cluster.run(experiment, overrides, run, source, names=names) as begun:
         tasks = tasks_of(names, begun.experiment, begun.name)
         cluster.prepare_stages(tasks)
         show_data(tasks)

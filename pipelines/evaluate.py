@@ -22,6 +22,7 @@ def evaluate_on_cluster(
     experiment: dict[str, Any] = cluster.EXPERIMENT,
     overrides: list[str] = [],  # noqa: B006 - KFP reads the default, nobody changes it
     run: str = "",
+    source: str = "",
 ) -> None:
     """Evaluate what an earlier run trained: its experiment, with another `evaluate` section.
 
@@ -30,8 +31,9 @@ def evaluate_on_cluster(
         experiment: the experiment of that run; its `evaluate` section says what is measured.
         overrides: single values of the experiment to change, for instance ["evaluate.batch_size=512"].
         run: name of this run. Empty takes KFP's.
+        source: where the run comes from. `wukong submit` fills it in.
     """
-    with cluster.run(experiment, overrides, run, names=("evaluate",)) as begun:
+    with cluster.run(experiment, overrides, run, source, names=("evaluate",)) as begun:
         manifests = {}
         for stage in stages.of("evaluate").parents:
             manifests[stage] = find_manifest(experiment=begun.experiment, run=of_run, stage=stage)

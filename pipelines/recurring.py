@@ -23,6 +23,7 @@ def recurring_on_cluster(
     workers: str = "",
     gpus_per_worker: str = "",
     run: str = "",
+    source: str = "",
 ) -> None:
     """Go on from this experiment's last run: search and fetch only what it does not have, start from its model.
 
@@ -37,11 +38,13 @@ def recurring_on_cluster(
         workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
         gpus_per_worker: 1 for a GPU for each of those workers, 0 for none. Empty takes the experiment's.
         run: name of this run. Empty takes KFP's, which differs each time.
+        source: where the run comes from. `wukong submit` fills it in.
     """
     with cluster.run(
         experiment,
         overrides,
         run,
+        source,
         numbers={
             "epochs": epochs,
             "learning_rate": learning_rate,

@@ -93,6 +93,7 @@ def training_on_cluster(
     gpus_per_worker: str = "",
     model: str = "",
     run: str = "",
+    source: str = "",
 ) -> None:
     """Crawl, filter, validate, pre-train, fine-tune, evaluate, register, report.
 
@@ -108,11 +109,13 @@ def training_on_cluster(
         model: a trained model to take in the place of pre-training, models:/NAME@ALIAS or the URI of its
             folder; the experiment's section `model` is then the model's own. Empty pre-trains.
         run: name of this run, under which its records, its MLflow run and its report are filed. Empty takes KFP's.
+        source: where the run comes from. `wukong submit` fills it in.
     """
     with cluster.run(
         experiment,
         overrides,
         run,
+        source,
         numbers={
             "epochs": epochs,
             "batch_size": batch_size,

@@ -5,7 +5,12 @@ class WukongError(Exception):
     """Something the operator can put right; shown as one message, without a traceback.
 
     What a program wrote about it, such as the end of a log, is a note (``add_note``), which no language changes.
+
+    Attributes:
+        exit_status: of a command that ends with it.
     """
+
+    exit_status = 1
 
 
 class ConfigError(WukongError):

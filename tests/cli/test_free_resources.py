@@ -132,7 +132,8 @@ def test_says_what_it_may_not_see(core: client.CoreV1Api, server: PlayedCluster)
 
 
 def test_the_jobs_of_a_pipeline() -> None:
-    from cli.submit import _COMPILED, _jobs_of
+    from cli.submit import _COMPILED
+    from cli.submit_command import _jobs_of
 
     named = {path.stem: _jobs_of(path) for path in _COMPILED.glob("*.yaml")}
     assert named["data"] == ["crawl", "filter", "validate"]

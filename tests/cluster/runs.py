@@ -311,6 +311,12 @@ def mlflow_states(services: Services, made: Experiment, run: Run) -> dict[str, s
     return {entry["info"]["run_name"]: entry["info"]["status"] for entry in _mlflow_runs(services, made, run)}
 
 
+def mlflow_tags(services: Services, made: Experiment, run: Run) -> dict[str, str]:
+    """The tags of a pipeline's run in MLflow."""
+    (entry,) = (each for each in _mlflow_runs(services, made, run) if each["info"]["run_name"] == run.name)
+    return {tag["key"]: tag["value"] for tag in entry["data"].get("tags", [])}
+
+
 def mlflow_metrics(services: Services, made: Experiment, run: Run, stage: str) -> dict[str, float]:
     """The last value of each metric of a run's stage in MLflow."""
     (entry,) = (each for each in _mlflow_runs(services, made, run) if each["info"]["run_name"] == stage)

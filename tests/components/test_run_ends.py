@@ -10,7 +10,8 @@ from components import run_ends as ends
 from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
-from wukong.runs import run_records
+from wukong.runs import origin, run_records
+from wukong.runs.origin import Source
 from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Stage
@@ -81,6 +82,45 @@ def test_a_run_that_takes_a_model_has_its_model_section(tmp_path: Path) -> None:
     assert (made.model.embedding, made.model.similarity, made.pretrain.from_model) == (32, "token", folder)
     again, *_ = ends.configured(given, [], {}, "b", "job", stages, False, model=f" {folder}")
     assert stored.load(again) == made
+
+
+def test_a_run_stores_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(origin, "code_revision", lambda: "b2")
+    experiment = documents.loads(text(tmp_path))
+    source = '{"repository": "https://git.example/runs", "revision": "f00", "dirty": false, "code": "a1"}'
+    ends.note_origin(experiment, "r", source, "")
+    stored_origin = origin.read(experiment, "r")
+    assert stored_origin is not None
+    assert (stored_origin.revision, stored_origin.code, stored_origin.image_revision) == ("f00", "a1", "b2")
+    assert "submitted by revision a1 of Wukong, and the image of its components has revision b2" in caplog.text
+    ends.note_origin(experiment, "by-hand", "", "")
+    by_hand = origin.read(experiment, "by-hand")
+    assert by_hand is not None and (by_hand.revision, by_hand.image_revision) == ("", "b2")
+    with pytest.raises(ConfigError, match="source: leave it empty"):
+        ends.note_origin(experiment, "r", "main", "")
+
+
+def test_a_clone_that_was_changed_is_not_the_config_of_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """KFP's page clones a run with the parameter ``source``, and lets one edit the others."""
+    monkeypatch.setattr("wukong.stages.preflight.check_world", lambda *_: None)
+    digest = origin.digest_of_experiment(documents.loads(text(tmp_path), ["pretrain.epochs=5"]))
+    source = Source(revision="f00", dirty=False, digest=digest).model_dump_json(exclude_defaults=True)
+    stages = ("validate",)
+    # KFP hands on every number as a floating-point number.
+    as_submitted = mapping(tmp_path) | {"pretrain": {"epochs": 4.0}}
+    ends.configured(as_submitted, [], {"epochs": "5"}, "same", "job", stages, False, source=source)
+    ends.configured(as_submitted, ["seed=7"], {"epochs": "5"}, "changed", "job", stages, False, source=source)
+    found = {}
+    for run, overrides in (("same", []), ("changed", ["seed=7"])):
+        stored_origin = origin.read(documents.loads(text(tmp_path), ["pretrain.epochs=5", *overrides]), run)
+        assert stored_origin is not None
+        found[run] = (stored_origin.dirty, stored_origin.digest == digest)
+    assert found == {"same": (False, True), "changed": (True, False)}
+    assert caplog.text.count("this is not the experiment that was submitted") == 1
 
 
 def finished_stage(experiment: Experiment, name: str, run_name: str, **settings: Any) -> str:

@@ -52,6 +52,7 @@ NO_MODULES = {
     **dict.fromkeys(
         ("wukong.chosen", "wukong.cost", "wukong.gate", "wukong.origin", "wukong.evaluation.uri"), "tag of MLflow"
     ),
+    **dict.fromkeys(("wukong.source", "wukong.images"), "tag of MLflow"),
     **dict.fromkeys(("data.captions", "data.labels", "settings.validation"), "attribute of a variable"),
     "experiment.held_out_tasks": "attribute of a variable",
     **dict.fromkeys(("metrics.enabled", "metrics.serviceMonitor.enabled"), "key of a chart of Helm"),

@@ -36,7 +36,7 @@ def run(script: str, *arguments: str, library: Path = ROOT) -> list[str]:
 def test_every_example_is_listed_and_tested() -> None:
     page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     folders = {folder.name for folder in (ROOT / "examples").iterdir() if folder.is_dir()} - {"__pycache__"}
-    assert folders == {"own_urls", "own_rule", "own_encoder", "load_model"}
+    assert folders == {"own_urls", "own_rule", "own_encoder", "load_model", "ci"}
     assert all(f"`{name}/`" in page for name in folders)
 
 

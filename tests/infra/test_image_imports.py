@@ -1,6 +1,8 @@
 """What runs in an image imports nothing that the image does not hold, inside functions too."""
 
 import ast
+import json
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -135,6 +137,40 @@ def test_an_image_holds_what_its_code_imports(image: str) -> None:
         if not there & {canonicalize_name(distribution) for distribution in of_module.get(name, ())}
     }
     assert missing == {}
+
+
+AS_IN_AN_IMAGE = """
+import json, sys
+missing = set(json.loads(sys.argv.pop(1)))
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from cli.main import main
+main()
+"""
+
+
+def test_runs_are_submitted_from_the_image_data(tmp_path: Path) -> None:
+    """CI does (docs/ci.md). The command line has more commands, which need what the image lacks."""
+    there = held("data")
+    missing = [
+        module
+        for module, distributions in metadata.packages_distributions().items()
+        if module not in PACKAGES and not there & {canonicalize_name(each) for each in distributions}
+    ]
+    assert {"torch", "ray", "psutil"} <= {*missing}
+    file = tmp_path / "experiment.yaml"
+    file.write_text(
+        "name: demo\ncrawl: {queries: 'file:///q.txt', endpoint: 'http://site.invalid'}\n"
+        "filter: {split: {held_out_captions: 0.1, holdouts: [{name: h, source: '*', captions: unseen}]}}\n"
+    )
+    words = ["submit", "--config", str(file), "--host", "http://127.0.0.1:9", "--json"]
+    command = [sys.executable, "-c", AS_IN_AN_IMAGE, json.dumps(missing), *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "nothing answers at http://127.0.0.1:9" in json.loads(done.stdout)["error"]
 
 
 def test_the_search_finds_what_functions_import() -> None:

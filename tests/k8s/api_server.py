@@ -134,6 +134,7 @@ class ApiServer:
         application.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._secret)
         application.router.add_get("/api/v1/nodes", self._list_nodes)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
+        application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get_pod)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
@@ -425,6 +426,11 @@ class ApiServer:
 
     def _submitter(self, job: str) -> str:
         return f"{job}.{self._submitters.get(job, 0)}-submitter"
+
+    async def _get_pod(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        found = next((entry for entry in self.pods if entry["metadata"]["name"] == name), None)
+        return web.json_response(found) if found else _status(404, "NotFound", f'pods "{name}" not found')
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
         pod_name = request.match_info["name"]

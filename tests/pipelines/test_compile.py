@@ -230,7 +230,7 @@ def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> Non
 @dsl.pipeline
 def checked_alone(experiment: dict[str, Any], epochs: str = "", workers: str = "", run: str = "") -> None:
     numbers = {"epochs": epochs, "workers": workers}
-    with cluster.run(experiment, [], run, numbers=numbers, names=("evaluate",)) as begun:
+    with cluster.run(experiment, [], run, "", numbers=numbers, names=("evaluate",)) as begun:
         found = find_manifest(experiment=begun.experiment, run=begun.name, stage="filter")
         cluster.prepare(found, "Find the data", retries=0)
 

@@ -164,7 +164,7 @@ def show_config(config_file: ConfigOption = DEMO, overrides: SetOption = None) -
 
 
 def run_app() -> None:
-    """Run the command; a WukongError, or that MLflow is away, ends it with a message and status 1."""
+    """Run the command; a WukongError, or that MLflow is away, ends it with a message and a status that is not 0."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     patience.set_default(patience.PEOPLE)
     command = typer.main.get_command(app)
@@ -174,7 +174,7 @@ def run_app() -> None:
     try:
         command()
     except WukongError as error:
-        _end(str(error), *getattr(error, "__notes__", ()))
+        _end(str(error), *getattr(error, "__notes__", ()), status=error.exit_status)
     except Exception as error:
         if not availability.is_away(error):
             raise
@@ -202,11 +202,11 @@ def translate_help(command: Any) -> None:
         translate_help(below)
 
 
-def _end(message: str, *written: str) -> NoReturn:
+def _end(message: str, *written: str, status: int = 1) -> NoReturn:
     """End the command with a message and, below it, what a program has written: a log or a traceback."""
     console, title = Console(stderr=True, highlight=False, soft_wrap=True), translated("error:")
     console.print(title, style="bold red", end=" " if title.isascii() else "")
     console.print(message, markup=False)
     for each in written:
         console.out(each)
-    sys.exit(1)
+    sys.exit(status)

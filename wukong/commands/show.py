@@ -78,6 +78,10 @@ def _print_manifest(console: Console, found: Mapping[str, Any]) -> None:
 def _print_run(console: Console, found: Mapping[str, Any]) -> None:
     console.print_titled("run", found["name"], _WIDTH)
     console.print_titled("experiment", found["experiment"], _WIDTH)
+    if (origin := found["origin"]) and origin["revision"]:
+        place = " ".join(filter(None, [origin["repository"], origin["file"]]))
+        said = f"{place} {origin['revision'][:12]}" + (translated(", with changes") if origin["dirty"] else "")
+        console.print_titled("config", Text(said), _WIDTH)
     for record in found["stages"]:
         how = translated("reused") if record.get("reused") else f"{record.get('seconds', 0):.1f} s"
         said = f"{how}  {record.get('manifest', '').removesuffix('/manifest.json')}"

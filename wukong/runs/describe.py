@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from wukong import stages
 from wukong.curate import rules
 from wukong.errors import ConfigError, DataError
-from wukong.runs import listing
+from wukong.runs import listing, origin
 from wukong.runs.run_records import Record
 from wukong.runtime import environment
 from wukong.runtime.language import message
@@ -137,12 +137,13 @@ def _run(uri: str) -> dict[str, Any]:
         for stage in stages.RECORDED
         if storage.exists(file := storage.join(uri, f"{stage}.json"))
     ]
-    report = storage.join(uri, "report.html")
+    report, came = storage.join(uri, "report.html"), storage.join(uri, origin.FILE)
     return {
         "kind": "run",
         "name": name,
         "experiment": uri[len(root) + 1 :].split("/", 1)[0],
         "stages": [record.model_dump(exclude_defaults=True) for record in records],
+        "origin": storage.read_json(came) if storage.exists(came) else None,
         "report": report if storage.exists(report) else None,
     }
 

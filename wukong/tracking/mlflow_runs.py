@@ -47,7 +47,9 @@ _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, t
 
 
 @contextmanager
-def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = False) -> Iterator[str | None]:
+def stage_run(
+    experiment: Experiment, run: str, stage: str, tags: Mapping[str, str] | None = None, *, needed: bool = False
+) -> Iterator[str | None]:
     """Open the nested MLflow run of one stage. Its parent is the pipeline's run, which the first stage makes.
 
     Yields the run's ID, for ``MLFLOW_RUN_ID`` of the stage's job, or None if nothing is tracked. The run ends as FAILED
@@ -59,6 +61,7 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
         experiment: the experiment.
         run: name of the pipeline run.
         stage: name of the stage.
+        tags: of the pipeline's run.
         needed: whether the stage can do nothing without MLflow. Then it waits for it.
 
     Raises:
@@ -70,12 +73,11 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
         yield None
         return
     server = Server()
+    open_runs = partial(_open, server, experiment, run, stage, tags or {})
     if needed:
-        parent, nested = until_answered(lambda: _open(server, experiment, run, stage))
+        parent, nested = until_answered(open_runs)
     else:
-        opened = unless_away(
-            lambda: _open(server, experiment, run, stage), f"the {stage} stage is not tracked", AT_START
-        )
+        opened = unless_away(open_runs, f"the {stage} stage is not tracked", AT_START)
         if opened is None:
             yield None
             return
@@ -92,7 +94,9 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
     unless_away(lambda: server.end(nested, "FINISHED"), f"the end of {stage} is left out")
 
 
-def _open(server: Server, experiment: Experiment, run: str, stage: str) -> tuple[str, str]:
+def _open(
+    server: Server, experiment: Experiment, run: str, stage: str, of_parent: Mapping[str, str]
+) -> tuple[str, str]:
     """Return the IDs of the pipeline's run and of the nested run of a stage: one that was left open, or a new one."""
     parent = pipeline_run(server, experiment, run)
     if parent.tags.get(EXPERIMENT_TAG) not in (None, digest_of(experiment.model_dump(mode="json"))):
@@ -102,6 +106,8 @@ def _open(server: Server, experiment: Experiment, run: str, stage: str) -> tuple
         )
     if parent.status != "RUNNING":  # a run that has ended and continues under its name
         server.resume(parent.run_id)
+    if not of_parent.items() <= parent.tags.items():  # of a run that is repeated they may be others
+        server.log(parent.run_id, tags=of_parent)
     tags = {PARENT_TAG: parent.run_id, STAGE_TAG: stage, REVISION_TAG: code_revision()}
     same = " and ".join([f"tags.`{name}` = '{value}'" for name, value in tags.items()])
     left = server.search_runs(parent.experiment_id, f"{same} and attributes.status = 'RUNNING'", most=1)

@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from wukong.tracking import mlflow_rest
 from wukong.tracking.availability import AT_END, AT_START, answers, mlflow_client, refuse_untracked, unless_away
 from wukong.tracking.mlflow_rest import Run, Server
 from wukong.tracking.mlflow_runs import as_metrics, as_params, page_of
-from wukong.tracking.tags import COST_TAG, DIGEST_TAG, MANIFEST_TAG, PARENT_TAG, REVISION_TAG, ROLE_TAG
+from wukong.tracking.tags import COST_TAG, DIGEST_TAG, IMAGES_TAG, MANIFEST_TAG, PARENT_TAG, REVISION_TAG, ROLE_TAG
 from wukong.tracking.training_metrics import epoch_metric
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ def log_cost(run_id: str | None, stage: str, said: str, numbers: Mapping[str, fl
     metrics = as_metrics({f"{stage}/cost/{name}": value for name, value in numbers.items()}, 0)
     left_out = f"the cost of {stage} is left out"
     unless_away(lambda: Server().log(run_id, metrics=metrics, tags={COST_TAG: said}), left_out, AT_END)
+
+
+def log_images(run_id: str | None, stage: str, images: Sequence[str]) -> None:
+    """Log to a stage's run which images its pods have run."""
+    if run_id is not None and images:
+        tags = {IMAGES_TAG: " ".join(images)}
+        unless_away(lambda: Server().log(run_id, tags=tags), f"the images of {stage} are left out", AT_END)
 
 
 def log_evaluation(

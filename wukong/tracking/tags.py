@@ -12,3 +12,5 @@ MANIFEST_TAG = "wukong.manifest"
 COST_TAG = "wukong.cost"  # what a run, or a stage, has held, in a sentence
 MODEL_TAG = "wukong.model"  # of the pipeline's run: models:/NAME/VERSION
 REVISION_TAG = "mlflow.source.git.commit"
+SOURCE_TAG = "wukong.source."  # of the pipeline's run, with a name behind it: the revision it was submitted from
+IMAGES_TAG = "wukong.images"  # that pods ran, each with its digest: of a stage's run the stage's, else the components'

@@ -6,7 +6,7 @@
 - ``queue``: reads from Kueue what a RayJob waits for.
 - ``client``: calls of the Kubernetes API.
 - ``logs``: follows the job's log.
-- ``pods``: writes down which pods the job holds.
+- ``pods``: writes down which pods the job holds, and which images they run.
 - ``progress``: shows on the RayJob, and to Argo, how far the log says that it has come.
 - ``pipeline_run``: whether the run of the pipeline goes on without this pod.
 - ``job``: puts these together.
@@ -14,7 +14,7 @@
 
 from ray_jobs.launch.kuberay.client import Timing
 from ray_jobs.launch.kuberay.errors import RayJobError
-from ray_jobs.launch.kuberay.job import end_run, run_job, was_terminated
+from ray_jobs.launch.kuberay.job import end_run, images_of_this_pod, run_job, was_terminated
 from ray_jobs.launch.kuberay.status import INFRASTRUCTURE
 
-__all__ = ["INFRASTRUCTURE", "RayJobError", "Timing", "end_run", "run_job", "was_terminated"]
+__all__ = ["INFRASTRUCTURE", "RayJobError", "Timing", "end_run", "images_of_this_pod", "run_job", "was_terminated"]

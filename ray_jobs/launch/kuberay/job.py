@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import signal
 import threading
 import time
@@ -12,12 +13,14 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from kubernetes import client
+
 from ray_jobs.launch.kuberay import pipeline_run, queue, settings
 from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi, Timing, explain, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import WORKERS, images_of, job_name, make_ray_job
-from ray_jobs.launch.kuberay.pods import PodsHeld
+from ray_jobs.launch.kuberay.pods import PodsHeld, images_run_by
 from ray_jobs.launch.kuberay.progress import ShownProgress
 from ray_jobs.launch.kuberay.room import Node
 from ray_jobs.launch.kuberay.settings import Settings
@@ -38,13 +41,16 @@ from ray_jobs.launch.kuberay.status import (
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
-from wukong.runs import run_costs, run_records
+from wukong.runs import origin, run_costs, run_records
 from wukong.runs.run_records import Record
 from wukong.runtime.cancel import JobLeftError, end_on_signal
 from wukong.stages import run_paths
 from wukong.store import storage
 
 _MAX_ATTEMPTS = 99
+_POD = "KFP_POD_NAME"  # in a component's pod
+_CONTAINER = "main"  # of a component's pod
+_UNREADABLE: tuple[type[Exception], ...] = (*API_ERRORS, RayJobError)
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +123,21 @@ def end_run(experiment: Experiment, run_name: str, namespace: str) -> list[str]:
         if is_left_by_kuberay(status) or "deletionStrategy" not in job["spec"]:
             api.delete_job(name)
     return ended
+
+
+def images_of_this_pod() -> frozenset[str]:
+    """Return references of the image of this component's container; none outside a pod, or where it may not look."""
+    name, file = os.environ.get(_POD), pipeline_run.NAMESPACE_FILE
+    if not name or not file.exists():
+        return frozenset()
+    namespace = file.read_text(encoding="utf-8").strip()
+    try:
+        load_credentials(namespace)
+        pod = client.CoreV1Api().read_namespaced_pod(name, namespace, _request_timeout=(5, 30))
+    except _UNREADABLE as error:
+        log.warning("the image of this pod is not written down: %s", error)
+        return frozenset()
+    return images_run_by([pod], _CONTAINER)
 
 
 def was_terminated(namespace: str) -> bool:
@@ -243,8 +264,9 @@ class _StageJob:
     def pods_held(self) -> PodsHeld:
         """What writes down the pods that the RayJob holds."""
         name = f"pods-{uuid.uuid4().hex[:12]}"  # of this process and RayJob alone
-        write = partial(run_costs.write, self.experiment, self.run_name, self.record_name, name)
-        return PodsHeld(self.api, self.name, self.settings.gpu.resource, write)
+        where = (self.experiment, self.run_name, self.record_name, name)
+        write, write_images = partial(run_costs.write, *where), partial(origin.store_images, *where)
+        return PodsHeld(self.api, self.name, self.settings.gpu.resource, write, write_images)
 
     def wait(self, held: PodsHeld, shown: ShownProgress) -> tuple[Verdict, dict[str, Any]]:
         """Wait until the job has ended; returns how, and its last status. The log says when its state changes.

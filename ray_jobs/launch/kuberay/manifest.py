@@ -135,7 +135,11 @@ def make_ray_job(
     for container in containers:
         if not stages.of(stage).trains:
             _without_secret(container, _MLFLOW)
-        container.setdefault("env", []).extend({"name": name, "value": value} for name, value in environment.items())
+        variables = {
+            **environment,
+            "WUKONG_IMAGE": container.get("image", ""),
+        }  # outputs say by which image they were made
+        container.setdefault("env", []).extend({"name": name, "value": value} for name, value in variables.items())
     if settings.head:
         _set_head_resources(head["template"]["spec"], settings.head)
     _labels(workers["template"])["wukong/run"] = run_label(run_name)

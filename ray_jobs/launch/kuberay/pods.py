@@ -1,4 +1,4 @@
-"""Write down which pods a RayJob has held, with their requests, while it is watched.
+"""Write down which pods a RayJob has held, with their requests and images, while it is watched.
 
 When a job has ended, KubeRay deletes its pods, and later nobody can read them. So a thread lists the pods of the Ray
 cluster and the submitter's every few seconds. A pod counts from the time when it was scheduled, and until its
@@ -10,13 +10,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
 from wukong.errors import StorageError
+from wukong.runs import origin
 from wukong.runs.run_costs import Holding, Sheet
 
 _STORED_SECONDS = 60.0
@@ -35,13 +36,22 @@ class PodsHeld:
         job: name of the RayJob.
         gpu: name of the resource that counts as a GPU.
         write: stores a sheet; called again with all that is known whenever that has changed.
+        write_images: likewise, of references of the images that the pods have run.
     """
 
-    def __init__(self, api: KubernetesApi, job: str, gpu: str, write: Callable[[Sheet], None]) -> None:
-        self._api, self._job, self._gpu, self._write = api, job, gpu, write
+    def __init__(
+        self,
+        api: KubernetesApi,
+        job: str,
+        gpu: str,
+        write: Callable[[Sheet], None],
+        write_images: Callable[[Collection[str]], None],
+    ) -> None:
+        self._api, self._job, self._gpu, self._write, self._write_images = api, job, gpu, write, write_images
         self._cluster = ""
         self._earlier: set[str] = set()
         self._held: dict[str, Holding] = {}
+        self._images: frozenset[str] = frozenset()
         self._stored, self._stored_at = self._held, time.monotonic()
         self._wake, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"pods of {job}", daemon=True)
@@ -86,6 +96,7 @@ class PodsHeld:
             log.debug("pods of %s cannot be listed: %s", self._job, error)
             return
         self._earlier -= {cluster for cluster, there in of_clusters.items() if not there}
+        self._note_images(pods)
         now = time.time()
         found = (holding(pod, room.requests_of(self._api.as_sent(pod.spec)), self._gpu, now) for pod in pods)
         there = {one.key: one for one in found if one is not None}
@@ -98,6 +109,14 @@ class PodsHeld:
         if changed or time.monotonic() - self._stored_at > _STORED_SECONDS:
             self._store()
 
+    def _note_images(self, pods: Iterable[Any]) -> None:
+        if (images := self._images | images_run_by(pods)) != self._images:
+            try:
+                self._write_images(images)
+                self._images = images
+            except StorageError as error:
+                log.warning("which images %s runs is not written down: %s", self._job, error)
+
     def _store(self) -> None:
         if self._held == self._stored:
             return
@@ -106,6 +125,22 @@ class PodsHeld:
             self._write(Sheet(source="pods", held=tuple(self._held.values())))
         except StorageError as error:
             log.warning("what %s holds is not written down: %s", self._job, error)
+
+
+def images_run_by(pods: Iterable[Any], container: str = "") -> frozenset[str]:
+    """Return references of the images that containers of pods run or have run.
+
+    Args:
+        pods: as ``V1Pod``.
+        container: name of the containers; empty for all.
+    """
+    return frozenset(
+        origin.reference(names[status.name], status.image_id)
+        for pod in pods
+        for names in [{each.name: each.image for each in pod.spec.containers}]
+        for status in pod.status.container_statuses or []
+        if status.image_id and status.name in names and container in ("", status.name)
+    )
 
 
 def holding(pod: Any, asked: room.Resources, gpu: str, now: float) -> Holding | None:

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from wukong.config import documents
 from wukong.errors import ConfigError, DataError, StorageError
-from wukong.runs import describe, run_records
+from wukong.runs import describe, origin, run_records
+from wukong.runs.origin import Source
 from wukong.runs.run_records import Record
 from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
@@ -51,6 +52,10 @@ def test_a_run_shows_its_stages(tmp_path: Path) -> None:
     found = describe.describe(describe.resolve("first", at(tmp_path)))
     assert (found["kind"], found["name"], found["experiment"], found["report"]) == ("run", "first", "x", None)
     assert found["stages"] == [{"stage": "crawl", "state": "failed", "error": "no engine"}]
+    assert found["origin"] is None
+    origin.store(experiment, "first", Source(repository="https://git.example/runs", revision="f00", dirty=False))
+    came = describe.describe(describe.resolve("first", at(tmp_path)))["origin"]
+    assert (came["repository"], came["revision"], came["dirty"]) == ("https://git.example/runs", "f00", False)
 
 
 def test_a_table_shows_its_columns_and_first_rows(tmp_path: Path) -> None:

@@ -80,6 +80,19 @@ def test_the_runs_have_what_was_held_behind_the_metric_that_decides(experiment: 
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
+def test_the_runs_say_where_they_came_from_and_which_images_they_had(experiment: Experiment) -> None:
+    tags = {"wukong.source.revision": "f00", "wukong.images": "data:1@sha256:aa"}
+    for stage in ("crawl", "filter"):
+        with mlflow_runs.stage_run(experiment, "first", stage, tags) as run_id:
+            stage_results.log_images(run_id, stage, ["ray:1@sha256:bb", "ray:1@sha256:cc"])
+    with mlflow_runs.stage_run(experiment, "first", "validate", tags | {"wukong.source.revision": "f01"}) as run_id:
+        stage_results.log_images(run_id, "validate", [])
+    found = {run.info.run_name: run.data.tags for run in runs_of(experiment).values()}
+    assert found["first"].items() >= {"wukong.source.revision": "f01", "wukong.images": "data:1@sha256:aa"}.items()
+    assert found["crawl"]["wukong.images"] == "ray:1@sha256:bb ray:1@sha256:cc"
+    assert not {"wukong.images", "wukong.source.revision"} & found["validate"].keys()
+
+
 def test_a_stage_that_raises_ends_as_failed(experiment: Experiment) -> None:
     with pytest.raises(ZeroDivisionError), mlflow_runs.stage_run(experiment, "first", "crawl"):
         raise ZeroDivisionError
