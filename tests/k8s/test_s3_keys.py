@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import pytest
 from botocore.exceptions import ClientError
 from free_ports import free_port
 from manifests import named, plain
+from stolen_keys import PLACES, ROOT, allowed, fill, opened_by, rows
 
 from infra import cluster
+from wukong.stages import access
 from wukong.store import storage
 
 KEYS = {
     name: {"AWS_ACCESS_KEY_ID": f"{name}-access-key", "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}
-    for name in ("wukong-s3", "mlflow-s3", "search-s3", "setup-s3")
+    for name in (*access.S3_KEYS, "mlflow-s3", "setup-s3")
 }
 PORTS = (
     *("-s3.port", "-s3.port.grpc", "-master.port", "-volume.port", "-filer.port", "-master.port.grpc"),
@@ -151,3 +154,62 @@ def test_the_search_pages_key_reads_and_writes_nothing_but_indexes(
             assert [each["Code"] for each in answer["Errors"]] == ["AccessDenied"], what
     assert owner.get_object(Bucket="wukong", Key="demo/filter/KEY/manifest.json")["Body"].read() == b"{}"
     assert owner.get_object(Bucket="wukong", Key="experiments/a.json")["Body"].read() == b"{}"
+
+
+@pytest.fixture(scope="module")
+def filled(address: str) -> str:
+    """The store with an object in each place."""
+    fill(client(address, "setup-s3"))
+    return address
+
+
+def test_the_page_has_a_row_for_each_key() -> None:
+    assert rows().keys() == KEYS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_a_stolen_key_can_do_what_the_page_says_and_nothing_else(filled: str, name: str) -> None:
+    """Each action on each place, against the real store."""
+    thief = client(filled, name)
+    assert opened_by(thief) == rows()[name]
+    others = {
+        "make a bucket": partial(thief.create_bucket, Bucket=f"of-{name}"),
+        "change a bucket": partial(thief.put_bucket_versioning, Bucket="wukong", VersioningConfiguration=OFF),
+        "open a bucket": partial(thief.put_bucket_policy, Bucket="wukong", Policy=OPEN),
+    }
+    # Who may write to a whole bucket may change its versioning: SeaweedFS knows no less.
+    more = {"setup-s3": set(others), "wukong-s3": {"change a bucket"}}
+    assert {what for what, ask in others.items() if allowed(ask)} == more.get(name, set())
+    if name == "setup-s3":
+        thief.delete_bucket_policy(Bucket="wukong")
+
+
+OFF = {"Status": "Suspended"}
+OPEN = json.dumps(
+    {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::wukong/*"}],
+    }
+)
+
+
+@pytest.mark.slow
+def test_a_path_that_climbs_out_of_a_prefix_is_refused(filled: str) -> None:
+    thief, owner = client(filled, "job-crawl-s3"), client(filled, "wukong-s3")
+    secret, into = PLACES["finetune/data"], {"Bucket": "wukong", "Key": f"{ROOT}/crawl/KEY/b"}
+    model = secret.removeprefix(f"{ROOT}/")
+    for climbing in (f"{ROOT}/crawl/../{model}", f"{ROOT}/crawl/KEY/../../{model}", f"{ROOT}/crawl//../{model}"):
+        for ask in (
+            partial(thief.get_object, Bucket="wukong", Key=climbing),
+            partial(thief.put_object, Bucket="wukong", Key=climbing, Body=b"stolen"),
+            partial(thief.copy_object, **into, CopySource={"Bucket": "wukong", "Key": climbing}),
+        ):
+            with pytest.raises(ClientError) as error:
+                ask()
+            assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403, 404)
+    with pytest.raises(ClientError):
+        thief.copy_object(**into, CopySource={"Bucket": "wukong", "Key": secret})
+    answer = thief.delete_objects(Bucket="wukong", Delete={"Objects": [{"Key": secret}]})
+    assert [each["Code"] for each in answer["Errors"]] == ["AccessDenied"]
+    assert owner.get_object(Bucket="wukong", Key=secret)["Body"].read() == b"x"

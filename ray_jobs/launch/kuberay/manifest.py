@@ -16,9 +16,8 @@ from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettin
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.stages import run_paths
+from wukong.stages import access, run_paths
 
-_MLFLOW = "wukong-mlflow"  # the Secret; of all Ray's pods only those that train log to MLflow
 _LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 """Taints of a node that does not answer. Kubernetes has each pod tolerate them for 300 seconds if it says nothing."""
 MAX_NAME = 47
@@ -126,8 +125,7 @@ def make_ray_job(
         if image:
             pod["spec"]["containers"][0]["image"] = image
     for container in containers:
-        if not stages.of(stage).trains:
-            _without_secret(container, _MLFLOW)
+        _exchange_secrets(container, access.secrets_of_job(stage))
         container.setdefault("env", []).extend({"name": name, "value": value} for name, value in environment.items())
     if settings.head:
         _set_head_resources(head["template"]["spec"], settings.head)
@@ -205,10 +203,17 @@ def _labels(manifest: dict[str, Any]) -> dict[str, str]:
     return labels
 
 
-def _without_secret(container: dict[str, Any], name: str) -> None:
-    """Keep a Secret from a container whose variables it would be among."""
-    sources = container.get("envFrom", [])
-    container["envFrom"] = [source for source in sources if source.get("secretRef", {}).get("name") != name]
+def _exchange_secrets(container: dict[str, Any], exchanged: Mapping[str, str | None]) -> None:
+    """Put other Secrets in the place of those whose variables a container would have; none in the place of None."""
+    sources = []
+    for source in container.get("envFrom", []):
+        reference = source.get("secretRef", {})
+        name = exchanged.get(reference.get("name"), reference.get("name"))
+        if reference and name is not None:
+            sources.append({**source, "secretRef": {**reference, "name": name}})
+        elif not reference:
+            sources.append(source)
+    container["envFrom"] = sources
 
 
 def _set_head_resources(pod: dict[str, Any], head: HeadSettings) -> None:
