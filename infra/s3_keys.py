@@ -51,6 +51,6 @@ def policy_of(key: Access, *, lists_all_names: bool = False) -> dict[str, Any]:
         allow(["s3:ListBucket"], [bucket], **condition),
     ]
     if key.writes:
-        writes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+        writes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
         statements.append(allow(writes, [f"{bucket}/{pattern}" for pattern in key.writes]))
     return {"Version": "2012-10-17", "Statement": statements}

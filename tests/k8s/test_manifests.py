@@ -37,7 +37,8 @@ from manifests import (
 )
 from typer.testing import CliRunner
 
-from infra import cluster, install_manifest
+from infra import cluster, install_manifest, stage_keys
+from ray_jobs.launch.kuberay import settings
 from wukong.commands.app import app
 from wukong.publish.unneeded import DAY, Policy
 from wukong.stages import JOBS, access
@@ -726,6 +727,32 @@ def test_monitors_find_the_pods_that_tell_metrics(tmp_path: Path) -> None:
         found |= {pod.owner for pod in selected}
     rays = {f"RayJob/{stage}/{role}" for stage in JOBS for role in ("head", "worker")}
     assert found == rays | {"StatefulSet/object-store", "RayService/search"}
+
+
+def test_an_overlay_may_give_each_ray_job_a_key_of_its_own(tmp_path: Path) -> None:
+    manifests = component(tmp_path, "stage-keys")
+    for manifest in manifests:
+        _accepted(json.dumps(manifest, sort_keys=True), VERSIONS[0])
+    pod = pod_of(manifests, "Deployment/stage-keys")
+    assert restricted(pod.spec) == [] and pod.spec["serviceAccountName"] in named(manifests, "ServiceAccount")
+    (container,) = pod.containers
+    assert container["command"][:3] == ["python", "-m", stage_keys.__name__]
+    assert {source["secretRef"]["name"] for source in container["envFrom"][1:]} == {"setup-s3"}
+    rules = named(manifests, "Role")["stage-keys"]["rules"]
+    assert [rule["verbs"] for rule in rules if "secrets" in rule["resources"]] == [["create"]]
+    for target, port, expected in (
+        ("StatefulSet/object-store", 8333, True),
+        ("Deployment/mlflow", 5000, False),
+        ("StatefulSet/postgres", 5432, False),
+        (WEB, 80, False),
+    ):
+        end = pod_of(manifests, target) if isinstance(target, str) else target
+        assert allowed(manifests, pod, end, port) == expected, target
+    data = named(manifests, "ConfigMap")["ray-job"]["data"]
+    assert settings.parse(data, "wukong")[1].own_keys
+    assert not settings.parse(named(plain(), "ConfigMap")["ray-job"]["data"], "wukong")[1].own_keys
+    (store,) = pod_of(manifests, "StatefulSet/object-store").containers
+    assert [each for each in store["args"] if each.startswith("-s3.iam=")][-1] == "-s3.iam=true"
 
 
 def test_an_overlay_may_have_what_nothing_needs_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,14 @@
 """What each S3 key opens: the identities that the setup job makes, with the real object store on loopback."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import store_server
 from botocore.exceptions import ClientError
-from free_ports import free_port
-from manifests import named, plain
 from stolen_keys import PLACES, ROOT, allowed, fill, opened_by, rows
 
 from infra import cluster
@@ -26,53 +19,14 @@ KEYS = {
     name: {"AWS_ACCESS_KEY_ID": f"{name}-access-key", "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}
     for name in (*access.S3_KEYS, "mlflow-s3", "setup-s3")
 }
-PORTS = (
-    *("-s3.port", "-s3.port.grpc", "-master.port", "-volume.port", "-filer.port", "-master.port.grpc"),
-    *("-volume.port.grpc", "-filer.port.grpc", "-metricsPort"),
-)
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The store, started with the manifest's own arguments, on free ports of this machine alone."""
-    folder = tmp_path_factory.mktemp("store")
-    (folder / "s3.json").write_text(json.dumps({"identities": cluster._identities([], KEYS)}))
-    ports = {name: free_port() for name in PORTS}
-    container = named(plain(), "StatefulSet")["object-store"]["spec"]["template"]["spec"]["containers"][0]
-    changed = {
-        **ports,
-        "-dir": folder,
-        "-s3.config": folder / "s3.json",
-        "-s3.ip.bind": "127.0.0.1",
-        "-metricsIp": "127.0.0.1",
-        "-master.volumeSizeLimitMB": 64,
-        "-volume.max": 0,
-    }
-    kept = [argument for argument in container["args"] if argument.split("=")[0] not in changed]
-    arguments = [*kept, *(f"{name}={value}" for name, value in changed.items())]
-    with (folder / "log").open("wb") as log:
-        weed = str(Path(sys.executable).parent / "weed")
-        server = subprocess.Popen([weed, *arguments], stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 50
-        while not healthy(url := f"http://127.0.0.1:{ports['-s3.port']}"):
-            assert server.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.1)
+    with store_server.running(tmp_path_factory.mktemp("store"), cluster._identities([], KEYS)) as url:
         for bucket in ("wukong", "mlflow"):
             client(url, "setup-s3").create_bucket(Bucket=bucket)
         yield url
-    finally:
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def client(url: str, name: str) -> Any:

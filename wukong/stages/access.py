@@ -2,8 +2,8 @@
 
 It follows from the table of stages: a job reads its parents, and the manifests of what these come from; it writes its
 own folder; and of a run's files it has those of its name. The setup job makes the keys (``infra.cluster``), components
-and RayJobs get them by the names of their Secrets. A key is of a kind of pod and not of one run: SeaweedFS is told of
-keys when it starts.
+and RayJobs get them by the names of their Secrets. These keys are of a kind of pod and not of one run: SeaweedFS is
+told of them when it starts. Where ``infra.stage_keys`` runs, each RayJob has a key of its own.
 
 Names of objects are patterns, in which ``*`` is any text, slashes too: the objects of an experiment begin with its
 ``storage`` and its name.
@@ -47,6 +47,30 @@ def key_of_job(stage: str) -> str:
 def key_of_component(name: str) -> str:
     """Name of the Secret with the S3 key of the component of a stage, or of another kind of component."""
     return f"component-{name}-s3"
+
+
+def key_of_ray_job(name: str) -> str:
+    """Name of the Secret with the S3 key of one RayJob alone (``infra.stage_keys``)."""
+    return f"{name}-s3"
+
+
+def of_ray_job(stage: str, root: str, run: str) -> Access:
+    """What the key of one RayJob may do: it writes for its own experiment and run.
+
+    A claim at a stage is written in other runs' folders too, by who takes over the work of a process that seems dead.
+
+    Args:
+        stage: name of the stage.
+        root: the experiment's prefix in the bucket.
+        run: name of the run.
+    """
+
+    def own(pattern: str) -> str:
+        place = pattern.replace("*", root, 1)
+        return place if "/attempts/" in place else place.replace("/runs/*/", f"/runs/{run}/", 1)
+
+    key = S3_KEYS[key_of_job(stage)]
+    return Access(key.reads, tuple(own(pattern) for pattern in key.writes))
 
 
 def _folders(names: Iterable[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from ray_jobs.launch.kuberay import pipeline_run, settings
 from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi, Timing, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
-from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
+from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job, named
 from ray_jobs.launch.kuberay.pods import PodsHeld
 from ray_jobs.launch.kuberay.progress import ShownProgress
 from ray_jobs.launch.kuberay.room import Node
@@ -142,6 +142,7 @@ class _StageJob:
         name: the RayJob's; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
         no_node_seconds: how long its pods may wait for which there is no node; of the cluster's settings.
         gpu: name of the resource that counts as a GPU; likewise.
+        own_key: whether its pods have an S3 key of their own; likewise.
     """
 
     api: KubernetesApi
@@ -153,6 +154,7 @@ class _StageJob:
     name: str = ""
     no_node_seconds: float = 0.0
     gpu: str = ""
+    own_key: bool = False
 
     def run(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> None:
         """Run the job to its end, on further RayJobs after the loss of infrastructure."""
@@ -210,11 +212,10 @@ class _StageJob:
             free = next((name for name in names if name not in existing), None)
             if free is None:
                 break
-            body["metadata"] |= {"name": free, "namespace": self.api.namespace}
             # An earlier attempt's record must not be taken for this one's.
             storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
             self.name = free
-            if self.api.create_job(body):
+            if self.api.create_job(named(body, free, self.api.namespace, own_key=self.own_key)):
                 log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, free)
                 return retries
             # Another process was faster, or an earlier request arrived after all, whose answer was lost.
@@ -313,6 +314,7 @@ class _StageJob:
         template, allowed = settings.parse(data, self.api.namespace)
         body = make_ray_job(template, allowed, self.experiment, self.run_name, self.stage, entrypoint, environment)
         self.no_node_seconds, self.gpu = allowed.no_node_seconds, allowed.gpu.resource
+        self.own_key = allowed.own_keys
         return body, allowed.retries
 
     def _has_its_output(self) -> bool:

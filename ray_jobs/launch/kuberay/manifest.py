@@ -144,6 +144,25 @@ def make_ray_job(
     return body
 
 
+def named(body: Mapping[str, Any], name: str, namespace: str, *, own_key: bool) -> dict[str, Any]:
+    """A RayJob that ``make_ray_job`` has made, with its name and namespace.
+
+    Args:
+        body: the RayJob.
+        name: its name.
+        namespace: its namespace.
+        own_key: whether its pods start from a Secret of its own instead of its stage's.
+    """
+    made = copy.deepcopy(dict(body))
+    made["metadata"] |= {"name": name, "namespace": namespace}
+    if own_key:
+        cluster = made["spec"]["rayClusterSpec"]
+        exchanged = {access.key_of_job(made["metadata"]["labels"]["wukong/stage"]): access.key_of_ray_job(name)}
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            _exchange_secrets(group["template"]["spec"]["containers"][0], exchanged)
+    return made
+
+
 def _deletion(settings: Settings) -> dict[str, Any]:
     """The fields of a RayJob that say when KubeRay deletes what.
 

@@ -108,6 +108,8 @@ class Settings(Strict):
             succeeded goes at once. With a ``queue``, both go at once.
         keep_succeeded_seconds: how long the RayJob of a job that succeeded stays, with its submitter's log.
         keep_failed_seconds: the same for a job that failed.
+        own_keys: whether each RayJob's pods start from a Secret of their own, which is made for it
+            (``infra.stage_keys``). The ConfigMap's key ``own_keys`` says it too.
         head: resources of every job's head; None leaves the template's.
         stages: resources by stage name.
         gpu: what pods with GPUs get in addition.
@@ -123,6 +125,7 @@ class Settings(Strict):
     ttl_seconds: int = Field(60, ge=0)
     keep_succeeded_seconds: int = Field(86_400, ge=0)
     keep_failed_seconds: int = Field(604_800, ge=0)
+    own_keys: bool = False
     head: HeadSettings | None = None
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     gpu: GpuSettings = GpuSettings()
@@ -146,7 +149,10 @@ def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Sett
         raise ConfigError(f"there is no template.yaml of the ConfigMap {where}; `kubectl apply -f k8s/` brings it")
     try:
         template = yaml.safe_load(data["template.yaml"])
-        settings = Settings.model_validate(yaml.safe_load(data.get("settings.yaml", "")) or {})
+        value = yaml.safe_load(data.get("settings.yaml", "")) or {}
+        # A component of an overlay can add a key to a ConfigMap, and not a line to a text in it.
+        own_keys = {"own_keys": data["own_keys"]} if "own_keys" in data and isinstance(value, dict) else {}
+        settings = Settings.model_validate({**value, **own_keys} if own_keys else value)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"template.yaml or settings.yaml of the ConfigMap {where} is not valid YAML: {error}"
