@@ -12,6 +12,7 @@ import pytest
 import runs
 import stolen_keys
 import yaml
+from manifests import plain, ray_jobs
 
 
 @pytest.mark.cluster(
@@ -110,6 +111,8 @@ MAY = [
     ("wukong:setup", "get", "secrets/wukong-s3", "wukong", True),
     ("wukong:setup", "list", "secrets", "wukong", False),
     ("wukong:setup", "delete", "secrets", "wukong", False),
+    ("wukong:setup", "patch", "statefulsets.apps/object-store", "wukong", True),
+    ("wukong:setup", "patch", "statefulsets.apps/postgres", "wukong", False),
     ("wukong:setup", "get", "secrets/mysql-secret", "kubeflow", True),
     ("wukong:setup", "list", "secrets", "kubeflow", False),
     ("wukong:setup", "create", "pods", "wukong", False),
@@ -140,6 +143,27 @@ def test_who_may_do_what(installed: str, found: list[str]) -> None:
             wrong.append(f"{account} {verb} {resource} in {namespace}: {answer}")
     found.append(f"{len(MAY)} questions, {sum(entry[-1] for entry in MAY)} of them yes")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.cluster(
+    claim="A RayJob whose pods would be another account, or hold a Secret or a volume of the platform's servers, is "
+    "refused; those of the launcher are accepted",
+    how="`kubectl create --dry-run=server` of the crawl's RayJob, as it is and changed",
+)
+def test_what_a_ray_job_may_not_hold(installed: str, found: list[str]) -> None:
+    for job in ray_jobs(plain()).values():
+        kube.kubectl("create", "--dry-run=server", "-f", "-", given=yaml.safe_dump(job))
+    thefts: list[dict[str, Any]] = [
+        {"serviceAccountName": "setup"},
+        {"volumes": [{"name": "a", "secret": {"secretName": "mlflow-admin"}}]},
+        {"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "backups"}}]},
+    ]
+    for theft in thefts:
+        job = json.loads(json.dumps(ray_jobs(plain())["crawl"]))
+        job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"] |= theft
+        with pytest.raises(kube.KubectlError, match="pods of a RayJob"):
+            kube.kubectl("create", "--dry-run=server", "-f", "-", given=yaml.safe_dump(job))
+    found.append(f"{len(thefts)} are refused")
 
 
 RAY = {"app.kubernetes.io/component": "ray"}
