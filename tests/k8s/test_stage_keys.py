@@ -1,5 +1,6 @@
 """A RayJob's own S3 key, with the real store and a Kubernetes API on loopback: what it opens, and for how long."""
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,12 @@ import yaml
 from api_server import ApiServer
 from botocore.exceptions import ClientError
 from manifests import plain, ray_jobs
-from stolen_keys import allowed
+from stolen_keys import allowed, fill, opened_by, rows
 
+from infra import cluster, s3_keys
 from infra.stage_keys import StageKeys
 from ray_jobs.launch.kuberay.manifest import named
+from wukong.stages import access
 
 COMPONENT = Path(__file__).parents[2] / "k8s" / "components" / "stage-keys"
 ADMIN = {"AWS_ACCESS_KEY_ID": "setup", "AWS_SECRET_ACCESS_KEY": "secret-of-setup"}
@@ -176,3 +179,29 @@ def test_a_job_that_starts_from_its_stages_key_gets_none(server: ApiServer) -> N
     server.jobs["one"] = named(ray_jobs(plain())["crawl"], "one", "wukong", own_key=False)
     StageKeys("wukong").look()
     assert not server.secrets
+
+
+@pytest.mark.parametrize("name", ["job-crawl-s3", "component-register-s3", "search-s3", "backup-s3"])
+def test_a_policy_opens_what_the_page_says(store: str, name: str) -> None:
+    """What `s3-policy` prints for other stores, but for the names that it lets a key list."""
+    admin = client(store, ADMIN)
+    if "mlflow" not in [bucket["Name"] for bucket in admin.list_buckets()["Buckets"]]:
+        admin.create_bucket(Bucket="mlflow")
+    fill(admin)
+    iam, policy = client(store, ADMIN, "iam"), s3_keys.policy_of(access.S3_KEYS[name])
+    iam.create_user(UserName=name)
+    iam.put_user_policy(UserName=name, PolicyName="stage", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    held = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    assert opened_by(client(store, held)) == rows()[name]
+
+
+def test_the_policy_for_people_differs_in_the_names_that_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster.main(["s3-policy", "job-crawl-s3"])
+    printed = json.loads(capsys.readouterr().out)
+    (listing,) = [each for each in printed["Statement"] if each["Action"] == ["s3:ListBucket"]]
+    assert "Condition" not in listing and listing["Resource"] == ["arn:aws:s3:::wukong"]
+    own = s3_keys.policy_of(access.S3_KEYS["job-crawl-s3"])["Statement"]
+    assert [each for each in own if each not in printed["Statement"]] == [
+        listing | {"Condition": {"StringLike": {"s3:prefix": [*access.S3_KEYS["job-crawl-s3"].reads]}}}
+    ]
