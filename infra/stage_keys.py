@@ -28,7 +28,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from kubernetes import client, config
 
 from infra import s3_keys
-from ray_jobs.launch.kuberay.status import verdict
 from wukong import stages
 from wukong.stages import access
 from wukong.stages.access import Access
@@ -37,6 +36,7 @@ _USER = "rayjob-"
 _POLICY = "stage"
 _SECONDS = 2.0
 _TIMEOUT = (5, 30)
+_ENDED = ("Complete", "Failed", "ValidationFailed")
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,12 @@ def _needs_key(job: Mapping[str, Any]) -> bool:
         return False
     containers = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
     held = {source.get("secretRef", {}).get("name") for source in containers[0].get("envFrom", [])}
-    return access.key_of_ray_job(metadata["name"]) in held and verdict(job.get("status") or {}) is None
+    return access.key_of_ray_job(metadata["name"]) in held and not has_ended(job.get("status") or {})
+
+
+def has_ended(status: Mapping[str, Any]) -> bool:
+    """Whether a RayJob has ended, by its status: the launcher asks no more of it then."""
+    return status.get("jobStatus") == "SUCCEEDED" or status.get("jobDeploymentStatus") in _ENDED
 
 
 def _access_of(job: Mapping[str, Any]) -> Access:

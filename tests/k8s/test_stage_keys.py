@@ -1,5 +1,6 @@
 """A RayJob's own S3 key, with the real store and a Kubernetes API on loopback: what it opens, and for how long."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -17,8 +18,9 @@ from manifests import plain, ray_jobs
 from stolen_keys import allowed, fill, opened_by, rows
 
 from infra import cluster, s3_keys
-from infra.stage_keys import StageKeys
+from infra.stage_keys import StageKeys, has_ended
 from ray_jobs.launch.kuberay.manifest import named
+from ray_jobs.launch.kuberay.status import verdict
 from wukong.stages import access
 
 COMPONENT = Path(__file__).parents[2] / "k8s" / "components" / "stage-keys"
@@ -113,6 +115,14 @@ def test_a_key_opens_what_its_job_needs_until_the_job_has_ended(server: ApiServe
     del server.jobs["two"]
     keys.look()
     assert not opens(store, two, "demo/crawl/KEY/a")
+
+
+def test_a_job_has_ended_for_the_key_when_it_has_for_the_launcher() -> None:
+    jobs = ("", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED")
+    going_on = ("", "Initializing", "Running", "Suspending", "Suspended", "Retrying", "Waiting")
+    for job, deployment in itertools.product(jobs, (*going_on, "Complete", "Failed", "ValidationFailed")):
+        status = {"jobStatus": job, "jobDeploymentStatus": deployment}
+        assert has_ended(status) == (verdict(status) is not None), status
 
 
 def test_nobody_gives_himself_more(server: ApiServer, store: str) -> None:
