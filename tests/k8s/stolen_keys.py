@@ -21,6 +21,8 @@ PLACES = {
     "experiments": f"{ROOT}/experiments/0.json",
     **{f"{name}/manifest": f"{ROOT}/{name}/KEY/manifest.json" for name in FOLDERS},
     **{f"{name}/data": f"{ROOT}/{name}/KEY/parts/00000.tar" for name in FOLDERS},
+    "filter/forbidden": f"{ROOT}/filter/KEY/forbidden.txt",
+    "takedowns": f"{ROOT}/takedowns/alike-0.txt",
     **{f"runs/{name}": f"{ROOT}/runs/first/{name}.json" for name in RECORDS},
     "elsewhere": f"notes-of-{ROOT}/a.txt",
     "mlflow": f"{ROOT}/a",
@@ -29,6 +31,7 @@ PLACES = {
 WORDS = {
     **{name: {name} for name in PLACES},
     **{name: {f"{name}/manifest", f"{name}/data"} for name in FOLDERS},
+    "filter": {"filter/manifest", "filter/data", "filter/forbidden"},
     "runs": {f"runs/{name}" for name in RECORDS},
     "wukong": {*PLACES} - {"mlflow"},
 }
@@ -80,7 +83,7 @@ def opened_by(thief: Any) -> tuple[set[str], set[str]]:
             "head": allowed(partial(thief.head_object, **where, Key=key)),
             "list": allowed(partial(thief.list_objects_v2, **where, Prefix=prefix)),
         }
-        if place.endswith("/manifest"):
+        if place.endswith(("/manifest", "/forbidden")):
             del reads["list"]  # of its folder, which has data too
         writes = {
             "put": allowed(partial(thief.put_object, **where, Key=key, Body=b"x")),

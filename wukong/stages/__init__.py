@@ -35,7 +35,7 @@ class Entry:
             stages that it reads.
         inputs: other artifacts its component takes: parameter, and the stage and output that it comes from.
         makes: the stages that its job makes when it needs them, or whose job its component starts.
-        continues: the stages of earlier runs that it may start from, besides its own.
+        continues: the stages of earlier runs whose models it may take, besides its own.
         records: names of the records in a run that it writes besides its own.
         key_parents: the stages whose manifests' digests are in its key, which may be parents of parents.
         version: number of its code, in its key: raise it when the code makes other output from the same input. 0 for a
@@ -160,6 +160,7 @@ TABLE = (
         hands_on="the data",
         parents=("crawl",),
         makes=("look", "fingerprints"),
+        continues=("pretrain", "finetune"),  # filter.similarity_model
         key_parents=("crawl",),
         version=_FILTER_VERSION,
         from_experiment=_of_filter,

@@ -20,6 +20,7 @@ BUCKET = "wukong"
 
 EVERYTHING = "*"
 _INPUTS = "inputs/*"  # what people put into the bucket: lists, weights, published sets
+_OPT_OUT = ("*/takedowns/*", "*/filter/*/forbidden.txt*")  # lists that we make of what is to be left out
 _EXPERIMENTS, _RUNS = "*/experiments/*", "*/runs/*"
 _OF_RUN = ("*/runs/*/cost.json*", "*/runs/*/run.json*")  # what it has cost so far, and that it was terminated
 # Who looks for an object that is not there lists what begins with its name and a slash.
@@ -89,8 +90,9 @@ def _of_job(name: str) -> Access:
     before = [parent for each in made for parent in (*stages.of(each).parents, *stages.of(each).key_parents)]
     further = [each for each in stages.needed_for(name) if each not in (*made, *before)]
     manifests = (f"{folder}/manifest*" for folder in _folders(further))
+    lists = (_INPUTS, *(_OPT_OUT if "release" in entry.sections else ()))
     own = (*_folders(made), *_of_records((name, *entry.records), _OF_RECORD))
-    return Access((_INPUTS, _EXPERIMENTS, *_folders((*before, *entry.continues)), *manifests, *own), own)
+    return Access((*lists, _EXPERIMENTS, *_folders((*before, *entry.continues)), *manifests, *own), own)
 
 
 def _of_component(name: str) -> Access:

@@ -19,6 +19,7 @@ def test_the_crawlers_key_reaches_its_own_prefix_alone() -> None:
     key = access.key_of_job("crawl")
     written = {CRAWL, "demo/runs/first/crawl.json", "demo/runs/first/attempts/crawl/00001-a.json"}
     read = written | {"inputs/queries.txt", "demo/experiments/0.json", "other/crawl/KEY/index.parquet"}
+    read |= {"demo/takedowns/alike-0.txt", "demo/filter/KEY/forbidden.txt"}
     others = {f"demo/{stage.name}/KEY/manifest.json" for stage in stages.TABLE if stage.name != "crawl"}
     others |= {f"demo/runs/first/{stage}.json" for stage in (*stages.RECORDED, "run", "cost") if stage != "crawl"}
     others |= {"demo/runs/first/report.html", "demo/runs/first/experiment.json", "indexes/KEY/a", "queries.txt"}
