@@ -1,10 +1,12 @@
 """What the cluster's own jobs run: make credentials, buckets and MLflow's users, back up and restore manifests.
 
 ``python -m infra.cluster credentials|buckets|mlflow-users|back-up|restore``; the Jobs and CronJobs are in ``k8s/base``.
+``s3-policy`` is for people.
 """
 
 import argparse
 import base64
+import hashlib
 import io
 import json
 import logging
@@ -17,7 +19,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from infra import s3_keys
 from wukong.errors import StackError, StorageError
+from wukong.stages import access
 from wukong.store import manifest, storage
 from wukong.tracking import availability
 from wukong.tracking.mlflow_rest import MlflowError, Server
@@ -28,12 +32,12 @@ _SMALL = ("manifest.json", "/experiments/", "/runs/")
 _ARCHIVE = "manifests-%Y%m%dT%H%M%SZ.tar"
 _MADE_HERE = {"app.kubernetes.io/managed-by": "wukong-setup"}
 _ONE_FOR_ALL = "wukong"  # the identity of installations with one S3 key
-_S3_ACTIONS = {  # what each S3 key may do, in SeaweedFS' words
-    "wukong-s3": ["Read:wukong", "Write:wukong", "List:wukong", "Tagging:wukong"],
-    "mlflow-s3": ["Read:mlflow", "Write:mlflow", "List:mlflow", "Tagging:mlflow"],
-    "search-s3": ["Read:wukong", "List:wukong", "Write:wukong/indexes/*"],  # makes its index where there is none
-    "setup-s3": ["Admin", "Read", "Write", "List", "Tagging"],
+MLFLOW_USERS = {
+    "stages": {"experiment": "EDIT", "registered_model": "EDIT"},
+    "runs": {"experiment": "EDIT", "registered_model": "READ"},
+    "search": {"experiment": "READ", "registered_model": "READ"},
 }
+"""What each of MLflow's users may do with experiments and models; it may make both of its own."""
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +49,22 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     key of their own) is used. What follows from another Secret is made from that one's values as they stand, so a run
     that was cut short continues where it stopped.
 
-    There are four S3 keys: ``wukong-s3`` of components and Ray, for the bucket ``wukong``; ``mlflow-s3`` of MLflow's
-    server, for the bucket ``mlflow``; ``search-s3`` of the search page, which reads ``wukong`` and writes its indexes;
-    ``setup-s3`` of the setup job, which makes buckets. If the operator made ``wukong-s3``, the others are copies of it
-    unless they exist as well. So they are where an earlier version made one key for all: the store, which runs, knows
-    no other until it is started again.
+    There is an S3 key for each kind of pod (``wukong.stages.access`` says what each may do): ``job-STAGE-s3`` of a
+    stage's Ray pods, ``component-…-s3`` of components, ``search-s3`` of the search page, ``backup-s3`` of the backup,
+    ``mlflow-s3`` of MLflow's server, for the bucket ``mlflow``, ``setup-s3`` of the setup job, which makes buckets, and
+    ``wukong-s3``, all of the bucket ``wukong``, for people and for what deletes old outputs. If the operator made
+    ``wukong-s3``, the others are copies of it unless they exist as well. So they are where an earlier version made one
+    key for all.
 
-    There are three users of MLflow: its administrator (``mlflow-admin``), the user ``stages`` of components and Ray
-    (``wukong-mlflow``), and ``search`` of the search page (``search-mlflow``); ``make_mlflow_users`` makes the last
-    two. If ``wukong-mlflow`` is there and ``mlflow-admin`` is not, an earlier version made one user for all, who stays
-    both.
+    There are four users of MLflow: its administrator (``mlflow-admin``); ``stages``, who registers models
+    (``wukong-mlflow``); ``runs`` of all other components and of trainings (``runs-mlflow``); and ``search`` of the
+    search page (``search-mlflow``); ``make_mlflow_users`` makes the last three. If ``wukong-mlflow`` is there and
+    ``mlflow-admin`` is not, an earlier version made one user for all, who stays both.
 
-    The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it.
+    The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it. Pipelines
+    of earlier versions look there for ``wukong-s3``: a copy that is there stays equal, and none is made.
+
+    SeaweedFS learns its keys when it starts. Where it ran with others before, it is started again.
 
     Args:
         namespace: where the platform runs.
@@ -71,18 +79,25 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     known = json.loads((cluster.get(namespace, "object-store") or {}).get("s3.json", "{}")).get("identities", [])
     earlier = any(identity["name"] == _ONE_FOR_ALL for identity in known)
     shared = one_s3_key or earlier or not cluster.made_here(namespace, "wukong-s3")
-    others = (name for name in _S3_ACTIONS if name != "wukong-s3")
+    others = (name for name in s3_keys.NAMES if name != "wukong-s3")
     make = (lambda: s3) if shared else _s3_key
     keys = {"wukong-s3": s3} | {name: cluster.get_or_create(namespace, name, make) for name in others}
-    cluster.put(namespace, "object-store", {"s3.json": json.dumps({"identities": _identities(known, keys)})})
+    identities = json.dumps({"identities": _identities(known, keys)})
+    if cluster.put(namespace, "object-store", {"s3.json": identities}) and known:
+        cluster.restart(namespace, "object-store", hashlib.sha256(identities.encode()).hexdigest()[:16])
     one_user = cluster.get(namespace, "wukong-mlflow")
     cluster.get_or_create(namespace, "mlflow-admin", lambda: one_user or _mlflow_user("admin"))
-    mlflow = cluster.get_or_create(namespace, "wukong-mlflow", lambda: _mlflow_user("stages"))
-    cluster.get_or_create(namespace, "search-mlflow", lambda: _mlflow_user("search"))
+    users = {
+        "wukong-mlflow": cluster.get_or_create(namespace, "wukong-mlflow", lambda: _mlflow_user("stages")),
+        "runs-mlflow": cluster.get_or_create(namespace, "runs-mlflow", lambda: _mlflow_user("runs")),
+        "search-mlflow": cluster.get_or_create(namespace, "search-mlflow", lambda: _mlflow_user("search")),
+    }
     postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": _random(32)})
     cluster.get_or_create(namespace, "mlflow-server", lambda: _mlflow_server(postgres["POSTGRES_PASSWORD"]))
-    for name, value in (("wukong-s3", s3), ("wukong-mlflow", mlflow)):
-        cluster.put(kfp_namespace, name, value, owner="wukong-settings")
+    held = keys | users
+    copied = access.copied_to_components()
+    for name in (*copied, *(["wukong-s3"] if cluster.get(kfp_namespace, "wukong-s3") else [])):
+        cluster.put(kfp_namespace, name, held[name], owner="wukong-settings")
     # KFP's own manifests make this Secret; where its database is somebody else's, its backup is too.
     kfp = cluster.get(kfp_namespace, "mysql-secret")
     if kfp is None:
@@ -112,32 +127,32 @@ def make_buckets(names: list[str]) -> None:
         log.info("bucket %s %s", name, "made" if missing else "is there")
 
 
-def make_mlflow_users(stages: Mapping[str, str], search: Mapping[str, str]) -> None:
+def make_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
     """Give MLflow's server its users, and what each needs of it. It waits for the server.
 
-    ``stages``, of components and Ray, may make experiments and models, read and change all of them, and delete none
-    that another has made. ``search``, of the search page, may read all of them. Neither gives permissions nor makes
-    users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the administrator's. An administrator of
-    the same name is left as it is.
+    ``stages`` may make experiments and models, read and change all of them, and delete none that another has made;
+    ``runs`` the same of experiments, and it reads models. ``search`` may read all of both. None gives permissions or
+    makes users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the administrator's. An administrator
+    of the same name is left as it is.
 
     Args:
-        stages: ``USERNAME`` and ``PASSWORD``; a user that exists gets the password too.
-        search: the same of the search page's user.
+        users: ``USERNAME`` and ``PASSWORD`` of each key of ``MLFLOW_USERS``; a user that exists gets the password too.
 
     Raises:
         StorageError: the server did not come up.
         MlflowError: it refuses.
     """
-    for user, permission in ((stages, "EDIT"), (search, "READ")):
+    for kind, permissions in MLFLOW_USERS.items():
+        user = users[kind]
         if user["USERNAME"] == os.environ.get("MLFLOW_TRACKING_USERNAME"):
             log.warning(
                 "%s is MLflow's administrator; the page on clusters, Upgrade, says how to end that", user["USERNAME"]
             )
         else:
-            _make_mlflow_user(user["USERNAME"], user["PASSWORD"], permission)
+            _make_mlflow_user(user["USERNAME"], user["PASSWORD"], permissions)
 
 
-def _make_mlflow_user(name: str, password: str, permission: str) -> None:
+def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str]) -> None:
     server = Server()
 
     def is_new(method: str, endpoint: str, values: Mapping[str, str], version: str = "2.0") -> bool:
@@ -153,12 +168,13 @@ def _make_mlflow_user(name: str, password: str, permission: str) -> None:
         user = {"username": name, "password": password}
         if not is_new("POST", "users/create", user):
             server.ask("PATCH", "users/update-password", user)
-        for kind in ("experiment", "registered_model"):
+        for kind, permission in permissions.items():
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
             is_new("POST", "users/permissions/grant", grant, "3.0")
 
     availability.until_answered(make)
-    log.info("MLflow's user %s has the permission %s", name, permission)
+    said = ", ".join(f"{kind} {permission}" for kind, permission in permissions.items())
+    log.info("MLflow's user %s has the permissions %s", name, said)
 
 
 def back_up(source: str, target: str, keep_days: int, now: datetime | None = None) -> str:
@@ -236,8 +252,8 @@ def _identities(known: list[dict[str, Any]], keys: Mapping[str, Mapping[str, str
         access = key["AWS_ACCESS_KEY_ID"]
         credentials = [{"accessKey": access, "secretKey": key["AWS_SECRET_ACCESS_KEY"]}]
         identity = ours.setdefault(access, {"name": name, "credentials": credentials, "actions": []})
-        identity["actions"] += [action for action in _S3_ACTIONS[name] if action not in identity["actions"]]
-    others = [identity for identity in known if identity["name"] not in {_ONE_FOR_ALL, *_S3_ACTIONS}]
+        identity["actions"] += [action for action in s3_keys.actions_of(name) if action not in identity["actions"]]
+    others = [identity for identity in known if identity["name"] not in {_ONE_FOR_ALL, *s3_keys.NAMES}]
     return [*others, *ours.values()]
 
 
@@ -270,7 +286,7 @@ class _Secrets:
             config.load_incluster_config()
         except config.ConfigException:
             config.load_kube_config()
-        self._core, self._gone = client.CoreV1Api(), client.ApiException
+        self._core, self._apps, self._gone = client.CoreV1Api(), client.AppsV1Api(), client.ApiException
 
     def get(self, namespace: str, name: str) -> dict[str, str] | None:
         """A Secret's values, or None."""
@@ -292,8 +308,8 @@ class _Secrets:
         log.info("Secret %s/%s is there and stays as it is", namespace, name)
         return value
 
-    def put(self, namespace: str, name: str, value: Mapping[str, str], owner: str | None = None) -> None:
-        """Make a Secret equal to a value, by a change only when it differs.
+    def put(self, namespace: str, name: str, value: Mapping[str, str], owner: str | None = None) -> bool:
+        """Make a Secret equal to a value, by a change only when it differs; return whether it differed.
 
         Args:
             namespace: the namespace of the Secret.
@@ -306,11 +322,23 @@ class _Secrets:
         if existing is not None:
             held = {reference.uid for reference in existing.metadata.owner_references or []}
             if _decoded(existing) == dict(value) and {reference["uid"] for reference in owners} <= held:
-                return
+                return False
         if not self._create(namespace, name, value, owners):
             body = {"stringData": dict(value)} | ({"metadata": {"ownerReferences": owners}} if owners else {})
             self._ask(self._core.patch_namespaced_secret, namespace, name, body)
         log.info("Secret %s/%s written", namespace, name)
+        return True
+
+    def restart(self, namespace: str, name: str, version: str) -> None:
+        """Have the pods of a StatefulSet made anew, if there is one, unless it was done for this version."""
+        change = {"spec": {"template": {"metadata": {"annotations": {"wukong/keys": version}}}}}
+        try:
+            self._apps.patch_namespaced_stateful_set(name, namespace, change)
+        except self._gone as error:
+            if error.status == 404:
+                return
+            raise StackError(f"cannot start {namespace}/{name} again: {error.reason} ({error.body})") from error
+        log.info("%s/%s starts again, with the keys as they are now", namespace, name)
 
     def made_here(self, namespace: str, name: str) -> bool:
         """Whether a Secret was made by this program and not by the operator."""
@@ -368,7 +396,9 @@ def main(arguments: list[str] | None = None) -> int:
     credentials.add_argument("--kfp-namespace", required=True)
     credentials.add_argument("--one-s3-key", action="store_true", help="one S3 key does everything")
     commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
-    commands.add_parser("mlflow-users", help="make MLflow's users STAGES_USERNAME and SEARCH_USERNAME, with …_PASSWORD")
+    commands.add_parser("mlflow-users", help="make MLflow's users STAGES_USERNAME, RUNS_…, SEARCH_…, with …_PASSWORD")
+    policy = commands.add_parser("s3-policy", help="print an S3 key's policy, for a store that has IAM's")
+    policy.add_argument("key", choices=sorted(access.S3_KEYS), metavar="KEY", help=", ".join(access.S3_KEYS))
     backup = commands.add_parser("back-up", help="copy manifests and records into one tar")
     backup.add_argument("source")
     backup.add_argument("target")
@@ -382,9 +412,11 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.command == "buckets":
         make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
     elif options.command == "mlflow-users":
-        make_mlflow_users(
-            *({key: os.environ[f"{user}_{key}"] for key in ("USERNAME", "PASSWORD")} for user in ("STAGES", "SEARCH"))
-        )
+        keys = ("USERNAME", "PASSWORD")
+        make_mlflow_users({kind: {key: os.environ[f"{kind.upper()}_{key}"] for key in keys} for kind in MLFLOW_USERS})
+    elif options.command == "s3-policy":
+        policy_of_key = s3_keys.policy_of(access.S3_KEYS[options.key], lists_all_names=True)
+        sys.stdout.write(json.dumps(policy_of_key, indent=2) + "\n")
     elif options.command == "back-up":
         back_up(options.source, options.target, options.keep_days)
     else:

@@ -18,6 +18,7 @@ from components.configure import configure
 from components.record_end import record_end
 from wukong import stages
 from wukong.runtime import forwarded
+from wukong.stages import access
 
 EXPERIMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8"))
 """Default of every pipeline's ``experiment`` parameter. As a mapping, which KFP's page opens in an editor."""
@@ -94,9 +95,9 @@ def run(
         source=source,
         **numbers,
     )
-    prepare(made, "Check the run", retries=0)
+    prepare(made, "configure", "Check the run", retries=0)
     ended = record_end(experiment=experiment, overrides=overrides, run=name, job=job, stages=list(names))
-    prepare(ended, "Record the end", retries=1)
+    prepare(ended, "record_end", "Record the end", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])
 
@@ -104,14 +105,14 @@ def run(
 def prepare_stages(tasks: Mapping[str, dsl.PipelineTask]) -> None:
     """Give the tasks of stages, by the stages' names, what their pods need, as the table of stages says."""
     for name, task in tasks.items():
-        prepare(task, stages.of(name).title, memory=stages.of(name).memory)
+        prepare(task, name, stages.of(name).title, memory=stages.of(name).memory)
         for secret, keys in forwarded.OPTIONAL_SECRETS.get(name, {}).items():
             kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
         for secret, folder in forwarded.SECRET_FILES.get(name, {}).items():
             kubernetes.use_secret_as_volume(task, secret, folder, optional=True)
 
 
-def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str = "2Gi") -> None:
+def prepare(task: dsl.PipelineTask, component: str, title: str, *, retries: int = 2, memory: str = "2Gi") -> None:
     """Give a task what its pod needs: a title, settings, credentials, resources, retries.
 
     A stage does its work in a RayJob and finds finished work by its manifest. So KFP's own cache is off, for pages too:
@@ -123,6 +124,7 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
 
     Args:
         task: the task.
+        component: name of the component's module; it says which credentials the pod gets (``wukong.stages.access``).
         title: what the UI calls it; the graph shows about 17 characters.
         retries: how often it is started again when its pod was lost.
         memory: limit of its pod.
@@ -139,5 +141,5 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
         kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in forwarded.TO_COMPONENTS})
-    for secret, keys in forwarded.SECRETS.items():
+    for secret, keys in access.secrets_of_component(component).items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})

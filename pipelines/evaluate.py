@@ -37,7 +37,7 @@ def evaluate_on_cluster(
         manifests = {}
         for stage in stages.of("evaluate").parents:
             manifests[stage] = find_manifest(experiment=begun.experiment, run=of_run, stage=stage)
-            cluster.prepare(manifests[stage], f"Find {stages.of(stage).hands_on}", retries=0)
+            cluster.prepare(manifests[stage], "find_manifest", f"Find {stages.of(stage).hands_on}", retries=0)
         measured = evaluate(
             experiment=begun.experiment,
             run=begun.name,

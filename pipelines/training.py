@@ -64,13 +64,13 @@ def training(experiment: str, run: str) -> None:
 def show_data(tasks: dict[str, dsl.PipelineTask]) -> None:
     """Add the page about the data."""
     shown = data_card(**{f"{name}_manifest": tasks[name].outputs["manifest"] for name in stages.needed_for("validate")})
-    cluster.prepare(shown, "Show the data")
+    cluster.prepare(shown, "data_card", "Show the data")
 
 
 def show_results(evaluated: dsl.PipelineTask) -> None:
     """Add the page about the evaluation."""
     shown = results(evaluate_manifest=evaluated.outputs["manifest"])
-    cluster.prepare(shown, "Show the results")
+    cluster.prepare(shown, "results", "Show the results")
 
 
 @dsl.pipeline(

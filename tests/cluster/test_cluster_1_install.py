@@ -1,13 +1,18 @@
 """The installation on a cluster: applied twice, restricted, and closed as it should be."""
 
 import json
+import os
 import subprocess
 import urllib.error
+from typing import Any
 
+import boto3
 import kube
 import pytest
 import runs
+import stolen_keys
 import yaml
+from manifests import plain, ray_jobs
 
 
 @pytest.mark.cluster(
@@ -106,6 +111,8 @@ MAY = [
     ("wukong:setup", "get", "secrets/wukong-s3", "wukong", True),
     ("wukong:setup", "list", "secrets", "wukong", False),
     ("wukong:setup", "delete", "secrets", "wukong", False),
+    ("wukong:setup", "patch", "statefulsets.apps/object-store", "wukong", True),
+    ("wukong:setup", "patch", "statefulsets.apps/postgres", "wukong", False),
     ("wukong:setup", "get", "secrets/mysql-secret", "kubeflow", True),
     ("wukong:setup", "list", "secrets", "kubeflow", False),
     ("wukong:setup", "create", "pods", "wukong", False),
@@ -136,6 +143,27 @@ def test_who_may_do_what(installed: str, found: list[str]) -> None:
             wrong.append(f"{account} {verb} {resource} in {namespace}: {answer}")
     found.append(f"{len(MAY)} questions, {sum(entry[-1] for entry in MAY)} of them yes")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.cluster(
+    claim="A RayJob whose pods would be another account, or hold a Secret or a volume of the platform's servers, is "
+    "refused; those of the launcher are accepted",
+    how="`kubectl create --dry-run=server` of the crawl's RayJob, as it is and changed",
+)
+def test_what_a_ray_job_may_not_hold(installed: str, found: list[str]) -> None:
+    for job in ray_jobs(plain()).values():
+        kube.kubectl("create", "--dry-run=server", "-f", "-", given=yaml.safe_dump(job))
+    thefts: list[dict[str, Any]] = [
+        {"serviceAccountName": "setup"},
+        {"volumes": [{"name": "a", "secret": {"secretName": "mlflow-admin"}}]},
+        {"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "backups"}}]},
+    ]
+    for theft in thefts:
+        job = json.loads(json.dumps(ray_jobs(plain())["crawl"]))
+        job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"] |= theft
+        with pytest.raises(kube.KubectlError, match="pods of a RayJob"):
+            kube.kubectl("create", "--dry-run=server", "-f", "-", given=yaml.safe_dump(job))
+    found.append(f"{len(thefts)} are refused")
 
 
 RAY = {"app.kubernetes.io/component": "ray"}
@@ -240,6 +268,45 @@ def test_who_reaches_whom(installed: str, found: list[str]) -> None:
 def _address(pod: str) -> str | None:
     found = kube.get("pod", pod) or {}
     return found["status"].get("podIP") if kube.is_ready(found) else None
+
+
+@pytest.mark.cluster(
+    claim="A stolen S3 key opens what the page on security says and nothing else: the crawler's reads inputs, "
+    "experiments and crawls, and writes crawls and their records",
+    how="the key of each Secret: reads, lists, writes and deletions in each folder of an experiment and in the bucket "
+    "of MLflow; the copies in the namespace of components are equal",
+)
+def test_what_a_stolen_key_opens(services: runs.Services, found: list[str]) -> None:
+    owners = {"wukong": _client("wukong-s3"), "mlflow": _client("mlflow-s3")}
+    wrong, table = [], stolen_keys.rows()
+    try:
+        for place, key in stolen_keys.PLACES.items():
+            owners[stolen_keys.bucket_of(place)].put_object(Bucket=stolen_keys.bucket_of(place), Key=key, Body=b"x")
+        for name, (read, written) in table.items():
+            seen = stolen_keys.opened_by(_client(name))
+            for does, said, did in (("reads", read, seen[0]), ("writes", written, seen[1])):
+                wrong += [f"{name} {does} {place}: {place in did}" for place in sorted(said ^ did)]
+    finally:
+        for place, key in stolen_keys.PLACES.items():
+            for each in (key, f"{key}.json"):
+                owners[stolen_keys.bucket_of(place)].delete_object(Bucket=stolen_keys.bucket_of(place), Key=each)
+    copies = [name for name in table if kube.get("secret", name, "kubeflow")]
+    for name in copies:
+        assert kube.secret(name, "kubeflow") == kube.secret(name), name
+    found.append(f"{len(table)} keys, {len(table) * len(stolen_keys.PLACES)} places; {len(copies)} in kubeflow too")
+    assert not wrong, "\n".join(wrong)
+    assert copies, "components find no key"
+
+
+def _client(name: str) -> Any:
+    key = kube.secret(name)
+    return boto3.client(
+        "s3",
+        endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"],
+        region_name="us-east-1",
+        aws_access_key_id=key["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=key["AWS_SECRET_ACCESS_KEY"],
+    )
 
 
 @pytest.mark.cluster(

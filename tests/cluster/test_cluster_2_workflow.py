@@ -56,6 +56,31 @@ def test_from_the_search_to_the_report(
 
 
 @pytest.mark.cluster(
+    claim="Each pod of a run holds the S3 key of its stage and no other; the component that registers models is the "
+    "only one that may change them",
+    how="the Secrets that the run's pods and RayJobs name",
+)
+def test_what_credentials_the_pods_of_a_run_hold(workflow: runs.Run, found: list[str]) -> None:
+    held = {}
+    for pod in runs.component_pods(workflow):
+        (main,) = [container for container in pod["spec"]["containers"] if container["name"] == "main"]
+        references = [entry.get("valueFrom", {}).get("secretKeyRef", {}) for entry in main.get("env", [])]
+        names = {each["name"] for each in references if each and not each.get("optional")}
+        held[f"component {runs.function_of(pod)}"] = names - {"mlpipeline-minio-artifact"}
+    for job in runs.ray_jobs(workflow):
+        cluster = job["spec"]["rayClusterSpec"]
+        templates = [cluster["headGroupSpec"]["template"], *(each["template"] for each in cluster["workerGroupSpecs"])]
+        sources = [source for each in templates for source in each["spec"]["containers"][0]["envFrom"]]
+        names = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
+        held[f"RayJob {job['metadata']['labels']['wukong/stage']}"] = names
+    found.append(f"{len(held)} kinds of pods, {len(set().union(*held.values()))} Secrets")
+    for name in stages.JOBS:
+        assert held[f"RayJob {name}"] == {f"job-{name}-s3"} | ({"runs-mlflow"} if name in stages.TRAININGS else set())
+    assert [pod for pod, names in held.items() if "wukong-mlflow" in names] == ["component register"]
+    assert not [pod for pod, names in held.items() if "wukong-s3" in names]
+
+
+@pytest.mark.cluster(
     claim="What each stage of a run has held is what its pods requested, as long as its RayJob lasted; each pod says "
     "what it used of its cores; MLflow has the same numbers",
     how="`cost.json` of the run beside requests and times in the RayJobs: between the time of the Ray job and that of "

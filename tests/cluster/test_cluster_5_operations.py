@@ -202,6 +202,7 @@ def test_records_come_back(
     container = job["spec"]["template"]["spec"]["containers"][0]
     container["command"] = ["python", "-m", "infra.cluster", "restore", place, "s3://wukong"]
     container.pop("args", None)
+    container["envFrom"][1]["secretRef"]["name"] = "wukong-s3"
     kube.kubectl("apply", "-f", "-", given=json.dumps(job))
     found.append(_job_output(f"restore-{stamp}").strip().splitlines()[-1])
     assert runs.records(made, first) == before

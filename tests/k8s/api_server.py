@@ -25,6 +25,7 @@ _LABEL_VALUE = re.compile("(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", re.ASCI
 RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace}/workloads"
 PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues/{name}/pendingworkloads"
+STATEFUL_SETS = "/apis/apps/v1/namespaces/{namespace}/statefulsets"
 WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
 
 
@@ -54,6 +55,7 @@ class ApiServer:
         pending: names of the Workloads that wait, in Kueue's order; None where Kueue does not tell it.
         secrets: values by "namespace/name".
         metadata: of Secrets that were made through the API, by "namespace/name".
+        stateful_sets: as changed, by "namespace/name".
         settings: ConfigMaps' data by "namespace/name", beside those of ``config_maps``.
     """
 
@@ -75,6 +77,9 @@ class ApiServer:
         self.secrets: dict[str, dict[str, str]] = {}
         self.metadata: dict[str, dict[str, Any]] = {}
         self.settings: dict[str, dict[str, str]] = {}
+        self.stateful_sets: dict[str, dict[str, Any]] = {
+            "wukong/object-store": {"spec": {"serviceName": "object-store", "selector": {}, "template": {}}}
+        }
         self.kuberay_installed = True
         self.url = ""
         self._version = 100
@@ -132,6 +137,7 @@ class ApiServer:
             application.router.add_post(f"/api/v1/namespaces/{{namespace}}/{kind}", self._create_small)
             application.router.add_patch(f"/api/v1/namespaces/{{namespace}}/{kind}/{{name}}", self._patch_small)
         application.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._secret)
+        application.router.add_patch(STATEFUL_SETS + "/{name}", self._patch_stateful_set)
         application.router.add_get("/api/v1/nodes", self._list_nodes)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get_pod)
@@ -406,6 +412,16 @@ class ApiServer:
         store[key] = {**store[key], **(body.get("stringData") or body["data"])}
         self.metadata[key] = {**self.metadata.get(key, {}), **body.get("metadata", {})}
         return web.json_response({"metadata": {"name": request.match_info["name"]}})
+
+    async def _patch_stateful_set(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if wrong := _wrong_patch(request, body):
+            return wrong
+        key = f"{request.match_info['namespace']}/{request.match_info['name']}"
+        if key not in self.stateful_sets:
+            return _status(404, "NotFound", f'statefulsets.apps "{key}" not found')
+        self.stateful_sets[key] = _merged(self.stateful_sets[key], body)
+        return web.json_response({"apiVersion": "apps/v1", "kind": "StatefulSet"} | self.stateful_sets[key])
 
     async def _list_nodes(self, _request: web.Request) -> web.Response:
         return web.json_response({"apiVersion": "v1", "kind": "NodeList", "items": self.nodes})

@@ -233,6 +233,60 @@ def test_ray_jobs_are_accepted(server: Server, manifests: Installation) -> None:
     assert [message for job in ray_jobs(manifests).values() if (message := server.create(job))] == []
 
 
+@pytest.fixture
+def guarded(server: Server) -> Iterator[Server]:
+    """The server when it has the policy on RayJobs; it is in force a moment after it was made."""
+    policy = named(plain(), "ValidatingAdmissionPolicy")["wukong-ray-jobs"]
+    binding = named(plain(), "ValidatingAdmissionPolicyBinding")["wukong-ray-jobs"]
+    for manifest in (policy, binding):
+        assert server.create(manifest, dry_run=False) == ""
+    until = time.monotonic() + READY_SECONDS
+    while not server.create(_stealing("crawl", serviceAccountName="setup")):
+        assert time.monotonic() < until, "the policy is not in force"
+        time.sleep(0.2)
+    yield server
+    for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+        server.ask("DELETE", f"/apis/admissionregistration.k8s.io/v1/{kind}/wukong-ray-jobs")
+
+
+def _stealing(stage: str, role: str = "head", **change: Any) -> Manifest:
+    """The RayJob of a stage with other pods: in a list, what is added to the first container's or the pod's own."""
+    job: Manifest = json.loads(json.dumps(ray_jobs(plain())[stage]))
+    cluster = job["spec"]["rayClusterSpec"]
+    pod = {
+        "head": cluster["headGroupSpec"]["template"]["spec"],
+        "worker": cluster["workerGroupSpecs"][0]["template"]["spec"],
+        "submitter": job["spec"]["submitterPodTemplate"]["spec"],
+    }[role]
+    for name, value in change.items():
+        owner = pod["containers"][0] if name in ("env", "envFrom") else pod
+        owner[name] = [*owner.get(name, []), *value] if isinstance(value, list) else value
+    return job
+
+
+@pytest.mark.parametrize("role", ["head", "worker", "submitter"])
+def test_a_ray_job_that_takes_what_components_may_not_have_is_refused(guarded: Server, role: str) -> None:
+    """Who has stolen a component's token makes RayJobs, and reads what their pods print."""
+    assert [message for job in ray_jobs(plain()).values() if (message := guarded.create(job))] == []
+    of_setup = {"secretKeyRef": {"name": "setup-s3", "key": "AWS_ACCESS_KEY_ID"}}
+    container = {"name": "more", "image": "x", "envFrom": [{"secretRef": {"name": "object-store"}}]}
+    thefts: list[dict[str, Any]] = [
+        {"serviceAccountName": "setup", "automountServiceAccountToken": True},
+        {"envFrom": [{"secretRef": {"name": "mlflow-admin"}}]},
+        {"env": [{"name": "MORE", "valueFrom": of_setup}]},
+        {"initContainers": [container]},
+        {"containers": [container]},
+        {"volumes": [{"name": "a", "secret": {"secretName": "postgres"}}]},
+        {"volumes": [{"name": "a", "projected": {"sources": [{"secret": {"name": "mlflow-server"}}]}}]},
+        {"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "backups"}}]},
+        {"volumes": [{"name": "a", "csi": {"driver": "x", "nodePublishSecretRef": {"name": "setup-s3"}}}]},
+    ]
+    for theft in thefts:
+        assert "pods of a RayJob" in guarded.create(_stealing("crawl", role, **theft)), theft
+    own = {"envFrom": [{"secretRef": {"name": "of-the-operator"}}], "volumes": [{"name": "a", "emptyDir": {}}]}
+    assert guarded.create(_stealing("crawl", role, **own)) == ""
+
+
 def test_every_pod_meets_the_standard_of_its_namespace(server: Server, manifests: Installation) -> None:
     """The server warns of a Deployment and refuses its pods, so the pods themselves are asked for."""
     refused = []

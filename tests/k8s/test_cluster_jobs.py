@@ -14,8 +14,11 @@ from api_server import ApiServer
 
 from infra import cluster
 from wukong.errors import StackError, StorageError
+from wukong.stages import access
 from wukong.store import manifest, storage
 
+KEYS = {*access.S3_KEYS, "mlflow-s3", "setup-s3"}
+OTHER_KEYS = KEYS - {"wukong-s3"}
 BASE = Path(__file__).parents[2] / "k8s" / "base"
 
 
@@ -41,24 +44,23 @@ def test_credentials_are_made_and_fit_together(server: ApiServer) -> None:
     cluster.make_credentials("wukong", "kubeflow")
     made = server.secrets
     identities = json.loads(made["wukong/object-store"]["s3.json"])["identities"]
-    assert {identity["name"] for identity in identities} == {"wukong-s3", "mlflow-s3", "search-s3", "setup-s3"}
+    assert {identity["name"] for identity in identities} == KEYS
     for identity in identities:
         (key,) = identity["credentials"]
         assert key["accessKey"] == made[f"wukong/{identity['name']}"]["AWS_ACCESS_KEY_ID"]
         assert key["secretKey"] == made[f"wukong/{identity['name']}"]["AWS_SECRET_ACCESS_KEY"]
     password = made["wukong/postgres"]["POSTGRES_PASSWORD"]
     assert f":{password}@postgres:" in made["wukong/mlflow-server"]["MLFLOW_BACKEND_STORE_URI"]
-    assert made["kubeflow/wukong-s3"] == made["wukong/wukong-s3"]
-    assert made["kubeflow/wukong-mlflow"] == made["wukong/wukong-mlflow"]
-    admin, stages = made["wukong/mlflow-admin"], made["wukong/wukong-mlflow"]
-    assert (admin["MLFLOW_TRACKING_USERNAME"], stages["MLFLOW_TRACKING_USERNAME"]) == ("admin", "stages")
-    assert admin["MLFLOW_TRACKING_PASSWORD"] != stages["MLFLOW_TRACKING_PASSWORD"]
-    assert "kubeflow/mlflow-admin" not in made
+    copied = {name.removeprefix("kubeflow/") for name in made if name.startswith("kubeflow/")} - {"mysql-secret"}
+    assert copied == {*access.copied_to_components()}
+    assert all(made[f"kubeflow/{name}"] == made[f"wukong/{name}"] for name in copied)
+    users = [made[f"wukong/{name}"] for name in ("mlflow-admin", "wukong-mlflow", "runs-mlflow", "search-mlflow")]
+    assert [user["MLFLOW_TRACKING_USERNAME"] for user in users] == ["admin", "stages", "runs", "search"]
+    assert len({user["MLFLOW_TRACKING_PASSWORD"] for user in users}) == 4
     assert made["wukong/kfp-mysql"] == {"username": "root", "password": ""}
-    secret = ("wukong-s3", "mlflow-s3", "search-s3", "setup-s3", "postgres")
-    assert len({value for name in secret for value in made[f"wukong/{name}"].values()}) == 9
-    assert made["wukong/search-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "search"
-    assert not {"kubeflow/search-mlflow", "kubeflow/search-s3"} & set(made)
+    secret = [value for name in (*KEYS, "postgres") for value in made[f"wukong/{name}"].values()]
+    assert len(set(secret)) == len(secret) == 2 * len(KEYS) + 1
+    assert not [request for request in server.requests if "statefulsets" in request], "the store starts with these"
 
 
 def test_the_servers_file_is_what_mlflow_reads(
@@ -104,11 +106,11 @@ def test_the_operators_own_s3_key_is_used(server: ApiServer) -> None:
     own = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "mine"}
     server.secrets["wukong/wukong-s3"] = own
     cluster.make_credentials("wukong", "kubeflow")
-    assert server.secrets["wukong/wukong-s3"] == server.secrets["kubeflow/wukong-s3"] == own
-    for name in ("mlflow-s3", "search-s3", "setup-s3"):
+    assert server.secrets["wukong/wukong-s3"] == server.secrets["kubeflow/component-crawl-s3"] == own
+    for name in OTHER_KEYS:
         assert server.secrets[f"wukong/{name}"] == own
     (identity,) = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-    assert {"Admin", "Write:wukong", "Write:mlflow"} <= set(identity["actions"])
+    assert {"Admin", "Write:wukong", "Write:mlflow", "Write:wukong/*/crawl/*"} <= set(identity["actions"])
 
 
 def test_the_operators_own_keys_for_each_use_are_kept(server: ApiServer) -> None:
@@ -134,46 +136,77 @@ def test_an_installation_whose_components_are_mlflows_administrator_goes_on_so(s
     assert server.secrets["wukong/mlflow-admin"] == one
     assert server.secrets["wukong/wukong-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "stages"
     assert server.secrets["kubeflow/wukong-mlflow"] == server.secrets["wukong/wukong-mlflow"]
+    assert server.secrets["wukong/runs-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "runs"
 
 
 def test_one_key_for_a_store_that_knows_one(server: ApiServer) -> None:
     cluster.main(["credentials", "--namespace", "wukong", "--kfp-namespace", "kubeflow", "--one-s3-key"])
     made = server.secrets
-    assert made["wukong/wukong-s3"] == made["wukong/mlflow-s3"] == made["wukong/search-s3"] == made["wukong/setup-s3"]
+    assert {json.dumps(made[f"wukong/{name}"]) for name in KEYS} == {json.dumps(made["wukong/wukong-s3"])}
 
 
 def test_an_installation_with_one_key_goes_on_with_it(server: ApiServer) -> None:
     """Its store runs and knows no other. When the copies are deleted, each use gets its own."""
     cluster.make_credentials("wukong", "kubeflow")
     one = server.secrets["wukong/wukong-s3"]
-    for name in ("mlflow-s3", "search-s3", "setup-s3"):
+    for name in OTHER_KEYS:
         del server.secrets[f"wukong/{name}"]
     key = [{"accessKey": one["AWS_ACCESS_KEY_ID"], "secretKey": one["AWS_SECRET_ACCESS_KEY"]}]
     others = [{"name": "wukong", "credentials": key, "actions": ["Admin"]}, {"name": "a person", "actions": ["Read"]}]
     server.secrets["wukong/object-store"] = {"s3.json": json.dumps({"identities": others})}
     for _ in range(2):
         cluster.make_credentials("wukong", "kubeflow")
-        assert {json.dumps(server.secrets[f"wukong/{use}-s3"]) for use in ("wukong", "mlflow", "search", "setup")} == {
-            json.dumps(one)
-        }
+        assert {json.dumps(server.secrets[f"wukong/{name}"]) for name in KEYS} == {json.dumps(one)}
         person, ours = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
         assert person["name"] == "a person"
         assert ours["credentials"] == key
         assert "Admin" in ours["actions"]
-    for name in ("mlflow-s3", "search-s3", "setup-s3"):
+    for name in OTHER_KEYS:
         del server.secrets[f"wukong/{name}"]
     cluster.make_credentials("wukong", "kubeflow")
     assert server.secrets["wukong/wukong-s3"] == one
     _, *apart = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-    assert [identity["name"] for identity in apart] == ["wukong-s3", "mlflow-s3", "search-s3", "setup-s3"]
+    assert {identity["name"] for identity in apart} == KEYS
     assert "Admin" not in apart[0]["actions"]
+
+
+def test_an_installation_of_four_keys_gets_the_others_and_its_store_starts_again(server: ApiServer) -> None:
+    """What an earlier version left: pipelines that were uploaded then look for its Secrets, which stay as they are."""
+    cluster.make_credentials("wukong", "kubeflow")
+    before = {name: server.secrets[f"wukong/{name}"] for name in ("wukong-s3", "mlflow-s3", "search-s3", "setup-s3")}
+    for name in OTHER_KEYS - before.keys():
+        del server.secrets[f"wukong/{name}"]
+    for name in access.copied_to_components():
+        del server.secrets[f"kubeflow/{name}"]
+    server.secrets["kubeflow/wukong-s3"] = before["wukong-s3"]
+    identities = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
+    earlier = [identity for identity in identities if identity["name"] in before]
+    server.secrets["wukong/object-store"] = {"s3.json": json.dumps({"identities": earlier})}
+    server.requests.clear()
+    for _ in range(2):
+        cluster.make_credentials("wukong", "kubeflow")
+    (started,) = [request for request in server.requests if "statefulsets" in request]
+    assert started == "PATCH /apis/apps/v1/namespaces/wukong/statefulsets/object-store"
+    assert {name: server.secrets[f"wukong/{name}"] for name in before} == before
+    assert server.secrets["kubeflow/wukong-s3"] == before["wukong-s3"]
+    assert server.secrets["kubeflow/component-crawl-s3"]["AWS_ACCESS_KEY_ID"] not in before["wukong-s3"].values()
+    held = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
+    assert {identity["name"] for identity in held} == KEYS
+
+
+def test_without_a_store_of_its_own_nothing_is_started_again(server: ApiServer) -> None:
+    cluster.make_credentials("wukong", "kubeflow")
+    del server.stateful_sets["wukong/object-store"]
+    del server.secrets["wukong/job-crawl-s3"]
+    cluster.make_credentials("wukong", "kubeflow")
+    assert "wukong/job-crawl-s3" in server.secrets
 
 
 def test_the_components_copies_are_deleted_with_their_settings(server: ApiServer) -> None:
     """By Kubernetes' garbage collector, through the owner. Copies that an earlier version made get it as well."""
     server.secrets["kubeflow/wukong-s3"] = {"AWS_ACCESS_KEY_ID": "old", "AWS_SECRET_ACCESS_KEY": "old"}
     cluster.make_credentials("wukong", "kubeflow")
-    for name in ("kubeflow/wukong-s3", "kubeflow/wukong-mlflow"):
+    for name in ("kubeflow/wukong-s3", "kubeflow/wukong-mlflow", "kubeflow/component-crawl-s3"):
         (owner,) = server.metadata[name]["ownerReferences"]
         assert (owner["kind"], owner["name"], owner["uid"]) == (
             "ConfigMap",

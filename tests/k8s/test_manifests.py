@@ -37,11 +37,11 @@ from manifests import (
 )
 from typer.testing import CliRunner
 
-from infra import cluster, install_manifest
+from infra import cluster, install_manifest, stage_keys
 from ray_jobs.launch.kuberay import settings as launcher_settings
 from wukong.commands.app import app
 from wukong.publish.unneeded import DAY, Policy
-from wukong.stages import JOBS
+from wukong.stages import JOBS, access
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -215,8 +215,9 @@ def test_every_secret_config_map_and_key_exists(
                 assert claim in claims, pod.owner
     unused = secrets.keys() - used
     # Where the store is not SeaweedFS, nothing reads its identities, and MinIO's root is the setup's key.
-    # The search page, a component, has a key of its own.
-    assert unused <= {"object-store", "search-s3"}, "a credential that nobody needs should not be made"
+    # The search page and what deletes old outputs are components of overlays; pipelines' components are elsewhere.
+    elsewhere = {"object-store", "search-s3", "wukong-s3", *access.copied_to_components()}
+    assert unused <= elsewhere, "a credential that nobody needs should not be made"
 
 
 def test_every_mount_has_its_volume_and_every_volume_its_mount(manifests: Installation) -> None:
@@ -469,7 +470,7 @@ def test_no_secret_is_in_git(manifests: Installation) -> None:
 
 
 def test_only_pods_that_need_a_credential_hold_it(manifests: Installation) -> None:
-    """A crawler reads what strangers send. Its key opens one bucket; no pod of Ray or KFP may make buckets."""
+    """A crawler reads what strangers send. Its key is its stage's; no pod of Ray or KFP may make buckets."""
     held: dict[str, set[str]] = {}
     for pod in pods(manifests):
         for container in pod.containers:
@@ -477,9 +478,12 @@ def test_only_pods_that_need_a_credential_hold_it(manifests: Installation) -> No
             entries = [entry.get("valueFrom", {}).get("secretKeyRef", {}) for entry in container.get("env", [])]
             for name in [*sources, *(entry["name"] for entry in entries if entry)]:
                 held.setdefault(name, set()).add(pod.owner.removesuffix("/head").removesuffix("/worker"))
-    training = {"RayJob/pretrain", "RayJob/finetune"}
-    assert held["wukong-s3"] == {*(f"RayJob/{stage}" for stage in JOBS), "CronJob/backup-manifests"}
-    assert held["wukong-mlflow"] == training | {SETUP}
+    assert "wukong-s3" not in held
+    for stage in JOBS:
+        assert held[f"job-{stage}-s3"] == {f"RayJob/{stage}"}
+    assert held["backup-s3"] == {"CronJob/backup-manifests"}
+    assert held["runs-mlflow"] == {"RayJob/pretrain", "RayJob/finetune", SETUP}
+    assert held["wukong-mlflow"] == {SETUP}
     assert held["mlflow-admin"] == {"Deployment/mlflow", SETUP}
     assert held["mlflow-s3"] == {"Deployment/mlflow"}
     assert held["setup-s3"] <= {SETUP, "StatefulSet/minio"}
@@ -660,10 +664,10 @@ def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytes
     calls: list[tuple[Any, ...]] = []
     for name in ("make_credentials", "make_buckets", "make_mlflow_users", "back_up"):
         monkeypatch.setattr(cluster, name, lambda *given: calls.append(given))
-    users = {name.upper(): {"USERNAME": name, "PASSWORD": f"{name}s-password"} for name in ("stages", "search")}
+    users = {name: {"USERNAME": name, "PASSWORD": f"{name}s-password"} for name in ("stages", "runs", "search")}
     for user, values in users.items():
         for key, value in values.items():
-            monkeypatch.setenv(f"{user}_{key}", value)
+            monkeypatch.setenv(f"{user.upper()}_{key}", value)
     monkeypatch.setenv("WUKONG_BUCKETS", named(manifests, "ConfigMap")["wukong-settings"]["data"]["WUKONG_BUCKETS"])
     for pod in pods(manifests):
         for container in pod.containers:
@@ -671,7 +675,7 @@ def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytes
                 cluster.main(container["command"][3:])
     one_key = "minio" in named(manifests, "StatefulSet")
     made = ("wukong", "kubeflow", one_key)
-    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), (*users.values(),)]
+    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), (users,)]
     assert sorted(map(str, calls)) == sorted(map(str, expected))
 
 
@@ -748,6 +752,32 @@ def test_an_overlay_may_have_queues(tmp_path: Path) -> None:
     assert {verb for rule in roles["ray-job-queue"]["rules"] for verb in rule["verbs"]} == {"get", "list"}
     kind = yaml.safe_load((FOLDER / "overlays/kind/ray-job.yaml").read_text(encoding="utf-8"))
     assert "queue.yaml" not in kind["data"], "an overlay's settings.yaml and the component's queue.yaml do not meet"
+
+
+def test_an_overlay_may_give_each_ray_job_a_key_of_its_own(tmp_path: Path) -> None:
+    manifests = component(tmp_path, "stage-keys")
+    for manifest in manifests:
+        _accepted(json.dumps(manifest, sort_keys=True), VERSIONS[0])
+    pod = pod_of(manifests, "Deployment/stage-keys")
+    assert restricted(pod.spec) == [] and pod.spec["serviceAccountName"] in named(manifests, "ServiceAccount")
+    (container,) = pod.containers
+    assert container["command"][:3] == ["python", "-m", stage_keys.__name__]
+    assert {source["secretRef"]["name"] for source in container["envFrom"][1:]} == {"setup-s3"}
+    rules = named(manifests, "Role")["stage-keys"]["rules"]
+    assert [rule["verbs"] for rule in rules if "secrets" in rule["resources"]] == [["create"]]
+    for target, port, expected in (
+        ("StatefulSet/object-store", 8333, True),
+        ("Deployment/mlflow", 5000, False),
+        ("StatefulSet/postgres", 5432, False),
+        (WEB, 80, False),
+    ):
+        end = pod_of(manifests, target) if isinstance(target, str) else target
+        assert allowed(manifests, pod, end, port) == expected, target
+    data = named(manifests, "ConfigMap")["ray-job"]["data"]
+    assert launcher_settings.parse(data, "wukong")[1].own_keys
+    assert not launcher_settings.parse(named(plain(), "ConfigMap")["ray-job"]["data"], "wukong")[1].own_keys
+    (store,) = pod_of(manifests, "StatefulSet/object-store").containers
+    assert [each for each in store["args"] if each.startswith("-s3.iam=")][-1] == "-s3.iam=true"
 
 
 def test_an_overlay_may_have_what_nothing_needs_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

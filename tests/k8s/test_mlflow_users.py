@@ -22,6 +22,7 @@ from wukong.tracking.mlflow_rest import MlflowError, Server
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("flask_wtf", reason="MLflow's server with users needs Flask-WTF: pip install 'mlflow[auth]'")
 pytestmark = pytest.mark.slow
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +65,14 @@ def server(
 @pytest.fixture(scope="module")
 def made(server: MlflowServer, secrets: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
     """The setup job's last step has run; the credentials that it has made."""
-    given = secrets["kubeflow/wukong-mlflow"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.address)
         become(secrets["wukong/mlflow-admin"], patch)
-        patch.setenv("STAGES_USERNAME", given["MLFLOW_TRACKING_USERNAME"])
-        patch.setenv("STAGES_PASSWORD", given["MLFLOW_TRACKING_PASSWORD"])
-        search = secrets["wukong/search-mlflow"]
-        patch.setenv("SEARCH_USERNAME", search["MLFLOW_TRACKING_USERNAME"])
-        patch.setenv("SEARCH_PASSWORD", search["MLFLOW_TRACKING_PASSWORD"])
+        for kind, secret in (("STAGES", "wukong-mlflow"), ("RUNS", "runs-mlflow"), ("SEARCH", "search-mlflow")):
+            for key in ("USERNAME", "PASSWORD"):
+                patch.setenv(f"{kind}_{key}", secrets[f"wukong/{secret}"][f"MLFLOW_TRACKING_{key}"])
         cluster.main(["mlflow-users"])
-    return given
+    return secrets["kubeflow/wukong-mlflow"]
 
 
 @pytest.fixture
@@ -165,6 +163,102 @@ def test_stages_may_do_nothing_else(
     assert refused.value.status == 403
 
 
+def test_all_but_the_registration_is_done_without_changing_models(
+    stages: Mapping[str, str],
+    secrets: Mapping[str, Mapping[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the user `runs` does in a run, the experiment being another's."""
+    become(secrets["wukong/mlflow-admin"], monkeypatch)
+    Server().experiment("of-another")
+    become(secrets["wukong/runs-mlflow"], monkeypatch)
+    experiment = experiment_at(tmp_path, "of-another")
+    with mlflow_runs.stage_run(experiment, "first", "finetune") as run_id:
+        model = finished(experiment, "finetune")
+        monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
+        training_metrics.keep_metrics({"loss": 1.0}, 1)
+        training_metrics.send_metrics()
+        stage_results.log_stage(run_id, model)
+    mlflow_runs.log_page(experiment, "first", "<p>", "report.html")
+    mlflow_runs.complete_run(experiment, "first", {})
+    mlflow_runs.end_open_runs(experiment, "first", "FAILED")
+    (found,) = [run for run in Server().search_runs(Server().experiment("of-another"), "") if run.name == "finetune"]
+    assert found.status == "FINISHED"
+
+
+def rows() -> dict[str, list[set[str]]]:
+    """The page's table of users: what each does with experiments, with models, and with users."""
+    _, _, after = PAGE.read_text(encoding="utf-8").partition("| user | Secret | held by |")
+    lines = after.partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {cell[0].strip("`"): [{*each.split(", ")} - {"nothing"} for each in cell[3:]] for cell in cells}
+
+
+def test_a_stolen_user_can_do_what_the_page_says(
+    server: MlflowServer,
+    made: Mapping[str, str],
+    secrets: Mapping[str, Mapping[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each action on what another user has made."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    become(secrets["wukong/mlflow-admin"], monkeypatch)
+    experiment, client = Server().experiment("stolen from"), mlflow.MlflowClient()
+    run = Server().create_run(experiment, "first", {}).run_id
+    client.create_registered_model("stolen")
+    client.create_model_version("stolen", f"mlflow-artifacts:/{experiment}/{run}/artifacts/model", run)
+    of = {"experiment_id": experiment}
+    model: dict[str, object] = {"name": "stolen"}
+    user = {"username": "new", "password": "of twelve letters"}
+    grant = {"username": "search", "resource_type": "experiment", "resource_id": experiment, "permission": "MANAGE"}
+    tag = {"key": "a", "value": "b"}
+    asked: list[list[tuple[str, str, str, Mapping[str, object], str]]] = [
+        [
+            ("reads", "GET", "experiments/get", of, "2.0"),
+            ("reads", "GET", "runs/get", {"run_id": run}, "2.0"),
+            ("changes", "POST", "runs/create", of, "2.0"),
+            ("changes", "POST", "runs/set-tag", {"run_id": run, **tag}, "2.0"),
+            ("deletes", "POST", "runs/delete", {"run_id": run}, "2.0"),
+            ("deletes", "POST", "experiments/delete", of, "2.0"),
+        ],
+        [
+            ("reads", "GET", "registered-models/get", model, "2.0"),
+            ("changes", "POST", "registered-models/set-tag", model | tag, "2.0"),
+            ("changes", "POST", "registered-models/alias", model | {"alias": "champion", "version": "1"}, "2.0"),
+            ("changes", "POST", "model-versions/set-tag", model | {"version": "1", **tag}, "2.0"),
+            ("deletes", "DELETE", "model-versions/delete", model | {"version": "1"}, "2.0"),
+            ("deletes", "DELETE", "registered-models/delete", model, "2.0"),
+        ],
+        [
+            ("changes", "POST", "users/create", user, "2.0"),
+            ("changes", "POST", "users/permissions/grant", grant, "3.0"),
+        ],
+    ]
+    held = ("runs-mlflow", "wukong-mlflow", "search-mlflow", "mlflow-admin")  # who deletes comes last
+    seen = {}
+    for secret in held:
+        become(secrets[f"wukong/{secret}"], monkeypatch)
+        able: list[set[str]] = []
+        for kind in asked:
+            answers = [
+                (verb, allowed(method, endpoint, values, version)) for verb, method, endpoint, values, version in kind
+            ]
+            assert not {verb for verb, may in answers if may} & {verb for verb, may in answers if not may}, answers
+            able.append({verb for verb, may in answers if may})
+        seen[secrets[f"wukong/{secret}"]["MLFLOW_TRACKING_USERNAME"]] = able
+    assert seen == rows()
+
+
+def allowed(method: str, endpoint: str, values: Mapping[str, object], version: str) -> bool:
+    try:
+        Server().ask(method, endpoint, values, version)
+    except MlflowError as error:
+        assert error.status == 403, error
+        return False
+    return True
+
+
 def test_the_search_page_reads_models_and_changes_nothing(
     stages: Mapping[str, str],
     secrets: Mapping[str, Mapping[str, str]],
@@ -218,9 +312,11 @@ def test_a_new_password_is_taken_over(
     stages: Mapping[str, str], secrets: Mapping[str, Mapping[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     become(secrets["wukong/mlflow-admin"], monkeypatch)
-    search = secrets["wukong/search-mlflow"]
-    others = {key: search[f"MLFLOW_TRACKING_{key}"] for key in ("USERNAME", "PASSWORD")}
-    cluster.make_mlflow_users({"USERNAME": "stages", "PASSWORD": "a new one, renewed"}, others)
+    users = {
+        kind: {key: secrets[f"wukong/{kind}-mlflow"][f"MLFLOW_TRACKING_{key}"] for key in ("USERNAME", "PASSWORD")}
+        for kind in ("runs", "search")
+    }
+    cluster.make_mlflow_users(users | {"stages": {"USERNAME": "stages", "PASSWORD": "a new one, renewed"}})
     become({**stages, "MLFLOW_TRACKING_PASSWORD": "a new one, renewed"}, monkeypatch)
     assert Server().experiment("mine")
     become(stages, monkeypatch)
@@ -234,5 +330,5 @@ def test_an_administrator_who_is_the_stages_user_too_is_left_alone(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "wukong")
     one = {"USERNAME": "wukong", "PASSWORD": "unused"}
-    cluster.make_mlflow_users(one, one)
+    cluster.make_mlflow_users(dict.fromkeys(cluster.MLFLOW_USERS, one))
     assert "wukong is MLflow's administrator" in caplog.text

@@ -1,75 +1,33 @@
 """What each S3 key opens: the identities that the setup job makes, with the real object store on loopback."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import boto3
 import pytest
+import store_server
 from botocore.exceptions import ClientError
-from free_ports import free_port
-from manifests import named, plain
+from stolen_keys import PLACES, ROOT, allowed, fill, opened_by, rows
 
 from infra import cluster
+from wukong.errors import StorageError
+from wukong.stages import access
 from wukong.store import storage
 
 KEYS = {
     name: {"AWS_ACCESS_KEY_ID": f"{name}-access-key", "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}
-    for name in ("wukong-s3", "mlflow-s3", "search-s3", "setup-s3")
+    for name in (*access.S3_KEYS, "mlflow-s3", "setup-s3")
 }
-PORTS = (
-    *("-s3.port", "-s3.port.grpc", "-master.port", "-volume.port", "-filer.port", "-master.port.grpc"),
-    *("-volume.port.grpc", "-filer.port.grpc", "-metricsPort"),
-)
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The store, started with the manifest's own arguments, on free ports of this machine alone."""
-    folder = tmp_path_factory.mktemp("store")
-    (folder / "s3.json").write_text(json.dumps({"identities": cluster._identities([], KEYS)}))
-    ports = {name: free_port() for name in PORTS}
-    container = named(plain(), "StatefulSet")["object-store"]["spec"]["template"]["spec"]["containers"][0]
-    changed = {
-        **ports,
-        "-dir": folder,
-        "-s3.config": folder / "s3.json",
-        "-s3.ip.bind": "127.0.0.1",
-        "-metricsIp": "127.0.0.1",
-        "-master.volumeSizeLimitMB": 64,
-        "-volume.max": 0,
-    }
-    kept = [argument for argument in container["args"] if argument.split("=")[0] not in changed]
-    arguments = [*kept, *(f"{name}={value}" for name, value in changed.items())]
-    with (folder / "log").open("wb") as log:
-        weed = str(Path(sys.executable).parent / "weed")
-        server = subprocess.Popen([weed, *arguments], stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 50
-        while not healthy(url := f"http://127.0.0.1:{ports['-s3.port']}"):
-            assert server.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.1)
+    with store_server.running(tmp_path_factory.mktemp("store"), cluster._identities([], KEYS)) as url:
         for bucket in ("wukong", "mlflow"):
             client(url, "setup-s3").create_bucket(Bucket=bucket)
         yield url
-    finally:
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def client(url: str, name: str) -> Any:
@@ -151,3 +109,87 @@ def test_the_search_pages_key_reads_and_writes_nothing_but_indexes(
             assert [each["Code"] for each in answer["Errors"]] == ["AccessDenied"], what
     assert owner.get_object(Bucket="wukong", Key="demo/filter/KEY/manifest.json")["Body"].read() == b"{}"
     assert owner.get_object(Bucket="wukong", Key="experiments/a.json")["Body"].read() == b"{}"
+
+
+@pytest.fixture(scope="module")
+def filled(address: str) -> str:
+    """The store with an object in each place."""
+    fill(client(address, "setup-s3"))
+    return address
+
+
+def test_the_page_has_a_row_for_each_key() -> None:
+    assert rows().keys() == KEYS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_a_stolen_key_can_do_what_the_page_says_and_nothing_else(filled: str, name: str) -> None:
+    """Each action on each place, against the real store."""
+    thief = client(filled, name)
+    assert opened_by(thief) == rows()[name]
+    others = {
+        "make a bucket": partial(thief.create_bucket, Bucket=f"of-{name}"),
+        "change a bucket": partial(thief.put_bucket_versioning, Bucket="wukong", VersioningConfiguration=OFF),
+        "open a bucket": partial(thief.put_bucket_policy, Bucket="wukong", Policy=OPEN),
+    }
+    # Who may write to a whole bucket may change its versioning: SeaweedFS knows no less.
+    more = {"setup-s3": set(others), "wukong-s3": {"change a bucket"}}
+    assert {what for what, ask in others.items() if allowed(ask)} == more.get(name, set())
+    if name == "setup-s3":
+        thief.delete_bucket_policy(Bucket="wukong")
+
+
+OFF = {"Status": "Suspended"}
+OPEN = json.dumps(
+    {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::wukong/*"}],
+    }
+)
+
+
+@pytest.mark.slow
+def test_what_stages_do_with_files_their_keys_allow(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a bucket that the key may not ask for, in folders above which it may write nothing."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for name, value in KEYS["job-crawl-s3"].items():
+        monkeypatch.setenv(name, value)
+    output, record = "s3://wukong/small/crawl/KEY", "s3://wukong/small/runs/first/crawl.json"
+    storage.write_json(f"{output}/parts/a.json", {})
+    filesystem, path = storage.filesystem(f"{output}/_work/ray")
+    filesystem.create_dir(path, recursive=True)
+    assert not storage.exists(f"{output}/manifest.json")
+    storage.write_if(record, b"{}", None)
+    assert storage.version(record) is not None
+    storage.delete(record)
+    assert not storage.exists(record)
+    storage.delete(record)
+    storage.delete(output)
+    assert storage.list_files(output) == []
+    with pytest.raises(StorageError, match="each stage has a key of its own"):
+        storage.read_json("s3://wukong/small/filter/KEY/manifest.json")
+    with pytest.raises(StorageError, match="cannot delete"):
+        storage.delete("s3://wukong/small/runs/first/filter.json")
+
+
+@pytest.mark.slow
+def test_a_path_that_climbs_out_of_a_prefix_is_refused(filled: str) -> None:
+    thief, owner = client(filled, "job-crawl-s3"), client(filled, "wukong-s3")
+    secret, into = PLACES["finetune/data"], {"Bucket": "wukong", "Key": f"{ROOT}/crawl/KEY/b"}
+    model = secret.removeprefix(f"{ROOT}/")
+    for climbing in (f"{ROOT}/crawl/../{model}", f"{ROOT}/crawl/KEY/../../{model}", f"{ROOT}/crawl//../{model}"):
+        for ask in (
+            partial(thief.get_object, Bucket="wukong", Key=climbing),
+            partial(thief.put_object, Bucket="wukong", Key=climbing, Body=b"stolen"),
+            partial(thief.copy_object, **into, CopySource={"Bucket": "wukong", "Key": climbing}),
+        ):
+            with pytest.raises(ClientError) as error:
+                ask()
+            assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403, 404)
+    with pytest.raises(ClientError):
+        thief.copy_object(**into, CopySource={"Bucket": "wukong", "Key": secret})
+    answer = thief.delete_objects(Bucket="wukong", Delete={"Objects": [{"Key": secret}]})
+    assert [each["Code"] for each in answer["Errors"]] == ["AccessDenied"]
+    assert owner.get_object(Bucket="wukong", Key=secret)["Body"].read() == b"x"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,15 @@ def test_nothing_is_installed_when_a_component_starts(name: str) -> None:
         assert "pip install" not in str(executor["container"]["command"])
 
 
+NEEDED = {
+    "configure": {"component-run-s3", "search-mlflow"},
+    "record-end": {"component-run-s3", "runs-mlflow"},
+    "register": {"component-register-s3", "wukong-mlflow"},
+    **{name: {"component-show-s3"} for name in ("data-card", "results", "find-manifest")},
+}
+"""The Secrets of components that do not hold their stage's key and MLflow's user of runs."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_components_find_settings_and_credentials(name: str) -> None:
     """Under the names and keys that the installation gives them."""
@@ -131,7 +141,9 @@ def test_components_find_settings_and_credentials(name: str) -> None:
         secrets = {entry["secretName"]: entry.get("optional", False) for entry in executor["secretAsEnv"]}
         # Only who registers a model signs it, and tells others.
         own = {"wukong-webhook": True, "wukong-signing": True} if key == "exec-register" else {}
-        assert secrets == {"wukong-s3": False, "wukong-mlflow": False} | own
+        name = re.sub(r"^exec-|-\d+$|-pairs$", "", key)
+        needed = NEEDED.get(name, {f"component-{name}-s3", "runs-mlflow"})
+        assert secrets == dict.fromkeys(needed, False) | own
         files = {
             entry["secretName"]: (entry["mountPath"], entry["optional"]) for entry in executor.get("secretAsVolume", ())
         }
@@ -232,7 +244,7 @@ def checked_alone(experiment: dict[str, Any], epochs: str = "", workers: str = "
     numbers = {"epochs": epochs, "workers": workers}
     with cluster.run(experiment, [], run, "", numbers=numbers, names=("evaluate",)) as begun:
         found = find_manifest(experiment=begun.experiment, run=begun.name, stage="filter")
-        cluster.prepare(found, "Find the data", retries=0)
+        cluster.prepare(found, "find_manifest", "Find the data", retries=0)
 
 
 @pytest.mark.slow

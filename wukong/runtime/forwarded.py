@@ -31,11 +31,10 @@ TO_COMPONENTS = (
 )
 """To components on a cluster, which have no run and no attempt yet: keys of the ConfigMap ``wukong-settings``."""
 
-SECRETS = {
-    "wukong-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "wukong-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-}
-"""To components on a cluster: names of Secrets, and their keys."""
+S3_KEY = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+MLFLOW_USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""To components and Ray's pods on a cluster: the keys of a Secret with an S3 key, and of one with a user of MLflow.
+Which Secrets a pod gets, ``wukong.stages.access`` says."""
 
 OPTIONAL_SECRETS = {
     "register": {

@@ -34,6 +34,9 @@ class Entry:
         parents: the stages whose manifests its component takes, in this order; of a stage made inside others, the
             stages that it reads.
         inputs: other artifacts its component takes: parameter, and the stage and output that it comes from.
+        makes: the stages that its job makes when it needs them, or whose job its component starts.
+        continues: the stages of earlier runs whose models it may take, besides its own.
+        records: names of the records in a run that it writes besides its own.
         key_parents: the stages whose manifests' digests are in its key, which may be parents of parents.
         version: number of its code, in its key: raise it when the code makes other output from the same input. 0 for a
             stage without a manifest.
@@ -59,6 +62,9 @@ class Entry:
     runs_as: Literal["job", "component", "inside"] = "job"
     parents: tuple[str, ...] = ()
     inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    makes: tuple[str, ...] = ()
+    continues: tuple[str, ...] = ()
+    records: tuple[str, ...] = ()
     key_parents: tuple[str, ...] = ()
     version: int = 0
     from_experiment: Callable[[Experiment], dict[str, Any]] | None = None
@@ -153,6 +159,8 @@ TABLE = (
         title="Filter and split",
         hands_on="the data",
         parents=("crawl",),
+        makes=("look", "fingerprints"),
+        continues=("pretrain", "finetune"),  # filter.similarity_model
         key_parents=("crawl",),
         version=_FILTER_VERSION,
         from_experiment=_of_filter,
@@ -201,6 +209,8 @@ TABLE = (
         title="Pre-train",
         hands_on="the pre-trained model",
         parents=("filter", "validate"),
+        makes=("features",),
+        continues=("finetune",),
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
         version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
@@ -214,6 +224,7 @@ TABLE = (
         title="Fine-tune",
         hands_on="the fine-tuned model",
         parents=("filter", "pretrain"),
+        makes=("features",),
         key_parents=("filter", "pretrain"),
         version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
@@ -227,6 +238,8 @@ TABLE = (
         title="Evaluate",
         hands_on="what was measured",
         parents=("filter", "pretrain", "finetune"),
+        makes=("features",),
+        records=("champion",),
         key_parents=("filter", "pretrain", "finetune"),
         version=6,
         from_experiment=_of_evaluate,
@@ -240,6 +253,8 @@ TABLE = (
         hands_on="the model's version",
         runs_as="component",
         parents=("finetune", "evaluate"),
+        makes=("evaluate", "features"),  # it may measure the model that holds the alias
+        records=("champion",),
         output="metrics",
         memory="4Gi",  # it carries a model through its own memory
         estimate=estimate.of_register,

@@ -88,8 +88,16 @@ def write(endpoint: str | None, region: str, path: str, data: bytes | IO[bytes],
             data.seek(0)
         client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
 
+    def look() -> None:
+        """Read what a key for a folder of the bucket may read too."""
+        try:
+            client.head_object(Bucket=bucket, Key=key)
+        except client.exceptions.ClientError as error:
+            if not _is(error, ("404",)):
+                raise
+
     try:
-        _answer(path, put, lambda: client.head_bucket(Bucket=bucket))
+        _answer(path, put, look)
     except FileNotFoundError as error:  # what was seen has been deleted
         raise ChangedError(f"s3://{path} was deleted by somebody else") from error
 

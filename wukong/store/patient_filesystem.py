@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from wukong.store.patient_store import COPY_BYTES, until_answered
+from wukong.store.patient_store import COPY_BYTES, is_denied, until_answered
 
 _SPOOL_BYTES = 8 << 20  # what is written stays in memory up to this size
 # The SDK tries each request twice in quick succession, so that a listing of many pages need not begin anew. A server
@@ -72,7 +72,7 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         return until_answered(lambda: self._store.get_file_info(selector))
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        until_answered(lambda: self._store.create_dir(path, recursive=recursive))
+        make_folder(self._store, path, recursive=recursive)
 
     def delete_dir(self, path: str) -> None:
         until_answered(lambda: self._store.delete_dir(path), deletes=True)
@@ -84,7 +84,13 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         until_answered(lambda: self._store.delete_dir_contents("", accept_root_dir=True))
 
     def delete_file(self, path: str) -> None:
-        until_answered(lambda: self._store.delete_file(path), deletes=True)
+        try:
+            until_answered(lambda: self._store.delete_file(path), deletes=True)
+        except OSError as error:
+            # When it has deleted the file, pyarrow writes an empty object in the place of its folder. A key that may
+            # not do that has deleted all the same.
+            if not is_denied(error) or self.get_file_info([path])[0].type != pafs.FileType.NotFound:
+                raise
 
     def move(self, source: str, target: str) -> None:
         self.copy_file(source, target)  # in two steps, as an object store does it, so that each can be repeated
@@ -180,6 +186,15 @@ class _Writer:
             self.closed = True
             with self._spool as spool:
                 self._send(spool)
+
+
+def make_folder(store: pafs.FileSystem, path: str, *, recursive: bool) -> None:
+    """Make a bucket that is missing, or a folder. A key that may not is one for folders below it, which need none."""
+    try:
+        until_answered(lambda: store.create_dir(path, recursive=recursive))
+    except OSError as error:
+        if not is_denied(error):
+            raise
 
 
 def put(store: pafs.FileSystem, path: str, content: IO[bytes], metadata: Any = None) -> None:

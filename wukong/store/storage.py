@@ -177,7 +177,9 @@ def _cannot(action: _Action, uri: str, error: OSError) -> StorageError:
     hint = (
         message(
             f"Is the object store at {_endpoint() or 'AWS'} running and are its credentials in the environment? "
-            "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
+            "On one machine, `wukong status` shows the embedded one and `wukong up` starts it. On a cluster each stage "
+            "has a key of its own, which opens the outputs before its own, and of people's files those below "
+            "s3://wukong/inputs."
         )
         if uri.startswith("s3://")
         else message("Check that the folder exists, that you may write to it, and that the disk is not full.")
@@ -399,8 +401,7 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
         yield spool
         spool.flush()
         with _explained("write", uri):
-            bucket = key.split("/", 1)[0]
-            patient_store.until_answered(lambda: fs.create_dir(bucket, recursive=False))
+            patient_filesystem.make_folder(fs, key.split("/", 1)[0], recursive=False)
             patient_filesystem.put(fs, key, spool)
 
 

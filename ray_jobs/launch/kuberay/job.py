@@ -19,7 +19,7 @@ from ray_jobs.launch.kuberay import pipeline_run, queue, settings
 from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi, Timing, explain, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
-from ray_jobs.launch.kuberay.manifest import WORKERS, images_of, job_name, make_ray_job
+from ray_jobs.launch.kuberay.manifest import WORKERS, images_of, job_name, make_ray_job, named
 from ray_jobs.launch.kuberay.pods import PodsHeld, images_run_by
 from ray_jobs.launch.kuberay.progress import ShownProgress
 from ray_jobs.launch.kuberay.room import Node
@@ -234,10 +234,9 @@ class _StageJob:
             free = next((name for name in names if name not in existing), None)
             if free is None:
                 break
-            body["metadata"] |= {"name": free, "namespace": self.api.namespace}
             self._forget_record()
             self.name = free
-            if self.api.create_job(body):
+            if self.api.create_job(named(body, free, self.api.namespace, own_key=self.settings.own_keys)):
                 log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, free)
                 return
             # Another process was faster, or an earlier request arrived after all, whose answer was lost.
@@ -329,7 +328,8 @@ class _StageJob:
         workers = queue.workers_to_ask_for(training.workers, training.min_workers or training.workers, waited, seconds)
         if workers == asked:
             return
-        groups = of_size(workers)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        smaller = named(of_size(workers), self.name, self.api.namespace, own_key=self.settings.own_keys)
+        groups = smaller["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         metadata = {"resourceVersion": job["metadata"]["resourceVersion"], "annotations": {WORKERS: str(workers)}}
         try:
             # Of the version that was read: it may have been admitted since, and what runs must not be changed.

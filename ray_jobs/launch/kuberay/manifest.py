@@ -16,9 +16,8 @@ from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettin
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.stages import run_paths
+from wukong.stages import access, run_paths
 
-_MLFLOW = "wukong-mlflow"  # the Secret; of all Ray's pods only those that train log to MLflow
 _LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 """Taints of a node that does not answer. Kubernetes has each pod tolerate them for 300 seconds if it says nothing."""
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -133,12 +132,9 @@ def make_ray_job(
         if image:
             pod["spec"]["containers"][0]["image"] = image
     for container in containers:
-        if not stages.of(stage).trains:
-            _without_secret(container, _MLFLOW)
-        variables = {
-            **environment,
-            "WUKONG_IMAGE": container.get("image", ""),
-        }  # outputs say by which image they were made
+        _exchange_secrets(container, access.secrets_of_job(stage))
+        # Outputs say by which image they were made.
+        variables = {**environment, "WUKONG_IMAGE": container.get("image", "")}
         container.setdefault("env", []).extend({"name": name, "value": value} for name, value in variables.items())
     if settings.head:
         _set_head_resources(head["template"]["spec"], settings.head)
@@ -159,6 +155,25 @@ def make_ray_job(
             body["metadata"]["annotations"][WORKERS] = str(sum(group.pods * group.workers for group in groups))
         spec["suspend"] = True
     return body
+
+
+def named(body: Mapping[str, Any], name: str, namespace: str, *, own_key: bool) -> dict[str, Any]:
+    """A RayJob that ``make_ray_job`` has made, with its name and namespace.
+
+    Args:
+        body: the RayJob.
+        name: its name.
+        namespace: its namespace.
+        own_key: whether its pods start from a Secret of its own instead of its stage's.
+    """
+    made = copy.deepcopy(dict(body))
+    made["metadata"] |= {"name": name, "namespace": namespace}
+    if own_key:
+        cluster = made["spec"]["rayClusterSpec"]
+        exchanged = {access.key_of_job(made["metadata"]["labels"]["wukong/stage"]): access.key_of_ray_job(name)}
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            _exchange_secrets(group["template"]["spec"]["containers"][0], exchanged)
+    return made
 
 
 def _deletion(settings: Settings) -> dict[str, Any]:
@@ -223,10 +238,17 @@ def _labels(manifest: dict[str, Any]) -> dict[str, str]:
     return labels
 
 
-def _without_secret(container: dict[str, Any], name: str) -> None:
-    """Keep a Secret from a container whose variables it would be among."""
-    sources = container.get("envFrom", [])
-    container["envFrom"] = [source for source in sources if source.get("secretRef", {}).get("name") != name]
+def _exchange_secrets(container: dict[str, Any], exchanged: Mapping[str, str | None]) -> None:
+    """Put other Secrets in the place of those whose variables a container would have; none in the place of None."""
+    sources = []
+    for source in container.get("envFrom", []):
+        reference = source.get("secretRef", {})
+        name = exchanged.get(reference.get("name"), reference.get("name"))
+        if reference and name is not None:
+            sources.append({**source, "secretRef": {**reference, "name": name}})
+        elif not reference:
+            sources.append(source)
+    container["envFrom"] = sources
 
 
 def _set_head_resources(pod: dict[str, Any], head: HeadSettings) -> None:

@@ -2,8 +2,8 @@
 
 Its ``template.yaml`` is a RayJob manifest, its ``settings.yaml`` is described here by ``Settings``. Both belong to the
 cluster, not to an experiment: the same experiment makes the same data on every cluster. A component of Kustomize cannot
-change a part of ``settings.yaml``, so ``k8s/components/kueue`` brings ``queue.yaml``, whose settings count where
-``settings.yaml`` does not name them.
+change a part of ``settings.yaml``, so ``k8s/components/kueue`` brings ``queue.yaml`` and ``k8s/components/stage-keys``
+brings ``keys.yaml``, whose settings count where ``settings.yaml`` does not name them.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ from wukong.config.section import Positive, Strict
 from wukong.errors import ConfigError
 
 CONFIG_MAP = "ray-job"
+_SETTINGS = ("queue.yaml", "keys.yaml", "settings.yaml")
+"""Keys of the ConfigMap; what a later one says counts."""
 
 
 class StageSettings(Strict):
@@ -114,6 +116,8 @@ class Settings(Strict):
             succeeded goes at once. With a ``queue``, both go at once.
         keep_succeeded_seconds: how long the RayJob of a job that succeeded stays, with its submitter's log.
         keep_failed_seconds: the same for a job that failed.
+        own_keys: whether each RayJob's pods start from a Secret of their own, which is made for it
+            (``infra.stage_keys``).
         head: resources of every job's head; None leaves the template's.
         stages: resources by stage name.
         gpu: what pods with GPUs get in addition.
@@ -131,6 +135,7 @@ class Settings(Strict):
     ttl_seconds: int = Field(60, ge=0)
     keep_succeeded_seconds: int = Field(86_400, ge=0)
     keep_failed_seconds: int = Field(604_800, ge=0)
+    own_keys: bool = False
     head: HeadSettings | None = None
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     gpu: GpuSettings = GpuSettings()
@@ -152,14 +157,21 @@ def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Sett
     where = f"{namespace}/{CONFIG_MAP}"
     if "template.yaml" not in data:
         raise ConfigError(f"there is no template.yaml of the ConfigMap {where}; `kubectl apply -f k8s/` brings it")
+    values: dict[str, Any] = {}
+    for key in _SETTINGS:
+        value = _read(data.get(key, ""), key, where) or {}
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} of the ConfigMap {where} is no mapping of settings")
+        values |= value
     try:
-        template = yaml.safe_load(data["template.yaml"])
-        read = [yaml.safe_load(data.get(key, "")) or {} for key in ("queue.yaml", "settings.yaml")]
-        settings = Settings.model_validate({**read[0], **read[1]})
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"template.yaml, settings.yaml or queue.yaml of the ConfigMap {where} is not valid YAML: {error}"
-        ) from error
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"settings.yaml of the ConfigMap {where} is not valid: {error}") from error
-    return template, settings
+    return _read(data["template.yaml"], "template.yaml", where), settings
+
+
+def _read(text: str, key: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key} of the ConfigMap {where} is not valid YAML: {error}") from error

@@ -11,7 +11,7 @@ from wukong.runtime import environment, events, forwarded
 from wukong.store import fence, patience
 
 ROOT = Path(__file__).parents[3]
-SECRET = {name for names in forwarded.SECRETS.values() for name in names}
+SECRET = {*forwarded.S3_KEY, *forwarded.MLFLOW_USER}
 SECRET |= {name for each in forwarded.OPTIONAL_SECRETS.values() for names in each.values() for name in names}
 
 

@@ -35,6 +35,7 @@ from played_ray_job import (
 
 from ray_jobs import launch
 from ray_jobs.launch.kuberay import RayJobError, end_run, pipeline_run, run_job, was_terminated
+from ray_jobs.launch.kuberay.client import KubernetesApi
 from ray_jobs.launch.kuberay.pipeline_run import is_ending
 from wukong import stages
 from wukong.config.experiment import Experiment
@@ -57,6 +58,32 @@ def test_a_job_that_succeeds(server: ApiServer, experiment: Experiment, capsys: 
     )
     assert job["metadata"]["labels"]["wukong/run"] == "Nightly_7"
     assert {"name": "MLFLOW_RUN_ID", "value": "abc"} in _head_container(job)["env"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_pods_of_a_job_start_from_the_secret_of_their_stage_or_of_the_job(
+    server: ApiServer, experiment: Experiment, own: bool
+) -> None:
+    """A job that is made in the place of another has another Secret: the store refuses the first one's key."""
+    server.config_maps["ray-job"] |= {"keys.yaml": "own_keys: true"} if own else {}
+    server.scripts = [[NEW, RUNNING, {"jobDeploymentStatus": "Failed", "reason": "SubmissionFailed"}], [SUCCEEDED]]
+    made: list[tuple[str, list[set[str]]]] = []
+    real = KubernetesApi.create_job
+
+    def create_job(api: KubernetesApi, body: dict[str, Any]) -> bool:
+        cluster = body["spec"]["rayClusterSpec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        sources = [group["template"]["spec"]["containers"][0]["envFrom"] for group in groups]
+        held = [{each["secretRef"]["name"] for each in source if "secretRef" in each} for source in sources]
+        made.append((body["metadata"]["name"], held))
+        return real(api, body)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KubernetesApi, "create_job", create_job)
+        run(experiment)
+    assert len(made) == 2
+    for name, held in made:
+        assert held == [{f"{name}-s3" if own else "job-filter-s3"}] * 2
 
 
 @pytest.mark.parametrize("changed", ["experiment", "parent", "image"])

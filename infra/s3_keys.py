@@ -1,0 +1,56 @@
+"""What an S3 key may do, in the words of object stores: SeaweedFS' actions, and IAM's policies of most others."""
+
+from typing import Any
+
+from wukong.stages import access
+from wukong.stages.access import Access
+
+_OTHER_ACTIONS = {  # of the keys that are not for the bucket of runs
+    "mlflow-s3": ["Read:mlflow", "List:mlflow", "Write:mlflow", "Tagging:mlflow"],
+    "setup-s3": ["Admin", "Read", "Write", "List", "Tagging"],
+}
+NAMES = (*access.S3_KEYS, *_OTHER_ACTIONS)
+"""Names of the Secrets with an S3 key."""
+
+
+def actions_of(name: str) -> list[str]:
+    """The actions of a key as one of SeaweedFS' identities.
+
+    An action without a pattern is for a whole bucket, and alone lets a key ask whether the bucket is there.
+
+    Args:
+        name: one of ``NAMES``.
+    """
+    if name in _OTHER_ACTIONS:
+        return _OTHER_ACTIONS[name]
+
+    def place(pattern: str) -> str:
+        return access.BUCKET if pattern == access.EVERYTHING else f"{access.BUCKET}/{pattern}"
+
+    key = access.S3_KEYS[name]
+    read = [f"{action}:{place(pattern)}" for pattern in key.reads for action in ("Read", "List")]
+    return read + [f"Write:{place(pattern)}" for pattern in key.writes]
+
+
+def policy_of(key: Access, *, lists_all_names: bool = False) -> dict[str, Any]:
+    """A key's policy as IAM has it.
+
+    Args:
+        key: what it may do.
+        lists_all_names: whether it lists the names of all objects. AWS says of an object that is not there that it is
+            forbidden (403) to a key that may not list the bucket, and our stages ask for what may not be there.
+    """
+    bucket = f"arn:aws:s3:::{access.BUCKET}"
+
+    def allow(actions: list[str], resources: list[str], **more: Any) -> dict[str, Any]:
+        return {"Effect": "Allow", "Action": actions, "Resource": resources, **more}
+
+    condition = {} if lists_all_names else {"Condition": {"StringLike": {"s3:prefix": list(key.reads)}}}
+    statements = [
+        allow(["s3:GetObject"], [f"{bucket}/{pattern}" for pattern in key.reads]),
+        allow(["s3:ListBucket"], [bucket], **condition),
+    ]
+    if key.writes:
+        writes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+        statements.append(allow(writes, [f"{bucket}/{pattern}" for pattern in key.writes]))
+    return {"Version": "2012-10-17", "Statement": statements}

@@ -1,0 +1,178 @@
+"""Gives each RayJob an S3 key of its own, and takes it away when the job has ended: ``python -m infra.stage_keys``.
+
+This is the Deployment of ``k8s/components/stage-keys``. For each RayJob that has not ended there is a user in the
+object store's IAM, who may do what the job's stage needs, for its own experiment and run alone
+(``wukong.stages.access``), and a Secret with the user's key, without which the job's pods do not start. When the job
+has ended or is gone, the user is deleted, and the store refuses the key from then on, and every further key that the
+user may have made. The Secret belongs to the RayJob and is deleted with it.
+
+The user gets a policy when the Secret is there. So a user without one is work that was cut short, which is done again.
+A RayJob that is made anew under the name of one that was deleted has another user, and waits until the earlier one's
+Secret is gone.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import boto3
+import urllib3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from kubernetes import client, config
+
+from infra import s3_keys
+from wukong import stages
+from wukong.stages import access
+from wukong.stages.access import Access
+
+_USER = "rayjob-"
+_POLICY = "stage"
+_SECONDS = 2.0
+_TIMEOUT = (5, 30)
+_ENDED = ("Complete", "Failed", "ValidationFailed")
+
+log = logging.getLogger(__name__)
+
+
+class StageKeys:
+    """The keys of the RayJobs of a namespace; credentials of Kubernetes and of the store come from the environment.
+
+    Args:
+        namespace: the RayJobs'.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            config.load_kube_config()
+        self._namespace = namespace
+        self._core, self._custom = client.CoreV1Api(), client.CustomObjectsApi()
+        settings = Config(connect_timeout=_TIMEOUT[0], read_timeout=_TIMEOUT[1], retries={"total_max_attempts": 1})
+        self._iam = boto3.Session().client(
+            "iam",
+            endpoint_url=os.environ["AWS_ENDPOINT_URL_S3"],
+            region_name=os.environ.get("AWS_REGION", "us-east-1"),
+            config=settings,
+        )
+        self._complete: set[str] = set()
+
+    def look(self) -> None:
+        """Give keys to the jobs that have none, and take those of jobs that have ended."""
+        found = self._custom.list_namespaced_custom_object(
+            "ray.io", "v1", self._namespace, "rayjobs", _request_timeout=_TIMEOUT
+        )
+        jobs = {_user_of(job): job for job in found["items"] if _needs_key(job)}
+        users = self._users()
+        for user in users - jobs.keys():
+            self._take(user)
+        self._complete &= jobs.keys() & users
+        for user in sorted(jobs.keys() - self._complete):
+            has_policy = user in users and self._iam.list_user_policies(UserName=user)["PolicyNames"]
+            if has_policy or self._give(user, jobs[user], begun=user in users):
+                self._complete.add(user)
+
+    def _users(self) -> set[str]:
+        pages = self._iam.get_paginator("list_users").paginate()
+        names = (user["UserName"] for page in pages for user in page["Users"])
+        return {name for name in names if name.startswith(_USER)}
+
+    def _give(self, user: str, job: Mapping[str, Any], *, begun: bool) -> bool:
+        """Give a job its key; return False if that must wait."""
+        before: list[str] = []
+        if begun:
+            before = [key["AccessKeyId"] for key in self._iam.list_access_keys(UserName=user)["AccessKeyMetadata"]]
+        else:
+            self._iam.create_user(UserName=user)
+        key = self._iam.create_access_key(UserName=user)["AccessKey"]
+        made = self._make_secret(job, key)
+        # Who has had a key before has the Secret that is there: the work was cut short after it was made.
+        for other in before if made else [key["AccessKeyId"]]:
+            self._iam.delete_access_key(UserName=user, AccessKeyId=other)
+        name = job["metadata"]["name"]
+        if not (made or before):
+            log.info("RayJob %s waits until the Secret of an earlier one is gone", name)
+            return False
+        policy = json.dumps(s3_keys.policy_of(_access_of(job)))
+        self._iam.put_user_policy(UserName=user, PolicyName=_POLICY, PolicyDocument=policy)
+        log.info("RayJob %s has an S3 key", name)
+        return True
+
+    def _make_secret(self, job: Mapping[str, Any], key: Mapping[str, str]) -> bool:
+        """Make the Secret of a job's key; return False if there is one of that name."""
+        name = job["metadata"]["name"]
+        owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": name, "uid": job["metadata"]["uid"]}
+        metadata = {
+            "name": access.key_of_ray_job(name),
+            "labels": {"app.kubernetes.io/name": "wukong", "app.kubernetes.io/component": "stage-keys"},
+            "ownerReferences": [owner],
+        }
+        value = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+        body = {"metadata": metadata, "stringData": value, "type": "Opaque", "immutable": True}
+        try:
+            self._core.create_namespaced_secret(self._namespace, body, _request_timeout=_TIMEOUT)
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+            return False
+        return True
+
+    def _take(self, user: str) -> None:
+        for policy in self._iam.list_user_policies(UserName=user)["PolicyNames"]:
+            self._iam.delete_user_policy(UserName=user, PolicyName=policy)
+        self._iam.delete_user(UserName=user)
+        log.info("%s has no S3 key any more", user)
+
+
+def _user_of(job: Mapping[str, Any]) -> str:
+    return f"{_USER}{job['metadata']['name']}-{job['metadata']['uid'][:8]}"
+
+
+def _needs_key(job: Mapping[str, Any]) -> bool:
+    """Whether a RayJob goes on, and its pods start from a Secret of its own."""
+    labels, metadata = job["metadata"].get("labels", {}), job["metadata"]
+    if labels.get("wukong/stage") not in stages.JOBS or metadata.get("deletionTimestamp"):
+        return False
+    containers = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    held = {source.get("secretRef", {}).get("name") for source in containers[0].get("envFrom", [])}
+    return access.key_of_ray_job(metadata["name"]) in held and not has_ended(job.get("status") or {})
+
+
+def has_ended(status: Mapping[str, Any]) -> bool:
+    """Whether a RayJob has ended, by its status: the launcher asks no more of it then."""
+    return status.get("jobStatus") == "SUCCEEDED" or status.get("jobDeploymentStatus") in _ENDED
+
+
+def _access_of(job: Mapping[str, Any]) -> Access:
+    """What a job's key may do, by the job's stage, run, and the URI of its experiment."""
+    arguments = shlex.split(job["spec"]["entrypoint"])
+    experiment = arguments[arguments.index("--experiment") + 1]
+    root = experiment.removeprefix(f"s3://{access.BUCKET}/").partition("/experiments/")[0]
+    return access.of_ray_job(
+        job["metadata"]["labels"]["wukong/stage"], root, job["metadata"]["annotations"]["wukong/run"]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Look every two seconds, for ever."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="python -m infra.stage_keys", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--namespace", required=True)
+    keys = StageKeys(parser.parse_args(arguments).namespace)
+    while True:
+        try:
+            keys.look()
+        except (client.ApiException, urllib3.exceptions.HTTPError, BotoCoreError, ClientError) as error:
+            log.warning("keys are not given and taken now, which is tried again: %s", error)
+        time.sleep(_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What each S3 key opens, by the table of the page on security and by trying, on loopback and on a cluster."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from wukong import stages
+
+ROOT = "stolen-keys"
+"""An experiment that only these tests have, whose objects may be written over."""
+
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+FOLDERS = [stage.name for stage in stages.TABLE if stage.writes.endswith("/{name}")]
+RECORDS = [*stages.RECORDED, "champion", "cost", "run", "experiment"]
+PLACES = {
+    **{name: f"{name}/{ROOT}/a" for name in ("inputs", "indexes")},
+    "experiments": f"{ROOT}/experiments/0.json",
+    **{f"{name}/manifest": f"{ROOT}/{name}/KEY/manifest.json" for name in FOLDERS},
+    **{f"{name}/data": f"{ROOT}/{name}/KEY/parts/00000.tar" for name in FOLDERS},
+    "filter/forbidden": f"{ROOT}/filter/KEY/forbidden.txt",
+    "takedowns": f"{ROOT}/takedowns/alike-0.txt",
+    **{f"runs/{name}": f"{ROOT}/runs/first/{name}.json" for name in RECORDS},
+    "elsewhere": f"notes-of-{ROOT}/a.txt",
+    "mlflow": f"{ROOT}/a",
+}
+"""An object for each word of the page's table. All but the last are of the bucket of runs."""
+WORDS = {
+    **{name: {name} for name in PLACES},
+    **{name: {f"{name}/manifest", f"{name}/data"} for name in FOLDERS},
+    "filter": {"filter/manifest", "filter/data", "filter/forbidden"},
+    "runs": {f"runs/{name}" for name in RECORDS},
+    "wukong": {*PLACES} - {"mlflow"},
+}
+
+
+def rows() -> dict[str, tuple[set[str], set[str]]]:
+    """The page's table of keys: what each reads and writes, in the names of ``PLACES``."""
+    _, _, after = PAGE.read_text(encoding="utf-8").partition("| key | held by | reads | writes |")
+    found = {}
+    for line in after.strip().splitlines()[1:]:
+        if not line.startswith("|"):
+            break
+        cells = [re.findall("`([^`]+)`", cell) for cell in line.strip("|").split("|")]
+        (key,) = cells[0]
+        read, written = (set().union(*(WORDS[word] for word in cell)) for cell in cells[2:4])
+        found[key] = (read, written)
+    return found
+
+
+def allowed(ask: Callable[[], Any]) -> bool:
+    """Whether the store does what is asked. What it finds nothing for, it has not refused."""
+    try:
+        ask()
+    except ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        assert status in (403, 404), error
+        return bool(status == 404)
+    return True
+
+
+def bucket_of(place: str) -> str:
+    return "mlflow" if place == "mlflow" else "wukong"
+
+
+def fill(owner: Any) -> None:
+    """Put an object in each place."""
+    for place, key in PLACES.items():
+        owner.put_object(Bucket=bucket_of(place), Key=key, Body=b"x")
+
+
+def opened_by(thief: Any) -> tuple[set[str], set[str]]:
+    """The places that a key reads, and those that it writes: each action is tried on each place."""
+    read, written = set[str](), set[str]()
+    for place, key in PLACES.items():
+        where = {"Bucket": bucket_of(place)}
+        prefix = key.rpartition("/")[0] + "/" if "/runs/" not in key else key
+        reads = {
+            "get": allowed(partial(thief.get_object, **where, Key=key)),
+            "head": allowed(partial(thief.head_object, **where, Key=key)),
+            "list": allowed(partial(thief.list_objects_v2, **where, Prefix=prefix)),
+        }
+        if place.endswith(("/manifest", "/forbidden")):
+            del reads["list"]  # of its folder, which has data too
+        writes = {
+            "put": allowed(partial(thief.put_object, **where, Key=key, Body=b"x")),
+            "upload": allowed(partial(thief.create_multipart_upload, **where, Key=key)),
+            "delete": allowed(partial(thief.delete_object, **where, Key=f"{key}.json")),
+        }
+        assert len({*reads.values()}) == len({*writes.values()}) == 1, (place, reads, writes)
+        read |= {place} if reads["get"] else set()
+        written |= {place} if writes["put"] else set()
+    return read, written
