@@ -99,17 +99,9 @@ def make_buckets(names: list[str]) -> None:
     Raises:
         StorageError: it did not come up, or refuses.
     """
-    import pyarrow.fs
-
     for name in names:
-        filesystem, path = storage.filesystem(f"s3://{name}")
-        try:
-            missing = bool(filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound)
-            if missing:
-                filesystem.create_dir(path, recursive=False)
-        except OSError as error:
-            raise StorageError(f"cannot make the bucket {name}: {error}") from error
-        log.info("bucket %s %s", name, "made" if missing else "is there")
+        storage.make_bucket(name)
+        log.info("bucket %s is there", name)
 
 
 def make_mlflow_users(stages: Mapping[str, str], search: Mapping[str, str]) -> None:

@@ -13,45 +13,57 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from wukong.store import refusal, s3_requests
+from wukong.store.address import Address
 from wukong.store.patient_store import COPY_BYTES, until_answered
 
 _SPOOL_BYTES = 8 << 20  # what is written stays in memory up to this size
+_CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+"""Variables of AWS's SDK, which pyarrow has no arguments for."""
 # The SDK tries each request twice in quick succession, so that a listing of many pages need not begin anew. A server
 # that accepts connections and sends nothing is noticed after twice the request timeout.
 _OPTIONS = {"connect_timeout": 5, "request_timeout": 30}
 _ATTEMPTS = 2
 
 
-def connect(endpoint: str | None, region: str) -> pafs.S3FileSystem:
-    """Return pyarrow's own file system of a store, which does not wait; credentials come from the environment.
-
-    Args:
-        endpoint: URL of the store; None for AWS.
-        region: AWS's name of the region.
-    """
+def connect(address: Address) -> pafs.S3FileSystem:
+    """Return pyarrow's own file system of a store, which does not wait; credentials come from the environment."""
     options: dict[str, Any] = {
         **_OPTIONS,
-        "region": region,
+        "region": address.region,
         "allow_bucket_creation": True,
         "allow_delayed_open": True,  # a small object is one request instead of three
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
     }
-    if endpoint:
-        parts = urlsplit(endpoint)
+    if address.endpoint:
+        # Else the SDK sends data in pieces with a checksum at the end, which stores before 2025 do not know: Ceph's
+        # gateway of Debian 12 answers MissingContentLength to every write.
+        for name in _CHECKSUMS:
+            os.environ.setdefault(name, "when_required")
+        parts = urlsplit(address.endpoint)
         options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+        options |= {"force_virtual_addressing": address.virtual}
+    if address.certificates:  # of pyarrow 21 and newer
+        options["tls_ca_file_path"] = address.certificates
     return pafs.S3FileSystem(**options)
 
 
-def patient(store: pafs.FileSystem) -> pafs.PyFileSystem:
-    """Return a file system that gives what ``store`` gives, and waits while it is away."""
-    return pafs.PyFileSystem(_Handler(store))
+def patient(store: pafs.FileSystem, address: Address | None = None) -> pafs.PyFileSystem:
+    """Return a file system that gives what ``store`` gives, and waits while it is away.
+
+    Args:
+        store: pyarrow's file system.
+        address: where it is, for a key that may not ask for an object which may not be there; None if it may.
+    """
+    return pafs.PyFileSystem(_Handler(store, address))
 
 
 class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
     """Repeats what pyarrow asks of a store. It can be pickled if the store can."""
 
-    def __init__(self, store: pafs.FileSystem) -> None:
+    def __init__(self, store: pafs.FileSystem, address: Address | None) -> None:
         self._store = store
+        self._address = address
 
     def __eq__(self, other: object) -> bool:
         return self._store == other._store if isinstance(other, _Handler) else NotImplemented
@@ -66,7 +78,12 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         return str(self._store.normalize_path(path))
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        return until_answered(lambda: self._store.get_file_info(paths))
+        try:
+            return until_answered(lambda: self._store.get_file_info(paths))
+        except OSError as error:
+            if self._address is None or not refusal.is_denial(error):
+                raise
+            return [_listed(self._address, path, error) for path in paths]
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         return until_answered(lambda: self._store.get_file_info(selector))
@@ -104,6 +121,21 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         raise NotImplementedError(f"an object store appends to no file: {path}")
+
+
+def _listed(address: Address, path: str, refused: OSError) -> pafs.FileInfo:
+    """What a listing says of a path, where the store has refused to say it."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found = s3_requests.look_up(address, path)
+    except ClientError:
+        raise refused from None
+    if found is None:
+        return pafs.FileInfo(path, pafs.FileType.NotFound)
+    if found.size is None:
+        return pafs.FileInfo(path, pafs.FileType.Directory)
+    return pafs.FileInfo(path, pafs.FileType.File, size=found.size, mtime=found.written)
 
 
 class _Reader:
