@@ -38,7 +38,7 @@ _S3_ACTIONS = {  # what each S3 key may do, in SeaweedFS' words
 log = logging.getLogger(__name__)
 
 
-def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = False) -> None:
+def make_credentials(namespace: str, kfp_namespace: str) -> None:
     """Make the Secrets of the S3 keys and MLflow users that are missing; copy those of components to KFP's namespace.
 
     A Secret that exists is kept as it is, so a second run changes nothing, and one that the operator made first (an S3
@@ -61,7 +61,6 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     Args:
         namespace: where the platform runs.
         kfp_namespace: where pipelines' components run.
-        one_s3_key: all S3 keys are the same, for a store that cannot be told which keys there are.
 
     Raises:
         StackError: the Kubernetes API refuses, or a Secret lacks a key.
@@ -70,7 +69,7 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     s3 = cluster.get_or_create(namespace, "wukong-s3", _s3_key)
     known = json.loads((cluster.get(namespace, "object-store") or {}).get("s3.json", "{}")).get("identities", [])
     earlier = any(identity["name"] == _ONE_FOR_ALL for identity in known)
-    shared = one_s3_key or earlier or not cluster.made_here(namespace, "wukong-s3")
+    shared = earlier or not cluster.made_here(namespace, "wukong-s3")
     others = (name for name in _S3_ACTIONS if name != "wukong-s3")
     make = (lambda: s3) if shared else _s3_key
     keys = {"wukong-s3": s3} | {name: cluster.get_or_create(namespace, name, make) for name in others}
@@ -358,7 +357,6 @@ def main(arguments: list[str] | None = None) -> int:
     credentials = commands.add_parser("credentials", help="make the Secrets that are missing")
     credentials.add_argument("--namespace", required=True)
     credentials.add_argument("--kfp-namespace", required=True)
-    credentials.add_argument("--one-s3-key", action="store_true", help="one S3 key does everything")
     commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
     commands.add_parser("mlflow-users", help="make MLflow's users STAGES_USERNAME and SEARCH_USERNAME, with …_PASSWORD")
     backup = commands.add_parser("back-up", help="copy manifests and records into one tar")
@@ -370,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     restored.add_argument("target")
     options = parser.parse_args(arguments)
     if options.command == "credentials":
-        make_credentials(options.namespace, options.kfp_namespace, options.one_s3_key)
+        make_credentials(options.namespace, options.kfp_namespace)
     elif options.command == "buckets":
         make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
     elif options.command == "mlflow-users":

@@ -134,5 +134,8 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
         kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in forwarded.TO_COMPONENTS})
+    optional = {key: key for key in forwarded.OPTIONAL_TO_COMPONENTS}
+    kubernetes.use_config_map_as_env(task, "wukong-settings", optional, optional=True)
+    kubernetes.use_config_map_as_volume(task, *forwarded.STORE_CA, optional=True)
     for secret, keys in forwarded.SECRETS.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})

@@ -39,7 +39,7 @@ OUTAGE = patience.Outage(
 NO_ROOM = re.compile(
     r"\b507\b|StorageFull|InsufficientStorage|QuotaExceeded|no (writable|free) volumes|no space left", re.I
 )
-"""What stores say when they are full: MinIO and others by HTTP's status or a name, SeaweedFS's filer in words."""
+"""What stores say when they are full: most by HTTP's status or a name, SeaweedFS's filer in words."""
 
 
 def is_away(error: BaseException) -> bool:
