@@ -688,16 +688,16 @@ def test_the_dashboard_is_one(manifests: Installation) -> None:
 # --- components for overlays
 
 
-def component(tmp_path: Path, *names: str) -> Installation:
-    """The base with some components, as an overlay of somebody's own takes them."""
-    for folder in ("base", *(f"components/{name}" for name in names)):
+def component(tmp_path: Path, *names: str, on: str = "base") -> Installation:
+    """The base or an overlay with some components, as an overlay of somebody's own takes them."""
+    for folder in dict.fromkeys(("base", on, *(f"components/{name}" for name in names))):
         shutil.copytree(FOLDER / folder, tmp_path / "k8s" / folder)
     own = tmp_path / "k8s" / "own"
     own.mkdir()
     content = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": ["../base"],
+        "resources": [f"../{on}"],
         "components": [f"../components/{name}" for name in names],
     }
     (own / "kustomization.yaml").write_text(yaml.safe_dump(content))
@@ -730,6 +730,22 @@ def test_a_store_with_a_private_authority_is_trusted_by_every_pod_that_has_a_key
                 assert len(mounts) == 1 and mounts <= volumes, pod.owner
     assert {"Deployment/mlflow", "CronJob/backup-manifests", "CronJob/gc", "RayService/search", SETUP} < holders
     assert {f"RayJob/{stage}/{role}" for stage in JOBS for role in ("head", "worker")} < holders
+
+
+def test_every_pod_with_a_key_reaches_another_store(tmp_path: Path) -> None:
+    """And no other pod of ours does, but the setup job, which asks the API, and the crawler."""
+    manifests = component(tmp_path, "gc", "serve", on="overlays/external-s3")
+    store = Elsewhere(address="10.1.2.3")
+    reach = {pod.owner for pod in pods(manifests) if allowed(manifests, pod, store, 443)}
+    with_key = {
+        pod.owner
+        for pod in pods(manifests)
+        for container in pod.containers
+        for source in container.get("envFrom", [])
+        if source.get("secretRef", {}).get("name", "").endswith("-s3")
+    }
+    beside = {f"RayJob/{stage}/submitter" for stage in JOBS} | {"CronJob/backup-mlflow", "CronJob/backup-kfp"}
+    assert with_key <= reach <= with_key | beside
 
 
 def test_without_that_authority_the_public_ones_are_asked(manifests: Installation) -> None:

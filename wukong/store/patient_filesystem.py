@@ -92,7 +92,12 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         until_answered(lambda: self._store.create_dir(path, recursive=recursive))
 
     def delete_dir(self, path: str) -> None:
-        until_answered(lambda: self._store.delete_dir(path), deletes=True)
+        try:
+            until_answered(lambda: self._store.delete_dir(path), deletes=True)
+        except OSError as error:
+            if self._address is None or not refusal.is_denial(error):
+                raise
+            _delete_listed(self._address, path, error)
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
         until_answered(lambda: self._store.delete_dir_contents(path, missing_dir_ok=missing_dir_ok), deletes=True)
@@ -136,6 +141,16 @@ def _listed(address: Address, path: str, refused: OSError) -> pafs.FileInfo:
     if found.size is None:
         return pafs.FileInfo(path, pafs.FileType.Directory)
     return pafs.FileInfo(path, pafs.FileType.File, size=found.size, mtime=found.written)
+
+
+def _delete_listed(address: Address, path: str, refused: OSError) -> None:
+    """Delete what a listing finds below a folder, where the store has refused to say that there is none."""
+    from botocore.exceptions import ClientError
+
+    try:
+        s3_requests.delete_below(address, path)
+    except ClientError:
+        raise refused from None
 
 
 class _Reader:

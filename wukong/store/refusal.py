@@ -29,9 +29,9 @@ def remedy(uri: str, error: BaseException) -> str:
     bucket = uri.removeprefix("s3://").partition("/")[0]
     if _CERTIFICATE.search(text):
         return message(
-            f"The certificate of {where} is not trusted: let AWS_CA_BUNDLE name a file with the certificate of the "
-            "authority that has signed it. On a cluster that is the ConfigMap wukong-store-ca (docs/cluster.md, Bring "
-            "your own S3)"
+            f"The certificate of {where} is not trusted, or is for another name: let AWS_CA_BUNDLE name a file with "
+            "the certificate of the authority that has signed it. On a cluster that is the ConfigMap wukong-store-ca "
+            "(docs/cluster.md, Bring your own S3)"
         )
     if _CLOCK.search(text):
         return message(f"The clocks of this machine and of {where} differ by more than it allows: set this one right")

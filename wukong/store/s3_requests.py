@@ -88,6 +88,16 @@ def has_code(error: BaseException, *codes: str) -> bool:
     return str(answer.get("Error", {}).get("Code", "")) in codes or status in codes
 
 
+def _refusal(answer: dict[str, Any]) -> Exception:
+    """Return as an error what the store says of one object of several."""
+    from botocore.exceptions import ClientError
+
+    error: Exception = ClientError(
+        {"Error": {"Code": answer.get("Code"), "Message": answer.get("Message")}}, "DeleteObjects"
+    )
+    return error
+
+
 def make_bucket(address: Address, name: str) -> None:
     """Make a bucket, unless there is one of that name that the key may list.
 
@@ -143,6 +153,27 @@ def look_up(address: Address, path: str) -> Found | None:
         if entry["Key"] == key:
             return Found(entry["Size"], entry["LastModified"])
     return Found(None, None) if first(f"{key}/") else None
+
+
+def delete_below(address: Address, path: str) -> None:
+    """Delete all objects below a folder, as ``look_up`` finds them.
+
+    Args:
+        address: the store.
+        path: bucket and key of the folder.
+
+    Raises:
+        ClientError: the store refuses.
+    """
+    bucket, _, key = path.partition("/")
+    store = client(address)
+    while True:
+        listed = answered(lambda: store.list_objects_v2(Bucket=bucket, Prefix=f"{key}/"))
+        if not (names := [{"Key": entry["Key"]} for entry in listed.get("Contents", [])]):
+            return
+        done = answered(partial(store.delete_objects, Bucket=bucket, Delete={"Objects": names, "Quiet": True}))
+        for refused in done.get("Errors", []):
+            raise _refusal(refused)
 
 
 def keeps_versions(address: Address, bucket: str) -> bool:

@@ -14,7 +14,7 @@ def certified(folder: Path, *names: str) -> tuple[Path, Path, Path]:
 
     Args:
         folder: where to.
-        names: names of the server beside 127.0.0.1; ``*.NAME`` for all below one.
+        names: names of the server beside 127.0.0.1.
     """
     owner, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "an authority of a test")])

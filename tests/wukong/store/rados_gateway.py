@@ -1,5 +1,6 @@
 """Ceph's S3 server with TLS on loopback, as small as it goes: one monitor, one OSD on a sparse file, one gateway."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -73,13 +74,14 @@ class RadosGateway:
 
     Args:
         folder: of its data, keys and logs.
+        names: of its certificate, beside ``localhost`` and 127.0.0.1.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         for name in ("mon", "osd", "run"):
             (folder / name).mkdir(parents=True)
-        self.certificates, certificate, key = certified(folder, "localhost", "*.localhost")
+        self.certificates, certificate, key = certified(folder, "localhost", *names)
         (folder / "server.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
         self._port, self._plain, self._fsid = free_port(), free_port(), str(uuid.uuid4())
         self._mon = free_port()
@@ -144,9 +146,6 @@ class RadosGateway:
     def used(self) -> int:
         """Bytes that the objects of all buckets take."""
         told = self._call("radosgw-admin", "user", "stats", "--uid=tester", "--sync-stats")
-        assert told
-        import json
-
         return int(json.loads(told)["stats"]["size"])
 
     def _environment(self) -> dict[str, str]:

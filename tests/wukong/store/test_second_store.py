@@ -47,14 +47,14 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "radosgw":
         rados_gateway.require()
-        gateway = RadosGateway(folder)
+        gateway = RadosGateway(folder, f"{BUCKET}.localhost")
         try:
             gateway.start()
             yield Store("radosgw", gateway.variables(), gateway)
         finally:
             gateway.stop()
         return
-    authority, certificate, key = certified(folder, "localhost", "*.localhost")
+    authority, certificate, key = certified(folder, "localhost", f"{BUCKET}.localhost")
     tls = (f"-s3.port.https={(port := free_port())}", f"-s3.cert.file={certificate}", f"-s3.key.file={key}")
     server = ObjectStore(folder / "weed", *tls, "-s3.domainName=localhost")
     server.start()
@@ -143,7 +143,9 @@ def test_an_authority_that_is_not_named_is_named_at_once(
     """Also where the variable is empty, which boto3 by itself takes for "check nothing"."""
     monkeypatch.setenv(address.CERTIFICATES, "") if trusted == "" else monkeypatch.delenv(address.CERTIFICATES)
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"The certificate of https://127\.0\.0\.1:\d+ is not trusted: let AWS_CA"):
+    with pytest.raises(
+        StorageError, match=r"The certificate of https://127\.0\.0\.1:\d+ is not trusted, or is for another"
+    ):
         ask(f"{root}/file")
     assert time.monotonic() - began < 30
 
@@ -301,7 +303,7 @@ def test_a_key_for_a_prefix_suffices(as_limited: Callable[..., None]) -> None:
             ask()
 
 
-@pytest.mark.parametrize("missing", ["s3:ListBucket", *ON_OBJECTS])
+@pytest.mark.parametrize("missing", ["s3:ListBucket", "s3:PutObject", "s3:DeleteObject"])  # who wrote may read
 def test_a_run_that_lacks_a_right_is_refused_before_its_work(as_limited: Callable[..., None], missing: str) -> None:
     bucket = f"wukong-without-{missing.partition(':')[2].lower()}"
     arn = f"arn:aws:s3:::{bucket}"
