@@ -22,6 +22,7 @@ from free_ports import free_port
 from object_store import ObjectStore
 from rados_gateway import RadosGateway
 
+from wukong.commands import gc
 from wukong.config import documents
 from wukong.errors import StorageError
 from wukong.stages import preflight
@@ -203,10 +204,12 @@ def test_a_run_is_told_of_a_bucket_that_keeps_versions(
     with caplog.at_level(logging.WARNING):
         preflight.check_access(experiment_at(f"s3://{bucket}"))
     assert not caplog.records and not s3_requests.keeps_versions(there, bucket)
+    assert gc._when_free(f"s3://{bucket}/x").startswith("An object store frees their space later")
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     assert s3_requests.keeps_versions(there, bucket) and not s3_requests.expires_versions(there, bucket)
     with caplog.at_level(logging.WARNING):
         preflight.check_access(experiment_at(f"s3://{bucket}"))
+    assert gc._when_free(f"s3://{bucket}/x").startswith(f"The bucket {bucket} keeps versions, and no lifecycle rule")
     assert f"the bucket {bucket} keeps what is deleted or overwritten" in caplog.text
     assert ("has no conditional writes (it ignores If-None-Match)" in caplog.text) == (store.name == "radosgw")
     storage.write_bytes(f"s3://{bucket}/a/file", b"1")
@@ -240,6 +243,7 @@ def test_the_rule_of_the_documentation_deletes_versions(gateway: RadosGateway, s
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
     assert s3_requests.expires_versions(address.of_environment(), bucket)
+    assert "once its lifecycle rule deletes them" in gc._when_free(f"s3://{bucket}")
     storage.write_bytes(f"s3://{bucket}/kept", b"1")
     storage.write_bytes(f"s3://{bucket}/gone", b"1")
     storage.delete(f"s3://{bucket}/gone")
