@@ -1,8 +1,8 @@
 """A store of the operator's own in place of SeaweedFS: the overlay external-s3 with a private authority's certificate.
 
-``WUKONG_EXTERNAL_S3`` names its endpoint, an address that the pods and this machine reach, ``WUKONG_EXTERNAL_S3_CA`` the
-file of the authority's certificate, ``WUKONG_EXTERNAL_S3_KEY`` and ``WUKONG_EXTERNAL_S3_SECRET`` a key that may make
-buckets.
+Variables name it: ``WUKONG_EXTERNAL_S3`` the endpoint, an address that pods and this machine reach;
+``WUKONG_EXTERNAL_S3_CA`` the file of the authority's certificate; ``WUKONG_EXTERNAL_S3_KEY`` and
+``WUKONG_EXTERNAL_S3_SECRET`` a key that may make buckets.
 """
 
 import base64

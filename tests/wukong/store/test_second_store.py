@@ -16,9 +16,11 @@ import boto3
 import botocore.auth
 import pytest
 import rados_gateway
+import yaml
 from authority import certified
 from botocore.config import Config
 from free_ports import free_port
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from object_store import ObjectStore
 from rados_gateway import RadosGateway
 
@@ -32,6 +34,7 @@ from wukong.store.conditional_store import ChangedError
 pytestmark = pytest.mark.slow
 
 BUCKET = "wukong-test"
+SETTINGS = Path(__file__).parents[3] / "k8s" / "base" / "settings.yaml"
 DOCUMENT = Path(__file__).parents[3] / "docs" / "store.md"
 
 
@@ -222,6 +225,25 @@ def test_a_run_is_told_of_a_bucket_that_keeps_versions(
     assert not s3_requests.keeps_versions(there, bucket)
     storage.write_bytes(f"s3://{bucket}/claim", b"1")
     assert fence.why_unconditional(f"s3://{bucket}/claim") == ""
+
+
+def test_mlflow_keeps_files_there_with_the_settings_of_a_cluster(
+    root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its server's own client, which is told by the ConfigMap and by the Deployment's variable."""
+    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))["data"]
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        monkeypatch.setenv(name, settings[name])
+    monkeypatch.setenv("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", settings[address.ADDRESSING])
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL_S3"])
+    content = os.urandom(1 << 20) * 9
+    (tmp_path / "weights").write_bytes(content)
+    files = S3ArtifactRepository(f"{root}/1/artifacts")
+    files.log_artifact(str(tmp_path / "weights"))
+    assert [(each.path, each.file_size) for each in files.list_artifacts()] == [("weights", len(content))]
+    assert Path(files.download_artifacts("weights", str(tmp_path))).read_bytes() == content
+    files.delete_artifacts()
+    assert storage.list_files(root) == []
 
 
 # --- what only Ceph's gateway has
