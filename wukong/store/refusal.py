@@ -5,10 +5,10 @@ import re
 from wukong.runtime.language import message
 from wukong.store import address
 
-_CERTIFICATE = re.compile(r"curlCode: (35|51|53|54|58|59|60|66|77|80|82|83|90|91),|SSL validation failed|CERTIFICATE_")
+_CERTIFICATE = re.compile(r"curlCode: (51|53|54|58|59|60|66|77|80|82|83|90|91),|SSL validation failed|CERTIFICATE_")
 _CLOCK = re.compile(r"TIME_?TOO_?SKEWED", re.I)
 _NOBODY = re.compile(r"INVALID_?ACCESS_?KEY_?ID|SIGNATURE_?DOES_?NOT_?MATCH|INVALID_?SIGNATURE", re.I)
-_DENIED = re.compile(r"ACCESS_?DENIED|\b403\b", re.I)
+_DENIED = re.compile(r"AWS Error ACCESS_DENIED\b|\(HTTP status 403\)|\((AccessDenied|403)\)")
 _NO_BUCKET = re.compile(r"NO_?SUCH_?BUCKET", re.I)
 
 
