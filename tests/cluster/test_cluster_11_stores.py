@@ -108,9 +108,15 @@ def _installed(overlay: str, objects: list[kube.Object], authority: str, key: di
         kube.rollout("statefulset/object-store", *servers)
 
 
+def _unnamed(digests: dict[str, str]) -> dict[str, str]:
+    """The digests of outputs that do not hold the experiment's name, as the pages of validate and evaluate do."""
+    return {stage: digest for stage, digest in digests.items() if stage not in ("validate", "evaluate")}
+
+
 @pytest.mark.cluster(
     claim="With an S3 server of the operator's own, whose certificate a private authority has signed, and without "
-    "SeaweedFS, the workflow ends with the digests of the first run; MLflow keeps its files there too",
+    "SeaweedFS, the workflow ends; crawl, filter and both models have the digests of the first run, and MLflow keeps "
+    "its files there too",
     how="the overlay `external-s3` with the component `store-ca` and a key for both buckets; the object store of the "
     "cluster scaled to zero; the overlay that was there before afterwards",
 )
@@ -128,7 +134,7 @@ def test_a_store_of_the_operators_own(
         pytest.skip(f"{', '.join(missing)} name no S3 server")
     endpoint, authority, access, secret = (os.environ[name] for name in VARIABLES)
     key = {"AWS_ACCESS_KEY_ID": access, "AWS_SECRET_ACCESS_KEY": secret}
-    expected = runs.digests(experiment_of(session_state), first)
+    expected = _unnamed(runs.digests(experiment_of(session_state), first))
     queries = storage.read_bytes(runs.QUERIES)
     made = runs.experiment(f"external-{stamp}")
     for name, value in {"AWS_ENDPOINT_URL_S3": endpoint, address.CERTIFICATES: authority, **key}.items():
@@ -137,11 +143,11 @@ def test_a_store_of_the_operators_own(
     with _installed(overlay, objects, Path(authority).read_text(encoding="utf-8"), key):
         storage.write_bytes(runs.QUERIES, queries)
         run = runs.complete(services, made, f"external-{stamp}")
-        digests = runs.digests(made, run)
+        digests = _unnamed(runs.digests(made, run))
         listed = s3_requests.client(address.of_environment()).list_objects_v2(Bucket="mlflow")
         found += [
             f"{endpoint}: {len(storage.list_files(made.root))} objects of the run, {listed['KeyCount']} of MLflow",
             f"{len(digests)} digests, as of the first run",
         ]
-        assert digests == expected
+        assert digests == expected and {"crawl", "filter", "pretrain", "finetune"} <= set(digests)
         assert listed["KeyCount"] > 0
