@@ -50,7 +50,6 @@ mon data = {folder}/mon
 osd data = {folder}/osd
 [client.rgw.a]
 rgw data = {folder}/run
-rgw frontends = beast ssl_endpoint=127.0.0.1:{port} ssl_certificate={folder}/server.pem endpoint=127.0.0.1:{plain}
 """
 _KEYS = (
     ("mon.", "mon", "allow *"),
@@ -83,8 +82,7 @@ class RadosGateway:
             (folder / name).mkdir(parents=True)
         self.certificates, certificate, key = certified(folder, "localhost", *names)
         (folder / "server.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
-        self._port, self._plain, self._fsid = free_port(), free_port(), str(uuid.uuid4())
-        self._mon = free_port()
+        self._mon, self._port, self._plain, self._fsid = free_port(), 0, 0, str(uuid.uuid4())
         # The path of a socket has at most 107 characters.
         self._run = Path("/tmp") / f"ceph-{self._fsid[:8]}"
         self._run.mkdir()
@@ -95,8 +93,6 @@ class RadosGateway:
                 folder=folder,
                 run=self._run,
                 size=4 << 30,
-                port=self._port,
-                plain=self._plain,
             )
         )
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -129,9 +125,12 @@ class RadosGateway:
         self._until("ceph", "--connect-timeout", "5", "osd", "new", disk := str(uuid.uuid4()), "0")
         self._call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
         self._spawn("ceph-osd", "-f", "-i", "0")
-        self._spawn("radosgw", "-f", "-n", "client.rgw.a")
-        for user in ("tester", "limited"):
-            key = (f"--access-key={user}", f"--secret-key=of-{user}-only")
+        self._port, self._plain = free_port(), free_port()
+        listens = f"beast ssl_endpoint=127.0.0.1:{self._port} ssl_certificate={self.folder / 'server.pem'}"
+        plain = f"endpoint=127.0.0.1:{self._plain}"
+        self._spawn("radosgw", "-f", "-n", "client.rgw.a", f"--rgw-frontends={listens} {plain}")
+        for user, buckets in {"tester": 100, "limited": -1}.items():  # -1: it makes none
+            key = (f"--access-key={user}", f"--secret-key=of-{user}-only", f"--max-buckets={buckets}")
             self._until("radosgw-admin", "user", "create", f"--uid={user}", f"--display-name={user}", *key)
         with_ca = ("--cacert", str(self.certificates))
         self._until("curl", "--silent", "--show-error", *with_ca, f"https://127.0.0.1:{self._port}/")

@@ -20,7 +20,7 @@ import yaml
 from authority import certified
 from botocore.config import Config
 from free_ports import free_port
-from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+from mlflow.store.artifact import s3_artifact_repo
 from object_store import ObjectStore
 from rados_gateway import RadosGateway
 
@@ -238,7 +238,9 @@ def test_mlflow_keeps_files_there_with_the_settings_of_a_cluster(
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL_S3"])
     content = os.urandom(1 << 20) * 9
     (tmp_path / "weights").write_bytes(content)
-    files = S3ArtifactRepository(f"{root}/1/artifacts")
+    s3_artifact_repo._cached_get_s3_client.cache_clear()  # of the other store, as boto3's own session is
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    files = s3_artifact_repo.S3ArtifactRepository(f"{root}/1/artifacts")
     files.log_artifact(str(tmp_path / "weights"))
     assert [(each.path, each.file_size) for each in files.list_artifacts()] == [("weights", len(content))]
     assert Path(files.download_artifacts("weights", str(tmp_path))).read_bytes() == content
