@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 VARIABLES = tuple(f"WUKONG_EXTERNAL_S3{ending}" for ending in ("", "_CA", "_KEY", "_SECRET"))
 KEYS = ("wukong-s3", "mlflow-s3", "setup-s3", "search-s3")
 CERTIFICATES = "wukong-store-ca"
-SIZED = {("ConfigMap", "ray-job"), ("Deployment", "mlflow"), ("StatefulSet", "postgres")}
-"""Objects whose sizes are the installed overlay's; what they say of the store is the same in both."""
+SIZED = ("ray-job", "mlflow", "postgres", "backups")
+"""Names of objects that say the same of the store in every overlay, and have sizes: the installed ones stay."""
 
 
-def _objects(overlay: str, folder: Path, endpoint: str, stamp: str) -> list[kube.Object]:
-    """The overlay external-s3 with the component store-ca, for an endpoint, in the sizes of the installed overlay."""
+def _objects(folder: Path, endpoint: str, stamp: str) -> list[kube.Object]:
+    """The overlay external-s3 with the component store-ca, for an endpoint, without what has sizes."""
     relative = os.path.relpath(ROOT / "k8s", folder)
     content = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -38,27 +38,19 @@ def _objects(overlay: str, folder: Path, endpoint: str, stamp: str) -> list[kube
         "components": [f"{relative}/components/store-ca"],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    installed = {
-        (one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(kube.kubectl("kustomize", overlay))
-    }
+    where = urlsplit(endpoint)
     made = []
-    for given in yaml.safe_load_all(kube.kubectl("kustomize", str(folder))):
-        kind, name = given["kind"], given["metadata"]["name"]
-        if kind == "PersistentVolumeClaim":  # its size cannot be changed
+    for one in yaml.safe_load_all(kube.kubectl("kustomize", str(folder))):
+        name = one["metadata"]["name"]
+        if name in SIZED and one["kind"] in ("ConfigMap", "Deployment", "StatefulSet", "PersistentVolumeClaim"):
             continue
-        one = installed[kind, name] if (kind, name) in SIZED else given
-        if kind == "Job":
+        if one["kind"] == "Job":
             one["metadata"]["name"] += f"-{stamp}"
         if name == "wukong-settings":
             one["data"]["AWS_ENDPOINT_URL_S3"] = endpoint
         if name == "to-object-store":
-            where = urlsplit(endpoint)
-            one["spec"]["egress"] = [
-                {
-                    "to": [{"ipBlock": {"cidr": f"{where.hostname}/32"}}],
-                    "ports": [{"protocol": "TCP", "port": where.port or 443}],
-                }
-            ]
+            ports = [{"protocol": "TCP", "port": where.port or 443}]
+            one["spec"]["egress"] = [{"to": [{"ipBlock": {"cidr": f"{where.hostname}/32"}}], "ports": ports}]
         made.append(one)
     return made
 
@@ -139,7 +131,7 @@ def test_a_store_of_the_operators_own(
     made = runs.experiment(f"external-{stamp}")
     for name, value in {"AWS_ENDPOINT_URL_S3": endpoint, address.CERTIFICATES: authority, **key}.items():
         monkeypatch.setenv(name, value)
-    objects = _objects(overlay, tmp_path, endpoint, stamp)
+    objects = _objects(tmp_path, endpoint, stamp)
     with _installed(overlay, objects, Path(authority).read_text(encoding="utf-8"), key):
         storage.write_bytes(runs.QUERIES, queries)
         run = runs.complete(services, made, f"external-{stamp}")
