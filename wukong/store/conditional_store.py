@@ -8,7 +8,8 @@ Where a write with the present version is refused, it is tried without quotes, a
 bucket that keeps versions that gateway heeds neither condition.
 """
 
-from typing import IO
+from collections.abc import Callable
+from typing import IO, TypeVar
 
 from wukong.errors import StorageError
 from wukong.runtime.language import message
@@ -18,7 +19,11 @@ from wukong.store.s3_requests import answered, client, has_code
 
 _CHANGED = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
 _UNKNOWN = ("501", "NotImplemented", "400", "InvalidArgument", "InvalidRequest")
+_OF_OTHERS = ("AuthorizationHeaderMalformed", "EntityTooLarge", "ExpiredToken", "InvalidBucketName")
+"""What is a 400 too, and says nothing of conditions."""
 _NOTHING = ("404", "NoSuchKey", "NotFound")
+
+_Answer = TypeVar("_Answer")
 
 _without_quotes: set[Address] = set()
 """Stores that compare entity tags without their quotes."""
@@ -42,17 +47,8 @@ def version(address: Address, path: str) -> str | None:
     Raises:
         StorageError: the store cannot be read.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     bucket, key = path.split("/", 1)
-    try:
-        return str(answered(lambda: client(address).head_object(Bucket=bucket, Key=key))["ETag"])
-    except ClientError as error:
-        if _is_nothing(address, path, error):
-            return None
-        raise _failed(message(f"cannot read s3://{path}"), path, error) from error
-    except BotoCoreError as error:
-        raise _failed(message(f"cannot read s3://{path}"), path, error) from error
+    return _unless_nothing(address, path, lambda: str(client(address).head_object(Bucket=bucket, Key=key)["ETag"]))
 
 
 def read(address: Address, path: str) -> tuple[bytes, str] | None:
@@ -60,22 +56,13 @@ def read(address: Address, path: str) -> tuple[bytes, str] | None:
 
     The arguments and errors are those of ``version``.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     bucket, key = path.split("/", 1)
 
     def ask() -> tuple[bytes, str]:
         answer = client(address).get_object(Bucket=bucket, Key=key)
         return answer["Body"].read(), str(answer["ETag"])
 
-    try:
-        return answered(ask)
-    except ClientError as error:
-        if _is_nothing(address, path, error):
-            return None
-        raise _failed(message(f"cannot read s3://{path}"), path, error) from error
-    except BotoCoreError as error:
-        raise _failed(message(f"cannot read s3://{path}"), path, error) from error
+    return _unless_nothing(address, path, ask)
 
 
 def write(address: Address, path: str, data: bytes | IO[bytes], expected: str | None) -> None:
@@ -127,18 +114,26 @@ def _put(address: Address, path: str, data: bytes | IO[bytes], **condition: str)
 
     try:
         answered(put, lambda: store.head_bucket(Bucket=bucket))
-    except ClientError as error:
-        if has_code(error, "NoSuchBucket"):
-            raise _failed(message(f"cannot write s3://{path}"), path, error) from error
-        if has_code(error, *_NOTHING):  # what was seen has been deleted
+    except (BotoCoreError, ClientError) as error:
+        if has_code(error, *_NOTHING) and not has_code(error, "NoSuchBucket"):  # what was seen has been deleted
             raise ChangedError(f"s3://{path} was deleted by somebody else") from error
         if has_code(error, *_CHANGED):
             raise ChangedError(f"s3://{path} was written by somebody else") from error
-        if has_code(error, *_UNKNOWN):
+        if has_code(error, *_UNKNOWN) and not has_code(error, *_OF_OTHERS):
             raise UnconditionalError(f"s3://{path}: the store has no conditional writes ({error})") from error
         raise _failed(message(f"cannot write s3://{path}"), path, error) from error
-    except BotoCoreError as error:
-        raise _failed(message(f"cannot write s3://{path}"), path, error) from error
+
+
+def _unless_nothing(address: Address, path: str, ask: Callable[[], _Answer]) -> _Answer | None:
+    """Return what the store answers of an object; None if there is none."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return answered(ask)
+    except (BotoCoreError, ClientError) as error:
+        if _is_nothing(address, path, error):
+            return None
+        raise _failed(message(f"cannot read s3://{path}"), path, error) from error
 
 
 def _is_nothing(address: Address, path: str, error: Exception) -> bool:

@@ -9,6 +9,7 @@ _CERTIFICATE = re.compile(r"curlCode: (51|53|54|58|59|60|66|77|80|82|83|90|91),|
 _CLOCK = re.compile(r"TIME_?TOO_?SKEWED", re.I)
 _NOBODY = re.compile(r"INVALID_?ACCESS_?KEY_?ID|SIGNATURE_?DOES_?NOT_?MATCH|INVALID_?SIGNATURE", re.I)
 _DENIED = re.compile(r"AWS Error ACCESS_DENIED\b|\(HTTP status 403\)|\((AccessDenied|403)\)")
+_REGION = re.compile(r"AuthorizationHeaderMalformed|PermanentRedirect|\(HTTP status 301\)|\(301\)")
 _NO_BUCKET = re.compile(r"NO_?SUCH_?BUCKET", re.I)
 
 
@@ -40,6 +41,8 @@ def remedy(uri: str, error: BaseException) -> str:
             f"{where} does not know the key {key}, or its secret is another one: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         )
+    if _REGION.search(text):
+        return message(f"{where} has {bucket} in another region than {store.region}: set AWS_REGION")
     if _DENIED.search(text):
         return message(
             f"{where} answers, and refuses that to the key {key}. It needs s3:ListBucket on {bucket}, and "

@@ -13,7 +13,7 @@ from free_ports import free_port
 
 from wukong.errors import StorageError
 from wukong.store import fence, patience, storage
-from wukong.store.conditional_store import ChangedError
+from wukong.store.conditional_store import ChangedError, UnconditionalError
 
 URI = "s3://bucket/runs/claim.json"
 
@@ -22,7 +22,8 @@ class Store(http.server.BaseHTTPRequestHandler):
     """An S3 server of one bucket in memory. ``heeds`` says how it compares ``If-Match`` with an entity tag.
 
     ``quoted`` as HTTP says; ``bare`` without quotes, as Ceph's gateway 16.2; ``never`` finds no tag equal, as that one
-    in a bucket that keeps versions, but for ``If-None-Match``; ``creates`` ignores it; ``nothing`` ignores both.
+    in a bucket that keeps versions, but for ``If-None-Match``; ``creates`` ignores it; ``nothing`` ignores both;
+    ``elsewhere`` is AWS in another region.
     """
 
     protocol_version = "HTTP/1.1"  # else it leaves a client without an answer to its ``Expect: 100-continue``
@@ -34,6 +35,9 @@ class Store(http.server.BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         cls = type(self)
+        if cls.heeds == "elsewhere":
+            self._answer(400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>")
+            return
         if not self.path.startswith("/bucket/"):
             self._answer(404, b"<Error><Code>NoSuchBucket</Code></Error>")
             return
@@ -158,3 +162,10 @@ def test_a_store_that_takes_no_connections_is_waited_for(store: type[Store], mon
             threading.Thread(target=server.serve_forever, daemon=True).start()
             assert asked.result(20) == there
             server.shutdown()
+
+
+@pytest.mark.parametrize("store", ["elsewhere"], indirect=True)
+def test_another_region_is_no_lack_of_conditional_writes(store: type[Store]) -> None:
+    with pytest.raises(StorageError, match="in another region than us-east-1: set AWS_REGION") as caught:
+        storage.write_if(URI, b"1", None)
+    assert not isinstance(caught.value, UnconditionalError)
