@@ -96,6 +96,7 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
         ConfigError: something is missing or too small; the message names the key.
         StorageError: the object store cannot be reached.
     """
+    preflight.check_access(experiment)
     preflight.check_world(experiment, connect=run_records.latest(experiment, "crawl") is None)
     preflight.check_lists(experiment)
     preflight.check_weights(experiment)  # not beside the model: now the embedded store answers

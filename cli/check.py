@@ -122,6 +122,7 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
             collect(lambda: preflight.check_world(made, connect=True))
     else:
         environment.use_for(experiment.storage)
+        preflight.check_access(experiment)
         experiment = collect(lambda: start.with_its_model(experiment)) or experiment
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))

@@ -110,6 +110,7 @@ def configured(
     preflight.check_stages(experiment, names)
     if os.environ.get("WUKONG_CLUSTER"):  # each stage is a RayJob with a head and workers
         preflight.check_shared_storage(experiment)
+    preflight.check_access(experiment)
     preflight.check_world(experiment, names)
     if "crawl" in names:  # a pipeline that crawls reads the lists, another reads none
         preflight.check_lists(experiment)

@@ -42,7 +42,7 @@ MLFLOW_USERS = {
 log = logging.getLogger(__name__)
 
 
-def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = False) -> None:
+def make_credentials(namespace: str, kfp_namespace: str) -> None:
     """Make the Secrets of the S3 keys and MLflow users that are missing; copy those of components to KFP's namespace.
 
     A Secret that exists is kept as it is, so a second run changes nothing, and one that the operator made first (an S3
@@ -69,7 +69,6 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     Args:
         namespace: where the platform runs.
         kfp_namespace: where pipelines' components run.
-        one_s3_key: all S3 keys are the same, for a store that cannot be told which keys there are.
 
     Raises:
         StackError: the Kubernetes API refuses, or a Secret lacks a key.
@@ -78,7 +77,7 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     s3 = cluster.get_or_create(namespace, "wukong-s3", _s3_key)
     known = json.loads((cluster.get(namespace, "object-store") or {}).get("s3.json", "{}")).get("identities", [])
     earlier = any(identity["name"] == _ONE_FOR_ALL for identity in known)
-    shared = one_s3_key or earlier or not cluster.made_here(namespace, "wukong-s3")
+    shared = earlier or not cluster.made_here(namespace, "wukong-s3")
     others = (name for name in s3_keys.NAMES if name != "wukong-s3")
     make = (lambda: s3) if shared else _s3_key
     keys = {"wukong-s3": s3} | {name: cluster.get_or_create(namespace, name, make) for name in others}
@@ -114,17 +113,9 @@ def make_buckets(names: list[str]) -> None:
     Raises:
         StorageError: it did not come up, or refuses.
     """
-    import pyarrow.fs
-
     for name in names:
-        filesystem, path = storage.filesystem(f"s3://{name}")
-        try:
-            missing = bool(filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound)
-            if missing:
-                filesystem.create_dir(path, recursive=False)
-        except OSError as error:
-            raise StorageError(f"cannot make the bucket {name}: {error}") from error
-        log.info("bucket %s %s", name, "made" if missing else "is there")
+        storage.make_bucket(name)
+        log.info("bucket %s is there", name)
 
 
 def make_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
@@ -394,7 +385,6 @@ def main(arguments: list[str] | None = None) -> int:
     credentials = commands.add_parser("credentials", help="make the Secrets that are missing")
     credentials.add_argument("--namespace", required=True)
     credentials.add_argument("--kfp-namespace", required=True)
-    credentials.add_argument("--one-s3-key", action="store_true", help="one S3 key does everything")
     commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
     commands.add_parser("mlflow-users", help="make MLflow's users STAGES_USERNAME, RUNS_…, SEARCH_…, with …_PASSWORD")
     policy = commands.add_parser("s3-policy", help="print an S3 key's policy, for a store that has IAM's")
@@ -408,15 +398,14 @@ def main(arguments: list[str] | None = None) -> int:
     restored.add_argument("target")
     options = parser.parse_args(arguments)
     if options.command == "credentials":
-        make_credentials(options.namespace, options.kfp_namespace, options.one_s3_key)
+        make_credentials(options.namespace, options.kfp_namespace)
     elif options.command == "buckets":
         make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
     elif options.command == "mlflow-users":
         keys = ("USERNAME", "PASSWORD")
         make_mlflow_users({kind: {key: os.environ[f"{kind.upper()}_{key}"] for key in keys} for kind in MLFLOW_USERS})
     elif options.command == "s3-policy":
-        policy_of_key = s3_keys.policy_of(access.S3_KEYS[options.key], lists_all_names=True)
-        sys.stdout.write(json.dumps(policy_of_key, indent=2) + "\n")
+        sys.stdout.write(json.dumps(s3_keys.policy_of(access.S3_KEYS[options.key]), indent=2) + "\n")
     elif options.command == "back-up":
         back_up(options.source, options.target, options.keep_days)
     else:

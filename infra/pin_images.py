@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wukong.commands.output import print_data
+from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
 from wukong.runtime.language import translated
 
@@ -82,7 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.unpin:
         unpin(*options.folders)
         return 0
-    for image, digest in pin(*options.folders).items():
+    try:
+        digests = pin(*options.folders)
+    except StackError as error:
+        echo(f"error: {error}", err=True)
+        return 1
+    for image, digest in digests.items():
         print_data(f"{image}@{digest}")
     return 0
 

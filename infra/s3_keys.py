@@ -32,23 +32,16 @@ def actions_of(name: str) -> list[str]:
     return read + [f"Write:{place(pattern)}" for pattern in key.writes]
 
 
-def policy_of(key: Access, *, lists_all_names: bool = False) -> dict[str, Any]:
-    """A key's policy as IAM has it.
-
-    Args:
-        key: what it may do.
-        lists_all_names: whether it lists the names of all objects. AWS says of an object that is not there that it is
-            forbidden (403) to a key that may not list the bucket, and our stages ask for what may not be there.
-    """
+def policy_of(key: Access) -> dict[str, Any]:
+    """A key's policy as IAM has it."""
     bucket = f"arn:aws:s3:::{access.BUCKET}"
 
     def allow(actions: list[str], resources: list[str], **more: Any) -> dict[str, Any]:
         return {"Effect": "Allow", "Action": actions, "Resource": resources, **more}
 
-    condition = {} if lists_all_names else {"Condition": {"StringLike": {"s3:prefix": list(key.reads)}}}
     statements = [
         allow(["s3:GetObject"], [f"{bucket}/{pattern}" for pattern in key.reads]),
-        allow(["s3:ListBucket"], [bucket], **condition),
+        allow(["s3:ListBucket"], [bucket], Condition={"StringLike": {"s3:prefix": list(key.reads)}}),
     ]
     if key.writes:
         writes = ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]

@@ -141,5 +141,8 @@ def prepare(task: dsl.PipelineTask, component: str, title: str, *, retries: int 
         kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in forwarded.TO_COMPONENTS})
+    optional = {key: key for key in forwarded.OPTIONAL_TO_COMPONENTS}
+    kubernetes.use_config_map_as_env(task, "wukong-settings", optional, optional=True)
+    kubernetes.use_config_map_as_volume(task, *forwarded.STORE_CA, optional=True)
     for secret, keys in access.secrets_of_component(component).items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})

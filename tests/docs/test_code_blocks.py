@@ -100,6 +100,7 @@ NOT_EXECUTED = {
     ("docs/cluster.md", "kubectl -n wukong port-forward svc/object-store"): CLUSTER,
     ("docs/cluster.md", "kubectl apply -f k8s/base/00-namespace.yaml"): CLUSTER,
     ("docs/cluster.md", "kubectl -n wukong scale"): CLUSTER,
+    ("docs/cluster.md", "kubectl -n wukong create configmap"): CLUSTER,
     (
         "docs/export.md",
         ".venv/bin/wukong model sign exports/onnx",

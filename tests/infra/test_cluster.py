@@ -1,64 +1,89 @@
-"""What the cluster's own jobs run, with an object store that does not answer at once."""
+"""The cluster's setup job, against a server on loopback that answers as S3 does."""
 
-from pathlib import Path
+import http.server
+import threading
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-import pyarrow.fs
 import pytest
 
 from infra import cluster
 from wukong.errors import StorageError
-from wukong.store import patience, patient_filesystem, patient_store
+from wukong.store import patience, patient_store
 
 
-class Away:
-    """A folder as a file system that refuses its first requests, as an object store does while it starts."""
+class S3:
+    """Buckets, the number of requests that find the server busy, and what was asked."""
 
-    type_name = "away"
-
-    def __init__(self, refused: int) -> None:
-        self.left = refused
-        self._local = pyarrow.fs.LocalFileSystem()
-
-    def get_file_info(self, paths: list[str]) -> Any:
-        self.left -= 1
-        if self.left >= 0:
-            raise OSError("AWS Error NETWORK_CONNECTION during HeadBucket operation: curlCode: 7, refused")
-        return self._local.get_file_info(paths)
-
-    def create_dir(self, path: str, recursive: bool) -> None:
-        self._local.create_dir(path, recursive=recursive)
+    def __init__(self) -> None:
+        self.buckets: set[str] = set()
+        self.busy = 0
+        self.refuses = False
+        self.asked: Counter[str] = Counter()
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """The clock goes on by pauses alone."""
+    store = S3()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            name = self.path.strip("/")
+            store.asked[f"{self.command} {name}"] += 1
+            if store.busy:
+                store.busy -= 1
+                self._answer(503)
+            elif self.command == "HEAD":
+                self._answer(200 if name in store.buckets else 403 if store.refuses else 404)
+            elif store.refuses:
+                self._answer(403)
+            else:
+                store.buckets.add(name)
+                self._answer(200)
+
+        do_PUT = do_HEAD  # noqa: N815 - a name of the standard library
+
+        def _answer(self, status: int) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
     slept: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", slept.append)
-    monkeypatch.setattr(patience.time, "monotonic", lambda: 100.0 + sum(slept))
+    monkeypatch.setattr("wukong.store.patience.time.sleep", slept.append)
+    monkeypatch.setattr("wukong.store.patience.time.monotonic", lambda: 100.0 + sum(slept))
     monkeypatch.setattr(patient_store, "OUTAGE", patience.Outage("the object store"))  # of that clock
-    return tmp_path
+    monkeypatch.delenv(patience.VARIABLE, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "setup")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-setup")
+        yield store
+        server.shutdown()
 
 
-def at(folder: Path, store: Away, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        cluster.storage,
-        "filesystem",
-        lambda uri: (patient_filesystem.patient(store), str(folder / uri.removeprefix("s3://"))),
-    )
-
-
-def test_buckets_are_made_once_the_store_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Away(3)
-    at(folder, store, monkeypatch)
+def test_buckets_are_made_once_the_store_answers(s3: S3) -> None:
+    s3.busy = 3
     for _ in range(2):
         cluster.make_buckets(["one", "two"])
-    assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]
-    assert store.left == -4, "three refusals, and each of two buckets was looked for twice"
+    assert s3.buckets == {"one", "two"}
+    assert s3.asked == {"HEAD one": 5, "PUT one": 1, "HEAD two": 2, "PUT two": 1}
 
 
-def test_a_store_that_stays_away_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at(folder, Away(1_000_000), monkeypatch)
-    expected = r"cannot make the bucket one: the object store is away: .* refused; so it was for 600 s"
+def test_a_bucket_that_is_there_needs_no_right_to_make_it(s3: S3) -> None:
+    s3.buckets, s3.refuses = {"one"}, True
+    cluster.make_buckets(["one"])
+    with pytest.raises(StorageError, match=r"cannot make the bucket two: .* refuses that to the key setup"):
+        cluster.make_buckets(["one", "two"])
+
+
+def test_a_store_that_stays_away_is_reported(s3: S3) -> None:
+    s3.busy = 1_000_000
+    expected = r"cannot make the bucket one: the object store is away: .*503.*; so it was for 600 s"
     with pytest.raises(StorageError, match=expected):
         cluster.make_buckets(["one"])

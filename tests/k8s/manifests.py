@@ -19,7 +19,7 @@ from wukong.config import documents
 from wukong.stages import JOBS
 
 FOLDER = Path(__file__).parents[2] / "k8s"
-BUILDS = ("overlays/kind", "overlays/gpu", "overlays/external-s3", "minio")
+BUILDS = ("overlays/kind", "overlays/gpu", "overlays/external-s3")
 """What `kustomize build` makes of `base`."""
 
 Manifest = dict[str, Any]

@@ -6,9 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from botocore.exceptions import ClientError
 
 from wukong import stages
+from wukong.config import documents, stored
+from wukong.errors import StorageError
+from wukong.runs import run_records
+from wukong.stages import preflight
+from wukong.store import storage
 
 ROOT = "stolen-keys"
 """An experiment that only these tests have, whose objects may be written over."""
@@ -94,3 +100,36 @@ def opened_by(thief: Any) -> tuple[set[str], set[str]]:
         read |= {place} if reads["get"] else set()
         written |= {place} if writes["put"] else set()
     return read, written
+
+
+def begins_with_its_key() -> None:
+    """What the first component does with the store, by the key of the environment, which is that component's."""
+    crawl = {"queries": "s3://wukong/inputs/queries.txt", "endpoint": "http://search.invalid"}
+    experiment = documents.parse({"name": "small", "storage": "s3://wukong", "crawl": crawl})
+    preflight.check_access(experiment)
+    assert storage.list_files("s3://wukong/small/experiments") == []
+    run_records.claim(experiment, "begun", "job")
+    assert stored.load(stored.store(experiment)) == experiment
+
+
+def crawls_with_its_key() -> None:
+    """What the crawl does with files, by the key of the environment, which is the crawl's.
+
+    In a bucket that the key may not ask for, and folders above which it may write nothing.
+    """
+    output, record = "s3://wukong/small/crawl/KEY", "s3://wukong/small/runs/first/crawl.json"
+    storage.write_json(f"{output}/parts/a.json", {})
+    filesystem, path = storage.filesystem(f"{output}/_work/ray")
+    filesystem.create_dir(path, recursive=True)
+    assert not storage.exists(f"{output}/manifest.json")
+    storage.write_if(record, b"{}", None)
+    assert storage.version(record) is not None
+    storage.delete(record)
+    assert not storage.exists(record)
+    storage.delete(record)
+    storage.delete(output)
+    assert storage.list_files(output) == []
+    with pytest.raises(StorageError, match="each stage has a key of its own"):
+        storage.read_json("s3://wukong/small/filter/KEY/manifest.json")
+    with pytest.raises(StorageError, match="cannot delete"):
+        storage.delete("s3://wukong/small/runs/first/filter.json")

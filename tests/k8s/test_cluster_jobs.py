@@ -139,12 +139,6 @@ def test_an_installation_whose_components_are_mlflows_administrator_goes_on_so(s
     assert server.secrets["wukong/runs-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "runs"
 
 
-def test_one_key_for_a_store_that_knows_one(server: ApiServer) -> None:
-    cluster.main(["credentials", "--namespace", "wukong", "--kfp-namespace", "kubeflow", "--one-s3-key"])
-    made = server.secrets
-    assert {json.dumps(made[f"wukong/{name}"]) for name in KEYS} == {json.dumps(made["wukong/wukong-s3"])}
-
-
 def test_an_installation_with_one_key_goes_on_with_it(server: ApiServer) -> None:
     """Its store runs and knows no other. When the copies are deleted, each use gets its own."""
     cluster.make_credentials("wukong", "kubeflow")

@@ -41,6 +41,7 @@ from infra import cluster, install_manifest, stage_keys
 from ray_jobs.launch.kuberay import settings as launcher_settings
 from wukong.commands.app import app
 from wukong.publish.unneeded import DAY, Policy
+from wukong.runtime import forwarded
 from wukong.stages import JOBS, access
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
@@ -200,6 +201,8 @@ def test_every_secret_config_map_and_key_exists(
                 else:
                     assert source["configMapRef"]["name"] in maps, pod.owner
             for entry in container.get("env", []):
+                if reference := entry.get("valueFrom", {}).get("configMapKeyRef"):
+                    assert reference["key"] in maps[reference["name"]], (pod.owner, reference)
                 if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
                     used.add(reference["name"])
                     assert reference["key"] in secrets[reference["name"]], (pod.owner, reference)
@@ -209,12 +212,12 @@ def test_every_secret_config_map_and_key_exists(
                 for item in volume["secret"].get("items", []):
                     assert item["key"] in secrets[volume["secret"]["secretName"]], pod.owner
                 assert volume["secret"]["secretName"] in secrets, pod.owner
-            if "configMap" in volume:
+            if "configMap" in volume and not volume["configMap"].get("optional"):
                 assert volume["configMap"]["name"] in maps, pod.owner
             if (claim := volume.get("persistentVolumeClaim", {}).get("claimName")) not in (None, "own"):
                 assert claim in claims, pod.owner
     unused = secrets.keys() - used
-    # Where the store is not SeaweedFS, nothing reads its identities, and MinIO's root is the setup's key.
+    # Where the store is not SeaweedFS, nothing reads its identities.
     # The search page and what deletes old outputs are components of overlays; pipelines' components are elsewhere.
     elsewhere = {"object-store", "search-s3", "wukong-s3", *access.copied_to_components()}
     assert unused <= elsewhere, "a credential that nobody needs should not be made"
@@ -486,7 +489,7 @@ def test_only_pods_that_need_a_credential_hold_it(manifests: Installation) -> No
     assert held["wukong-mlflow"] == {SETUP}
     assert held["mlflow-admin"] == {"Deployment/mlflow", SETUP}
     assert held["mlflow-s3"] == {"Deployment/mlflow"}
-    assert held["setup-s3"] <= {SETUP, "StatefulSet/minio"}
+    assert held["setup-s3"] == {SETUP}
 
 
 # --- network
@@ -673,8 +676,7 @@ def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytes
         for container in pod.containers:
             if container.get("command", [])[:3] == ["python", "-m", "infra.cluster"]:
                 cluster.main(container["command"][3:])
-    one_key = "minio" in named(manifests, "StatefulSet")
-    made = ("wukong", "kubeflow", one_key)
+    made = ("wukong", "kubeflow")
     expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), (users,)]
     assert sorted(map(str, calls)) == sorted(map(str, expected))
 
@@ -691,16 +693,16 @@ def test_the_dashboard_is_one(manifests: Installation) -> None:
 # --- components for overlays
 
 
-def component(tmp_path: Path, *names: str) -> Installation:
-    """The base with some components, as an overlay of somebody's own takes them."""
-    for folder in ("base", *(f"components/{name}" for name in names)):
+def component(tmp_path: Path, *names: str, on: str = "base") -> Installation:
+    """The base or an overlay with some components, as an overlay of somebody's own takes them."""
+    for folder in dict.fromkeys(("base", on, *(f"components/{name}" for name in names))):
         shutil.copytree(FOLDER / folder, tmp_path / "k8s" / folder)
     own = tmp_path / "k8s" / "own"
     own.mkdir()
     content = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": ["../base"],
+        "resources": [f"../{on}"],
         "components": [f"../components/{name}" for name in names],
     }
     (own / "kustomization.yaml").write_text(yaml.safe_dump(content))
@@ -713,6 +715,49 @@ def test_a_pull_secret_reaches_every_pod(tmp_path: Path) -> None:
     assert {pod.spec["serviceAccountName"] for pod in pods(manifests)} <= set(accounts)
     for name, account in accounts.items():
         assert account["imagePullSecrets"] == [{"name": "registry"}], name
+
+
+def test_a_store_with_a_private_authority_is_trusted_by_every_pod_that_has_a_key(tmp_path: Path) -> None:
+    """They mount the ConfigMap where it is, and the setting names its file in both namespaces."""
+    manifests = component(tmp_path, "store-ca", "gc", "serve", "stage-keys")
+    name, folder = forwarded.STORE_CA
+    for namespace in ("wukong", "kubeflow"):
+        settings = named(manifests, "ConfigMap", namespace)["wukong-settings"]["data"]
+        assert settings["AWS_CA_BUNDLE"] == f"{folder}/ca.crt"
+    holders = set()
+    for pod in pods(manifests):
+        volumes = {volume["name"] for volume in pod.volumes if volume.get("configMap", {}).get("name") == name}
+        for container in pod.containers:
+            keys = [source.get("secretRef", {}).get("name", "") for source in container.get("envFrom", [])]
+            if any(key.endswith("-s3") for key in keys):
+                holders.add(pod.owner)
+                mounts = {mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == folder}
+                assert len(mounts) == 1 and mounts <= volumes, pod.owner
+    assert {"Deployment/mlflow", "CronJob/backup-manifests", SETUP} < holders
+    assert {"CronJob/gc", "RayService/search", "Deployment/stage-keys"} < holders
+    assert {f"RayJob/{stage}/{role}" for stage in JOBS for role in ("head", "worker")} < holders
+
+
+def test_every_pod_with_a_key_reaches_another_store(tmp_path: Path) -> None:
+    """And no other pod of ours does, but the setup job, which asks the API, and the crawler."""
+    manifests = component(tmp_path, "gc", "serve", on="overlays/external-s3")
+    store = Elsewhere(address="10.1.2.3")
+    reach = {pod.owner for pod in pods(manifests) if allowed(manifests, pod, store, 443)}
+    with_key = {
+        pod.owner
+        for pod in pods(manifests)
+        for container in pod.containers
+        for source in container.get("envFrom", [])
+        if source.get("secretRef", {}).get("name", "").endswith("-s3")
+    }
+    beside = {f"RayJob/{stage}/submitter" for stage in JOBS} | {"CronJob/backup-mlflow", "CronJob/backup-kfp"}
+    assert with_key <= reach <= with_key | beside
+
+
+def test_without_that_authority_the_public_ones_are_asked(manifests: Installation) -> None:
+    """An empty variable would not do: boto3 takes it for "check no certificate"."""
+    for namespace in ("wukong", "kubeflow"):
+        assert "AWS_CA_BUNDLE" not in named(manifests, "ConfigMap", namespace)["wukong-settings"]["data"]
 
 
 def test_monitors_find_the_pods_that_tell_metrics(tmp_path: Path) -> None:
@@ -824,8 +869,8 @@ def test_the_data_outlives_the_deletion_of_the_manifests(manifests: Installation
     for name, workload in named(manifests, "StatefulSet").items():
         kept = workload["spec"]["persistentVolumeClaimRetentionPolicy"]
         assert kept == {"whenDeleted": "Retain", "whenScaled": "Retain"}, name
-    (policy,) = named(manifests, "ValidatingAdmissionPolicy").values()
-    (binding,) = named(manifests, "ValidatingAdmissionPolicyBinding").values()
+    policy = named(manifests, "ValidatingAdmissionPolicy")["wukong-keep-data"]
+    binding = named(manifests, "ValidatingAdmissionPolicyBinding")["wukong-keep-data"]
     assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
     constraints = policy["spec"]["matchConstraints"]
     (rule,) = constraints["resourceRules"]

@@ -50,11 +50,13 @@ def test_every_image_is_pinned_and_unpinned(folder: Path) -> None:
     assert {file.name: file.read_text() for file in folder.iterdir()} == before
 
 
-def test_an_image_that_no_registry_knows_changes_nothing(folder: Path) -> None:
+def test_an_image_that_no_registry_knows_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "zz.yaml").write_text("image: mine/unknown:1\n")
     before = {file.name: file.read_text() for file in folder.iterdir()}
     with pytest.raises(StackError, match=r"mine/unknown:1: manifest unknown"):
         pin_images.pin(folder)
+    assert pin_images.main([str(folder)]) == 1
+    assert "Traceback" not in (told := capsys.readouterr().err) and "mine/unknown:1: manifest unknown" in told
     assert {file.name: file.read_text() for file in folder.iterdir()} == before
 
 

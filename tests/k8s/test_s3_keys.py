@@ -9,10 +9,9 @@ import boto3
 import pytest
 import store_server
 from botocore.exceptions import ClientError
-from stolen_keys import PLACES, ROOT, allowed, fill, opened_by, rows
+from stolen_keys import PLACES, ROOT, allowed, begins_with_its_key, crawls_with_its_key, fill, opened_by, rows
 
 from infra import cluster
-from wukong.errors import StorageError
 from wukong.stages import access
 from wukong.store import storage
 
@@ -150,28 +149,17 @@ OPEN = json.dumps(
 
 
 @pytest.mark.slow
-def test_what_stages_do_with_files_their_keys_allow(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a bucket that the key may not ask for, in folders above which it may write nothing."""
+@pytest.mark.parametrize(
+    ("key", "does"), [("job-crawl-s3", crawls_with_its_key), ("component-run-s3", begins_with_its_key)]
+)
+def test_what_pods_do_with_files_their_keys_allow(
+    address: str, monkeypatch: pytest.MonkeyPatch, key: str, does: Callable[[], None]
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    for name, value in KEYS["job-crawl-s3"].items():
+    for name, value in KEYS[key].items():
         monkeypatch.setenv(name, value)
-    output, record = "s3://wukong/small/crawl/KEY", "s3://wukong/small/runs/first/crawl.json"
-    storage.write_json(f"{output}/parts/a.json", {})
-    filesystem, path = storage.filesystem(f"{output}/_work/ray")
-    filesystem.create_dir(path, recursive=True)
-    assert not storage.exists(f"{output}/manifest.json")
-    storage.write_if(record, b"{}", None)
-    assert storage.version(record) is not None
-    storage.delete(record)
-    assert not storage.exists(record)
-    storage.delete(record)
-    storage.delete(output)
-    assert storage.list_files(output) == []
-    with pytest.raises(StorageError, match="each stage has a key of its own"):
-        storage.read_json("s3://wukong/small/filter/KEY/manifest.json")
-    with pytest.raises(StorageError, match="cannot delete"):
-        storage.delete("s3://wukong/small/runs/first/filter.json")
+    does()
 
 
 @pytest.mark.slow

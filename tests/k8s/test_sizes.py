@@ -45,8 +45,6 @@ def test_the_store_holds_what_the_plan_writes_and_little_more(name: str, tmp_pat
 @pytest.mark.parametrize("name", OWN_STORE)
 def test_what_the_settings_say_the_store_holds_are_its_volumes(name: str) -> None:
     manifests = installation(name)
-    if name == "minio":
-        pytest.skip("it has none")
     container = named(manifests, "StatefulSet")["object-store"]["spec"]["template"]["spec"]["containers"][0]
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
     volumes = int(variables["VOLUMES"]) * int(variables["VOLUME_MB"]) * 2**20

@@ -134,8 +134,12 @@ def test_components_find_settings_and_credentials(name: str) -> None:
     settings = named(plain(), "ConfigMap")["wukong-settings"]["data"]
     assert executors.keys() == specification["deploymentSpec"]["executors"].keys()
     for key, executor in executors.items():
-        (of_map,) = executor["configMapAsEnv"]
-        assert of_map["configMapName"] == "wukong-settings"
+        of_map, optional = executor["configMapAsEnv"]
+        assert of_map["configMapName"] == optional["configMapName"] == "wukong-settings"
+        assert (of_map["optional"], optional["optional"]) == (False, True)
+        assert {entry["envVar"] for entry in optional["keyToEnv"]} == {"WUKONG_S3_ADDRESSING", "AWS_CA_BUNDLE"}
+        (certificates,) = executor["configMapAsVolume"]
+        assert (certificates["configMapName"], certificates["optional"]) == ("wukong-store-ca", True)
         assert {entry["configMapKey"] for entry in of_map["keyToEnv"]} <= settings.keys()
         assert {"WUKONG_CLUSTER", "NO_COLOR"} <= {entry["envVar"] for entry in of_map["keyToEnv"]}
         secrets = {entry["secretName"]: entry.get("optional", False) for entry in executor["secretAsEnv"]}

@@ -117,13 +117,27 @@ def _conclude(
         console.print(f"{total} would be deleted: say --delete")
     else:
         console.print(f"Deleted {total}")
-        if place.startswith("s3://"):
-            console.print(
-                "An object store frees their space later: SeaweedFS when its vacuum comes round, minutes from now "
-                "(docs/operating.md)"
-            )
+    if garbage and place.startswith("s3://"):
+        console.print(_when_free(place))
     if left:
         console.print(f"{len(left)} places stay: they came into use meanwhile, or the store has no conditional writes")
+
+
+def _when_free(place: str) -> str:
+    from wukong.store import address, s3_requests
+
+    store, bucket = address.of_environment(), place.removeprefix("s3://").partition("/")[0]
+    if not s3_requests.keeps_versions(store, bucket):
+        return message(
+            "An object store frees their space later: SeaweedFS when its vacuum comes round, minutes from now "
+            "(docs/operating.md)"
+        )
+    if s3_requests.expires_versions(store, bucket):
+        return message(f"The bucket {bucket} keeps versions: their space is free once its lifecycle rule deletes them")
+    return message(
+        f"The bucket {bucket} keeps versions, and no lifecycle rule of it deletes them: their space stays taken "
+        "(docs/store.md)"
+    )
 
 
 def _age(each: "Garbage") -> float:

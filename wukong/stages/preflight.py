@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from wukong.evaluate import set_folders
 from wukong.model.cost import Size, empty_tower
 from wukong.runtime.language import message
 from wukong.stages import estimate, overlay, run_paths, start
-from wukong.store import manifest, storage
+from wukong.store import address, fence, manifest, s3_requests, storage
 
 log = logging.getLogger(__name__)
 
@@ -331,6 +332,47 @@ def check_store(experiment: Experiment) -> None:
             experiment.storage,
             f"{room / _GIB:,.1f}",
             remedy,
+        )
+
+
+def check_access(experiment: Experiment) -> None:
+    """Check that a run may do at its object store what it does there, by a file that is deleted again.
+
+    The file lies where the run's experiment is stored: on a cluster the key of the first component writes there, and in
+    few other places. What the store does not do and a run can do without is logged: conditional writes, and to forget
+    what is deleted.
+
+    Raises:
+        StorageError: something is refused; says what the key needs.
+    """
+    if not experiment.storage.startswith("s3://"):
+        return
+    file = storage.join(experiment.root, "experiments", f"_check-{uuid.uuid4().hex}")  # not .json: no backup reads it
+    storage.write_json(file, {})
+    try:
+        storage.list_files(file)
+        why = fence.why_unconditional(file)
+    finally:
+        storage.delete(file)
+    store, bucket = address.of_environment(), file.removeprefix("s3://").partition("/")[0]
+    versions = s3_requests.keeps_versions(store, bucket)
+    if why:
+        log.warning(
+            "%s has no conditional writes (%s): runs that make the same output at once all work, an attempt on a lost "
+            "node could replace a newer one's manifest, and `wukong gc` deletes nothing%s",
+            experiment.storage,
+            why,
+            ". "
+            + message("The bucket keeps versions; some stores heed conditions only where it does not")
+            + " (docs/cluster.md)"
+            if versions
+            else "",
+        )
+    if versions and not s3_requests.expires_versions(store, bucket):
+        log.warning(
+            "the bucket %s keeps what is deleted or overwritten, and has no lifecycle rule that deletes it: its room "
+            "is never free again (docs/store.md)",
+            bucket,
         )
 
 

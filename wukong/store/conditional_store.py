@@ -2,22 +2,31 @@
 
 pyarrow's S3 has no conditional write, so these requests go through boto3. They wait for a store that is away, as all
 others do (``wukong.store.patient_store``).
+
+Ceph's gateway (seen with 16.2) compares ``If-Match`` with the entity tag without its quotes, which it sends with them.
+Where a write with the present version is refused, it is tried without quotes, and so are later ones to that store. In a
+bucket that keeps versions that gateway heeds neither condition.
 """
 
-import os
 from collections.abc import Callable
-from functools import lru_cache
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from wukong.errors import StorageError
 from wukong.runtime.language import message
-from wukong.store import patience, patient_store
+from wukong.store import refusal, s3_requests
+from wukong.store.address import Address
+from wukong.store.s3_requests import answered, client, has_code
 
 _CHANGED = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
 _UNKNOWN = ("501", "NotImplemented", "400", "InvalidArgument", "InvalidRequest")
-_AWAY = ("429", "500", "502", "503", "504", "507", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
+_OF_OTHERS = ("AuthorizationHeaderMalformed", "EntityTooLarge", "ExpiredToken", "InvalidBucketName")
+"""What is a 400 too, and says nothing of conditions."""
+_NOTHING = ("404", "NoSuchKey", "NotFound")
 
 _Answer = TypeVar("_Answer")
+
+_without_quotes: set[Address] = set()
+"""Stores that compare entity tags without their quotes."""
 
 
 class ChangedError(StorageError):
@@ -28,26 +37,21 @@ class UnconditionalError(StorageError):
     """The store has no conditional writes."""
 
 
-def version(endpoint: str | None, region: str, path: str) -> str | None:
+def version(address: Address, path: str) -> str | None:
     """Return what identifies the present content of an object, its entity tag; None if there is no object.
 
     Args:
-        endpoint: URL of the store; None for AWS.
-        region: AWS's name of the region.
+        address: the store.
         path: bucket and key.
 
     Raises:
         StorageError: the store cannot be read.
     """
     bucket, key = path.split("/", 1)
-    try:
-        head = _answer(path, lambda: _client(endpoint, region, _who()).head_object(Bucket=bucket, Key=key))
-    except FileNotFoundError:
-        return None
-    return str(head["ETag"])
+    return _unless_nothing(address, path, lambda: str(client(address).head_object(Bucket=bucket, Key=key)["ETag"]))
 
 
-def read(endpoint: str | None, region: str, path: str) -> tuple[bytes, str] | None:
+def read(address: Address, path: str) -> tuple[bytes, str] | None:
     """Return the whole content of an object and its ``version``; None if there is no object.
 
     The arguments and errors are those of ``version``.
@@ -55,109 +59,105 @@ def read(endpoint: str | None, region: str, path: str) -> tuple[bytes, str] | No
     bucket, key = path.split("/", 1)
 
     def ask() -> tuple[bytes, str]:
-        answer = _client(endpoint, region, _who()).get_object(Bucket=bucket, Key=key)
+        answer = client(address).get_object(Bucket=bucket, Key=key)
         return answer["Body"].read(), str(answer["ETag"])
 
-    try:
-        return _answer(path, ask)
-    except FileNotFoundError:
-        return None
+    return _unless_nothing(address, path, ask)
 
 
-def write(endpoint: str | None, region: str, path: str, data: bytes | IO[bytes], expected: str | None) -> None:
+def write(address: Address, path: str, data: bytes | IO[bytes], expected: str | None) -> None:
     """Write an object if it has the version that was seen.
 
     Args:
-        endpoint: URL of the store; None for AWS.
-        region: AWS's name of the region.
+        address: the store.
         path: bucket and key.
         data: the whole object, of 5 GiB at most, or a stream of it that can be read again from its start.
         expected: from ``version``; None to make a new object.
 
     Raises:
         ChangedError: it has another version, which may be of an earlier try of this write whose answer was lost.
-        UnconditionalError: the store says that it has no such writes. One that ignores conditions says nothing.
+        UnconditionalError: the store says that it has no such writes, or refuses one with the version that it has. One
+            that ignores conditions says nothing.
         StorageError: the store cannot be written.
     """
+    if expected is None:
+        _put(address, path, data, IfNoneMatch="*")
+        return
+    bare = expected.strip('"')
+    if address in _without_quotes:
+        _put(address, path, data, IfMatch=bare)
+        return
+    try:
+        _put(address, path, data, IfMatch=expected)
+    except ChangedError:
+        if version(address, path) != expected:
+            raise
+        try:
+            _put(address, path, data, IfMatch=bare)
+        except ChangedError as error:
+            if version(address, path) != expected:
+                raise
+            raise UnconditionalError(f"s3://{path}: the store refuses If-Match with the version that it has") from error
+        _without_quotes.add(address)
+
+
+def _put(address: Address, path: str, data: bytes | IO[bytes], **condition: str) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
     bucket, key = path.split("/", 1)
-    condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-    client = _client(endpoint, region, _who())
+    store = client(address)
 
     def put() -> None:
         if not isinstance(data, bytes):
             data.seek(0)
-        client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        store.put_object(Bucket=bucket, Key=key, Body=data, **condition)
 
     def look() -> None:
-        """Read what a key for a folder of the bucket may read too."""
+        """Ask for the object, not for the bucket, which a key for a part of it may not. A refusal is an answer too."""
         try:
-            client.head_object(Bucket=bucket, Key=key)
-        except client.exceptions.ClientError as error:
-            if not _is(error, ("404",)):
+            store.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if not has_code(error, *_NOTHING, "403"):
                 raise
 
     try:
-        _answer(path, put, look)
-    except FileNotFoundError as error:  # what was seen has been deleted
-        raise ChangedError(f"s3://{path} was deleted by somebody else") from error
-
-
-def _answer(path: str, request: Callable[[], _Answer], reads: Callable[[], Any] | None = None) -> _Answer:
-    """Return the answer to a request; one that writes comes with one that ``reads``."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-
-    def is_away(error: BaseException) -> bool:
-        return isinstance(error, HTTPClientError) or (isinstance(error, ClientError) and _is(error, _AWAY))
-
-    def is_full(error: BaseException, lasts: bool) -> bool:
-        if reads is None or not isinstance(error, ClientError):
-            return False
-        if _is(error, ("507",)) or patient_store.NO_ROOM.search(str(error)):
-            return True
-        if not (lasts and _is(error, ("500", "InternalError"))):
-            return False
-        try:
-            reads()
-        except (BotoCoreError, ClientError):
-            return False
-        return True
-
-    failed = message(f"cannot write s3://{path}") if reads is not None else message(f"cannot read s3://{path}")
-    try:
-        return patience.until_answered(request, is_away, patient_store.OUTAGE, is_full)
-    except ClientError as error:
-        if _is(error, ("404", "NoSuchKey", "NotFound")):
-            raise FileNotFoundError(f"there is nothing at s3://{path}") from error
-        if _is(error, _CHANGED):
+        answered(put, look)
+    except (BotoCoreError, ClientError) as error:
+        if has_code(error, *_NOTHING) and not has_code(error, "NoSuchBucket"):  # what was seen has been deleted
+            raise ChangedError(f"s3://{path} was deleted by somebody else") from error
+        if has_code(error, *_CHANGED):
             raise ChangedError(f"s3://{path} was written by somebody else") from error
-        if _is(error, _UNKNOWN):
+        if has_code(error, *_UNKNOWN) and not has_code(error, *_OF_OTHERS):
             raise UnconditionalError(f"s3://{path}: the store has no conditional writes ({error})") from error
-        raise StorageError(f"{failed}: {error}") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{failed}: {error}") from error
+        raise _failed(message(f"cannot write s3://{path}"), path, error) from error
 
 
-def _is(error: Any, codes: tuple[str, ...]) -> bool:
-    status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-    return str(error.response.get("Error", {}).get("Code", "")) in codes or status in codes
+def _unless_nothing(address: Address, path: str, ask: Callable[[], _Answer]) -> _Answer | None:
+    """Return what the store answers of an object; None if there is none."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return answered(ask)
+    except (BotoCoreError, ClientError) as error:
+        if _is_nothing(address, path, error):
+            return None
+        raise _failed(message(f"cannot read s3://{path}"), path, error) from error
 
 
-def _who() -> str | None:
-    return os.environ.get("AWS_ACCESS_KEY_ID")
+def _is_nothing(address: Address, path: str, error: Exception) -> bool:
+    """Whether the store says that there is no object, by its answer or, where the key may not be told, by a listing."""
+    if has_code(error, *_NOTHING):
+        return True
+    if not has_code(error, "403"):
+        return False
+    from botocore.exceptions import ClientError
+
+    try:
+        found = s3_requests.look_up(address, path)
+    except ClientError:
+        return False
+    return found is None or found.size is None
 
 
-@lru_cache(maxsize=8)
-def _client(endpoint: str | None, region: str, _access_key: str | None) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    settings = Config(
-        connect_timeout=5,
-        read_timeout=30,
-        retries={"total_max_attempts": 1},  # ``patience`` repeats what fails
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    # A session of its own: the default one keeps the credentials of the first client of this process.
-    return boto3.Session().client("s3", endpoint_url=endpoint, region_name=region, config=settings)
+def _failed(what: str, path: str, error: Exception) -> StorageError:
+    return StorageError(f"{what}: {error}. {refusal.remedy(f's3://{path}', error)}")

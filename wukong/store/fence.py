@@ -29,11 +29,15 @@ from functools import lru_cache
 from typing import IO, Any
 
 from wukong.errors import WukongError
+from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.store.conditional_store import ChangedError, UnconditionalError
 
 _ENDED = ".taken-over"
 """After an attempt's name: the attempt was ended. The name comes after the attempt's own, and before the next one's."""
+
+_NO_VERSION = "0" * 32
+"""What no content has as its version."""
 
 VARIABLE = "WUKONG_ATTEMPT"
 """Environment variable: URI of the claim of this job, for its workers. Without it nothing is fenced."""
@@ -172,27 +176,51 @@ def publish_bytes(uri: str, data: bytes | IO[bytes]) -> None:
 
 @lru_cache(maxsize=8)
 def is_conditional(uri: str) -> bool:
-    """Return whether the store of a file heeds conditions: asked to make the file anew, it must refuse.
+    """Return whether the store of a file heeds conditions, as the file is written again as it is; if not, log why.
 
     Args:
         uri: URI of a file that is there, mostly a claim.
     """
+    if why := why_unconditional(uri):
+        log.warning(
+            "the object store has no conditional writes (%s): an older attempt that is held up for long between its "
+            "look at the newer claims and its write could replace a manifest, and runs that make the same output at "
+            "once all work",
+            why,
+        )
+    return not why
+
+
+def why_unconditional(uri: str) -> str:
+    """Return which condition the store of a file does not heed; empty if it heeds all.
+
+    Asked to make the file anew it must refuse, asked to replace another version too, and the present one it must let
+    replace. A bucket that keeps versions may heed none of it, where the same store's other buckets do.
+
+    Args:
+        uri: URI of a file that is there; it stays as it is.
+    """
     if uri.startswith("file://"):
-        return True
-    why = "it ignores If-None-Match"
+        return ""
+    stored = storage.read_version(uri)
+    if stored is None:
+        return ""
+    data, seen = stored
+    for expected, name in ((None, "If-None-Match"), (f'"{_NO_VERSION}"', "If-Match")):
+        try:
+            storage.write_if(uri, data, expected)
+        except ChangedError:
+            continue
+        except UnconditionalError as error:
+            return str(error)
+        return message(f"it ignores {name}")
     try:
-        storage.write_if(uri, storage.read_bytes(uri), None)
+        storage.write_if(uri, data, seen)
     except ChangedError:
-        return True
+        return ""  # somebody else writes it
     except UnconditionalError as error:
-        why = str(error)
-    log.warning(
-        "the object store has no conditional writes (%s): an older attempt that is held up for long between its look "
-        "at the newer claims and its write could replace a manifest, and runs that make the same output at once all "
-        "work",
-        why,
-    )
-    return False
+        return str(error)
+    return ""
 
 
 def _name(uri: str) -> str:

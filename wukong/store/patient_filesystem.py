@@ -13,45 +13,57 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from wukong.store.patient_store import COPY_BYTES, is_denied, until_answered
+from wukong.store import refusal, s3_requests
+from wukong.store.address import Address
+from wukong.store.patient_store import COPY_BYTES, until_answered
 
 _SPOOL_BYTES = 8 << 20  # what is written stays in memory up to this size
+_CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+"""Variables of AWS's SDK, which pyarrow has no arguments for."""
 # The SDK tries each request twice in quick succession, so that a listing of many pages need not begin anew. A server
 # that accepts connections and sends nothing is noticed after twice the request timeout.
 _OPTIONS = {"connect_timeout": 5, "request_timeout": 30}
 _ATTEMPTS = 2
 
 
-def connect(endpoint: str | None, region: str) -> pafs.S3FileSystem:
-    """Return pyarrow's own file system of a store, which does not wait; credentials come from the environment.
-
-    Args:
-        endpoint: URL of the store; None for AWS.
-        region: AWS's name of the region.
-    """
+def connect(address: Address) -> pafs.S3FileSystem:
+    """Return pyarrow's own file system of a store, which does not wait; credentials come from the environment."""
     options: dict[str, Any] = {
         **_OPTIONS,
-        "region": region,
+        "region": address.region,
         "allow_bucket_creation": True,
         "allow_delayed_open": True,  # a small object is one request instead of three
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
     }
-    if endpoint:
-        parts = urlsplit(endpoint)
+    if address.endpoint:
+        # Else the SDK sends data in pieces with a checksum at the end, which stores before 2025 do not know: Ceph's
+        # gateway of Debian 12 answers MissingContentLength to every write.
+        for name in _CHECKSUMS:
+            os.environ.setdefault(name, "when_required")
+        parts = urlsplit(address.endpoint)
         options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+        options |= {"force_virtual_addressing": address.virtual}
+    if address.certificates:  # of pyarrow 21 and newer
+        options["tls_ca_file_path"] = address.certificates
     return pafs.S3FileSystem(**options)
 
 
-def patient(store: pafs.FileSystem) -> pafs.PyFileSystem:
-    """Return a file system that gives what ``store`` gives, and waits while it is away."""
-    return pafs.PyFileSystem(_Handler(store))
+def patient(store: pafs.FileSystem, address: Address | None = None) -> pafs.PyFileSystem:
+    """Return a file system that gives what ``store`` gives, and waits while it is away.
+
+    Args:
+        store: pyarrow's file system.
+        address: where it is, for a key that may not ask for an object which may not be there; None if it may.
+    """
+    return pafs.PyFileSystem(_Handler(store, address))
 
 
 class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
     """Repeats what pyarrow asks of a store. It can be pickled if the store can."""
 
-    def __init__(self, store: pafs.FileSystem) -> None:
+    def __init__(self, store: pafs.FileSystem, address: Address | None) -> None:
         self._store = store
+        self._address = address
 
     def __eq__(self, other: object) -> bool:
         return self._store == other._store if isinstance(other, _Handler) else NotImplemented
@@ -66,16 +78,31 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         return str(self._store.normalize_path(path))
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        return until_answered(lambda: self._store.get_file_info(paths))
+        try:
+            return until_answered(lambda: self._store.get_file_info(paths))
+        except OSError as error:
+            if self._address is None or not refusal.is_denial(error):
+                raise
+            return [_listed(self._address, path, error) for path in paths]
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         return until_answered(lambda: self._store.get_file_info(selector))
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        make_folder(self._store, path, recursive=recursive)
+        try:
+            until_answered(lambda: self._store.create_dir(path, recursive=recursive))
+        except OSError as error:
+            # A key that may make neither the bucket nor a folder is one for what lies below, which needs none.
+            if not refusal.is_denial(error):
+                raise
 
     def delete_dir(self, path: str) -> None:
-        until_answered(lambda: self._store.delete_dir(path), deletes=True)
+        try:
+            until_answered(lambda: self._store.delete_dir(path), deletes=True)
+        except OSError as error:
+            if self._address is None or not refusal.is_denial(error):
+                raise
+            _delete_listed(self._address, path, error)
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
         until_answered(lambda: self._store.delete_dir_contents(path, missing_dir_ok=missing_dir_ok), deletes=True)
@@ -89,7 +116,7 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         except OSError as error:
             # When it has deleted the file, pyarrow writes an empty object in the place of its folder. A key that may
             # not do that has deleted all the same.
-            if not is_denied(error) or self.get_file_info([path])[0].type != pafs.FileType.NotFound:
+            if not refusal.is_denial(error) or self.get_file_info([path])[0].type != pafs.FileType.NotFound:
                 raise
 
     def move(self, source: str, target: str) -> None:
@@ -110,6 +137,31 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         raise NotImplementedError(f"an object store appends to no file: {path}")
+
+
+def _listed(address: Address, path: str, refused: OSError) -> pafs.FileInfo:
+    """What a listing says of a path, where the store has refused to say it."""
+    from botocore.exceptions import ClientError
+
+    try:
+        found = s3_requests.look_up(address, path)
+    except ClientError:
+        raise refused from None
+    if found is None:
+        return pafs.FileInfo(path, pafs.FileType.NotFound)
+    if found.size is None:
+        return pafs.FileInfo(path, pafs.FileType.Directory)
+    return pafs.FileInfo(path, pafs.FileType.File, size=found.size, mtime=found.written)
+
+
+def _delete_listed(address: Address, path: str, refused: OSError) -> None:
+    """Delete what a listing finds below a folder, where the store has refused to say that there is none."""
+    from botocore.exceptions import ClientError
+
+    try:
+        s3_requests.delete_below(address, path)
+    except ClientError:
+        raise refused from None
 
 
 class _Reader:
@@ -186,15 +238,6 @@ class _Writer:
             self.closed = True
             with self._spool as spool:
                 self._send(spool)
-
-
-def make_folder(store: pafs.FileSystem, path: str, *, recursive: bool) -> None:
-    """Make a bucket that is missing, or a folder. A key that may not is one for folders below it, which need none."""
-    try:
-        until_answered(lambda: store.create_dir(path, recursive=recursive))
-    except OSError as error:
-        if not is_denied(error):
-            raise
 
 
 def put(store: pafs.FileSystem, path: str, content: IO[bytes], metadata: Any = None) -> None:

@@ -22,7 +22,6 @@ _AWAY = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT)\b"
     r"|AWS Error [^:]*\(HTTP status (408|429|50[02-9]|5[1-9]\d)\)"
 )
-_DENIED = re.compile(r"AWS Error ACCESS_DENIED\b|\(HTTP status 403\)")
 _REFUSED = re.compile(r"AWS Error INTERNAL_FAILURE\b|\(HTTP status 500\)")
 # Of curl's codes: unknown protocol, malformed URL, wrong or unreadable TLS certificates. To wait does not mend them.
 _NEVER_AWAY = re.compile(r"curlCode: (1|3|51|53|54|58|59|60|66|77|80|82|83|90|91),")
@@ -40,7 +39,7 @@ OUTAGE = patience.Outage(
 NO_ROOM = re.compile(
     r"\b507\b|StorageFull|InsufficientStorage|QuotaExceeded|no (writable|free) volumes|no space left", re.I
 )
-"""What stores say when they are full: MinIO and others by HTTP's status or a name, SeaweedFS's filer in words."""
+"""What stores say when they are full: most by HTTP's status or a name, SeaweedFS's filer in words."""
 
 
 def is_away(error: BaseException) -> bool:
@@ -49,11 +48,6 @@ def is_away(error: BaseException) -> bool:
         return False
     text = str(error)
     return bool(_AWAY.search(text)) and not _NEVER_AWAY.search(text)
-
-
-def is_denied(error: OSError) -> bool:
-    """Return whether the store refuses a request to this key."""
-    return bool(_DENIED.search(str(error)))
 
 
 def until_answered(

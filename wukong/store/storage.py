@@ -30,7 +30,8 @@ from urllib.parse import unquote, urlsplit
 from wukong.errors import StorageError
 from wukong.runtime import environment
 from wukong.runtime.language import message
-from wukong.store import conditional_files, conditional_store, patience, patient_store
+from wukong.store import address, conditional_files, conditional_store, patience, patient_store, refusal, s3_requests
+from wukong.store.address import Address
 from wukong.store.conditional_store import ChangedError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def filesystem(uri: str) -> "tuple[pafs.FileSystem, str]":
         return store, path
     from wukong.store import patient_filesystem
 
-    return patient_filesystem.patient(store), path
+    return patient_filesystem.patient(store, address.of_environment()), path
 
 
 def read_with(uri: str, read: "Callable[[pafs.FileSystem, str], _Answer]") -> _Answer:
@@ -111,7 +112,7 @@ def _bare(uri: str) -> "tuple[pafs.FileSystem, str]":
         ) from error
     if local is not None:
         return pafs.LocalFileSystem(), local
-    return _s3(_endpoint(), _region(), os.environ.get("AWS_ACCESS_KEY_ID")), _key(uri)
+    return _s3(address.of_environment()), _key(uri)
 
 
 def _is_local(store: "pafs.FileSystem") -> bool:
@@ -139,19 +140,11 @@ def _key(uri: str) -> str:
     return uri.removeprefix("s3://")
 
 
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _region() -> str:
-    return os.environ.get("AWS_REGION", "us-east-1")
-
-
 @lru_cache(maxsize=8)
-def _s3(endpoint: str | None, region: str, _access_key: str | None) -> "pafs.FileSystem":
+def _s3(store: Address) -> "pafs.FileSystem":
     from wukong.store import patient_filesystem
 
-    return patient_filesystem.connect(endpoint, region)
+    return patient_filesystem.connect(store)
 
 
 @contextmanager
@@ -175,12 +168,7 @@ def _cannot(action: _Action, uri: str, error: OSError) -> StorageError:
     if isinstance(error, patience.FullError):
         return StorageError(f"{failed}: {error}")
     hint = (
-        message(
-            f"Is the object store at {_endpoint() or 'AWS'} running and are its credentials in the environment? "
-            "On one machine, `wukong status` shows the embedded one and `wukong up` starts it. On a cluster each stage "
-            "has a key of its own, which opens the outputs before its own, and of people's files those below "
-            "s3://wukong/inputs."
-        )
+        refusal.remedy(uri, error)
         if uri.startswith("s3://")
         else message("Check that the folder exists, that you may write to it, and that the disk is not full.")
     )
@@ -319,7 +307,7 @@ def json_bytes(value: Any) -> bytes:
 def version(uri: str) -> str | None:
     """Return what identifies the present content of a file, for ``write_if``; None if there is no file."""
     if (path := _local_path(uri)) is None:
-        return conditional_store.version(_endpoint(), _region(), _key(uri))
+        return conditional_store.version(address.of_environment(), _key(uri))
     with _explained("read", uri):
         return conditional_files.version(Path(path))
 
@@ -327,7 +315,7 @@ def version(uri: str) -> str | None:
 def read_version(uri: str) -> tuple[bytes, str] | None:
     """Return the content of a file and its ``version``, which belong together; None if there is no file."""
     if (path := _local_path(uri)) is None:
-        return conditional_store.read(_endpoint(), _region(), _key(uri))
+        return conditional_store.read(address.of_environment(), _key(uri))
     with _explained("read", uri):
         return conditional_files.read(Path(path))
 
@@ -347,7 +335,7 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
         StorageError: it cannot be written.
     """
     if (path := _local_path(uri)) is None:
-        conditional_store.write(_endpoint(), _region(), _key(uri), data, expected)
+        conditional_store.write(address.of_environment(), _key(uri), data, expected)
         return
     with _explained("write", uri):
         written = conditional_files.write(Path(path), data, expected)
@@ -401,8 +389,31 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
         yield spool
         spool.flush()
         with _explained("write", uri):
-            patient_filesystem.make_folder(fs, key.split("/", 1)[0], recursive=False)
-            patient_filesystem.put(fs, key, spool)
+            try:
+                patient_filesystem.put(fs, key, spool)
+            except OSError as error:
+                if not refusal.lacks_bucket(error):
+                    raise
+                make_bucket(key.split("/", 1)[0])
+                patient_filesystem.put(fs, key, spool)
+
+
+def make_bucket(name: str) -> None:
+    """Make a bucket of the object store where there is none.
+
+    Raises:
+        StorageError: the store refuses.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    environment.use_for(f"s3://{name}")
+    try:
+        s3_requests.make_bucket(address.of_environment(), name)
+    except patience.AwayError as error:
+        raise StorageError(f"cannot make the bucket {name}: {error}") from error
+    except (BotoCoreError, ClientError) as error:
+        remedy = refusal.remedy(f"s3://{name}", error)
+        raise StorageError(f"cannot make the bucket {name}: {error}. {remedy}") from error
 
 
 @contextmanager

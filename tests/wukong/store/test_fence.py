@@ -152,7 +152,7 @@ def test_a_store_without_conditional_writes_is_named_once(
     objects = {"s3://b/e/runs/r/attempts/s/00001-aaaaaaaa.json": b"{}"}
     monkeypatch.setattr(storage, "write_bytes", objects.__setitem__)
     monkeypatch.setattr(storage, "write_if", lambda uri, data, _expected: objects.__setitem__(uri, data))
-    monkeypatch.setattr(storage, "read_bytes", objects.__getitem__)
+    monkeypatch.setattr(storage, "read_version", lambda uri: (objects[uri], "its version"))
     monkeypatch.setattr(storage, "list_files", lambda *_: sorted(uri for uri in objects if "attempts" in uri))
     as_attempt(monkeypatch, next(iter(objects)))
     fence.is_conditional.cache_clear()

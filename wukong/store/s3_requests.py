@@ -1,0 +1,200 @@
+"""Requests to an S3 store that pyarrow's client does not make, by boto3's. They wait for a store that is away."""
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
+
+from wukong.store import patience, patient_store
+from wukong.store.address import Address
+
+_AWAY = ("429", "500", "502", "503", "504", "507", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
+_MISPLACED = ("IllegalLocationConstraintException", "InvalidLocationConstraint", "AuthorizationHeaderMalformed")
+_HOME = "us-east-1"
+"""AWS's first region, whose name no request for a bucket may give."""
+
+_Answer = TypeVar("_Answer")
+
+
+class Found(NamedTuple):
+    """What a listing says of an address: bytes and time of an object; None of a folder."""
+
+    size: int | None
+    written: datetime | None
+
+
+@lru_cache(maxsize=8)
+def client(address: Address) -> Any:
+    """Return boto3's client of a store, which does not wait."""
+    import boto3
+    from botocore.config import Config
+
+    settings = Config(
+        connect_timeout=5,
+        read_timeout=30,
+        retries={"total_max_attempts": 1},  # ``patience`` repeats what fails
+        s3={"addressing_style": "virtual" if address.virtual else "path" if address.endpoint else "auto"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    # A session of its own: the default one keeps the credentials of the first client of this process.
+    return boto3.Session().client(
+        "s3",
+        endpoint_url=address.endpoint,
+        region_name=address.region,
+        verify=address.certificates or True,
+        config=settings,
+    )
+
+
+def answered(request: Callable[[], _Answer], reads: Callable[[], Any] | None = None) -> _Answer:
+    """Return the answer to a request of boto3's; one that writes comes with one that ``reads``.
+
+    Raises:
+        ClientError: the store refuses it.
+        BotoCoreError: it cannot be made.
+        AwayError: the store was away, or full, for longer than the patience.
+    """
+    from botocore import exceptions
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    def is_away(error: BaseException) -> bool:
+        if isinstance(error, exceptions.SSLError):  # a certificate that is not trusted; to wait does not mend it
+            return False
+        return isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError) or has_code(error, *_AWAY)
+
+    def is_full(error: BaseException, lasts: bool) -> bool:
+        if reads is None or not isinstance(error, ClientError):
+            return False
+        if has_code(error, "507") or patient_store.NO_ROOM.search(str(error)):
+            return True
+        if not (lasts and has_code(error, "500", "InternalError")):
+            return False
+        try:
+            reads()
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    return patience.until_answered(request, is_away, patient_store.OUTAGE, is_full)
+
+
+def has_code(error: BaseException, *codes: str) -> bool:
+    """Return whether an error is an answer of the store with one of these statuses or names."""
+    answer = getattr(error, "response", None)
+    if not isinstance(answer, dict):
+        return False
+    status = str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    return str(answer.get("Error", {}).get("Code", "")) in codes or status in codes
+
+
+def make_bucket(address: Address, name: str) -> None:
+    """Make a bucket, unless there is one of that name that the key may list.
+
+    AWS asks for the region, unless it is the first one. Other stores have regions of other names, or none, and refuse
+    one that they do not know: they are asked without it.
+
+    Raises:
+        ClientError: the store refuses, above all because the bucket is another's.
+    """
+    from botocore.exceptions import ClientError
+
+    store = client(address)
+    try:
+        answered(lambda: store.head_bucket(Bucket=name))
+    except ClientError:
+        pass  # whether it is another's, the store says when it is to be made
+    else:
+        return
+    place = {"CreateBucketConfiguration": {"LocationConstraint": address.region}}
+    asked: list[dict[str, Any]] = [{}] if address.region == _HOME else [{}, place] if address.endpoint else [place]
+    for options in asked:
+        try:
+            answered(partial(store.create_bucket, Bucket=name, **options))
+        except ClientError as error:
+            if has_code(error, "BucketAlreadyOwnedByYou"):
+                return
+            if options is asked[-1] or not has_code(error, *_MISPLACED):
+                raise
+        else:
+            return
+
+
+def look_up(address: Address, path: str) -> Found | None:
+    """Return what a listing says of one address; None if there is nothing.
+
+    A key that may list a part of a bucket only may not ask for an object by its name where there is none: the store
+    refuses, lest it tell what there is.
+
+    Args:
+        address: the store.
+        path: bucket and key.
+
+    Raises:
+        ClientError: the store refuses to list.
+    """
+    bucket, _, key = path.partition("/")
+
+    def first(prefix: str) -> list[dict[str, Any]]:
+        answer = answered(lambda: client(address).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
+        return list(answer.get("Contents", []))
+
+    for entry in first(key):
+        if entry["Key"] == key:
+            return Found(entry["Size"], entry["LastModified"])
+    return Found(None, None) if first(f"{key}/") else None
+
+
+def delete_below(address: Address, path: str) -> None:
+    """Delete all objects below a folder, as ``look_up`` finds them, one by one.
+
+    Ceph's gateway 16.2 lets only a key that may delete in the whole bucket delete several at once.
+
+    Args:
+        address: the store.
+        path: bucket and key of the folder.
+
+    Raises:
+        ClientError: the store refuses.
+    """
+    bucket, _, key = path.partition("/")
+    store = client(address)
+    while True:
+        listed = answered(partial(store.list_objects_v2, Bucket=bucket, Prefix=f"{key}/"))
+        if not (entries := listed.get("Contents", [])):
+            return
+        for entry in entries:
+            answered(partial(store.delete_object, Bucket=bucket, Key=entry["Key"]))
+
+
+def keeps_versions(address: Address, bucket: str) -> bool:
+    """Return whether a bucket keeps what is overwritten or deleted; False if the store does not say.
+
+    Raises:
+        AwayError: the store was away for longer than the patience.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return (
+            str(answered(lambda: client(address).get_bucket_versioning(Bucket=bucket)).get("Status", "")) == "Enabled"
+        )
+    except (BotoCoreError, ClientError):
+        return False
+
+
+def expires_versions(address: Address, bucket: str) -> bool:
+    """Return whether a rule of a bucket deletes what it has kept of other versions; False if the store does not say.
+
+    Raises:
+        AwayError: the store was away for longer than the patience.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        answer = answered(lambda: client(address).get_bucket_lifecycle_configuration(Bucket=bucket))
+    except (BotoCoreError, ClientError):
+        return False
+    return any(
+        rule.get("Status") == "Enabled" and "NoncurrentVersionExpiration" in rule for rule in answer.get("Rules", [])
+    )
