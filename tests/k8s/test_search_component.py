@@ -11,7 +11,7 @@ import jsonschema
 import yaml
 from manifests import FOLDER, build, named
 
-from infra import cluster
+from infra import s3_keys
 
 HERE = FOLDER / "components" / "serve"
 ROOT = FOLDER.parent
@@ -108,7 +108,7 @@ def test_its_key_and_its_user_are_its_own() -> None:
     assert "wukong-s3" not in str(POD) and "wukong-mlflow" not in str(POD)
     (application,) = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])["applications"]
     index = application["args"]["index"].removeprefix("s3://")
-    assert f"Write:{index}/*" in cluster._S3_ACTIONS["search-s3"]
+    assert f"Write:{index}/*" in s3_keys.actions_of("search-s3")
 
 
 def test_the_overlay_of_the_docs_builds(tmp_path: Path) -> None:
