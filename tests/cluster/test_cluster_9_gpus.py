@@ -149,8 +149,10 @@ def test_gpus_that_no_node_has_are_named(
     seconds = _said(run, "no node can ever take all") - runs.moment(job["metadata"]["creationTimestamp"])
     assert runs.finish(services, run) == "FAILED"
     assert not runs.ray_jobs(run, "pretrain"), "its pods would wait on"
-    said = runs.why(run)
-    assert f"{asked} {GPU}" in said and "the node with most room" in said
+    pod = runs.component_pod(run, "pretrain")
+    assert pod is not None
+    said = kube.kubectl("-n", "kubeflow", "logs", pod["metadata"]["name"], "-c", "main")
+    assert "RayJobError" in said and f"{asked} {GPU}" in said and "the node with most room" in said
     found.append(f"{seconds:.0f} s after the RayJob was made; of a node's {most} GPUs {asked} were asked for")
     assert seconds <= SOON
 
