@@ -20,6 +20,8 @@ VARIABLE = "WUKONG_NODES"
 NOTICED = 180.0
 """Seconds in which Kubernetes notices that a node does not answer; by default it takes 50."""
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+_BEFORE = "wukong/before-test"
+"""The annotation with what the ConfigMap ``ray-job`` held before a test changed it."""
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
 """What is changed in the template and the settings of RayJobs."""
@@ -96,19 +98,21 @@ def _may_be_lost(pod: kube.Object) -> bool:
 
 @contextmanager
 def ray_jobs(change: Change) -> Iterator[None]:
-    """Change how RayJobs are made, for as long as the block lasts."""
-    before = (kube.get("configmap", "ray-job") or {})["data"]
+    """Change how RayJobs are made, for as long as the block lasts; what a killed session has left is not kept."""
+    found = kube.get("configmap", "ray-job") or {}
+    left = found["metadata"].get("annotations", {}).get(_BEFORE)
+    before = json.loads(left) if left else found["data"]
     template, settings = (yaml.safe_load(before[name]) for name in ("template.yaml", "settings.yaml"))
     change(template, settings)
-    _store({"template.yaml": yaml.safe_dump(template), "settings.yaml": yaml.safe_dump(settings)})
+    _store({"template.yaml": yaml.safe_dump(template), "settings.yaml": yaml.safe_dump(settings)}, json.dumps(before))
     try:
         yield
     finally:
-        _store(before)
+        _store(before, None)
 
 
-def _store(data: Mapping[str, str]) -> None:
-    patch = json.dumps({"data": dict(data)})
+def _store(data: Mapping[str, str], before: str | None) -> None:
+    patch = json.dumps({"metadata": {"annotations": {_BEFORE: before}}, "data": dict(data)})
     kube.kubectl("-n", "wukong", "patch", "configmap", "ray-job", "--type=merge", "-p", patch)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterator
 
 import kube
 import pytest
@@ -70,15 +71,19 @@ def test_a_repeated_run(
 
 
 @pytest.fixture(scope="module")
-def long_run(first: runs.Run, services: runs.Services, session_state: State) -> tuple[runs.Run, Experiment]:
-    """A run that trains for longer than anybody waits, and has written a checkpoint."""
+def long_run(first: runs.Run, services: runs.Services, session_state: State) -> Iterator[tuple[runs.Run, Experiment]]:
+    """A run that trains for longer than anybody waits, and has written a checkpoint; terminated in the end."""
     epochs = 20_000 + int(time.time()) % 1000
     made = experiment_of(session_state, f"pretrain.epochs={epochs}")
     checkpoints = runs.NewCheckpoints(made)
     name = f"long-{time.strftime('%H%M%S')}"
     run = runs.start(services, experiment_of(session_state), name, f"epochs={epochs}")
     kube.until("a checkpoint", checkpoints.seen, 1200, 3)
-    return run, made
+    yield run, made
+    # Its checkpoints would be taken for those of the next run.
+    if runs.state(services, run.identity) not in runs.ENDED:
+        services.client.terminate_run(run.identity)
+        runs.finish(services, run)
 
 
 @pytest.mark.cluster(

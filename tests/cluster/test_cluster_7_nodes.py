@@ -87,6 +87,7 @@ def _cluster_of(run: runs.Run) -> str:
 def _end(services: runs.Services, again: Again, found: list[str]) -> None:
     """Wait for the end of the run: as undisturbed, and with nothing of the lost attempts left."""
     runs.succeed(services, again.run)
+    found.append(f"the run took {time.time() - again.run.submitted:.0f} s")
     digests = runs.digests(again.made, again.run)
     found.append(f"pretrain {digests['pretrain'][:16]}, evaluate {digests['evaluate'][:16]}, as undisturbed")
     assert digests == again.expected
@@ -201,16 +202,15 @@ def test_the_network_is_split(
         again = _begin(services, session_state, "split", stamp)
         (node,) = nodes.of_ray(_cluster_of(again.run), "worker")
         assert node == of_worker
-        lost = time.monotonic()
         try:
             nodes.do("cut", node)
             time.sleep(AT_MOST)
         finally:
             nodes.do("join", node)
         kube.until(f"node {node}", partial(nodes.answers, node), 300, 2)
-        runs.goes_on(services, again.made, again.run, 900, least=1)
-        found.append(f"a new checkpoint {time.monotonic() - lost:.0f} s after the cut, which lasted {AT_MOST:.0f} s")
+        # A worker that is alone may train on meanwhile, to the end: what it publishes counts.
         _end(services, again, found)
+        found.append(f"RayJobs of pretrain: {len(runs.ray_jobs(again.run, 'pretrain'))}")
 
 
 @pytest.mark.cluster(

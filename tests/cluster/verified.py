@@ -101,7 +101,8 @@ def replaced(page: str, text: str) -> str:
 def main() -> int:
     """Write the page."""
     page = PAGE.read_text(encoding="utf-8")
-    rows = whole(claims(), [*earlier(page), *table.read()])
+    # A table that an earlier run has left may be older than the page.
+    rows = whole(claims(), sorted([*earlier(page), *table.read()], key=lambda row: row.date[:10]))
     PAGE.write_text(replaced(page, render(rows)), encoding="utf-8")
     sys.stdout.write(f"{PAGE}: {len(rows)} claims\n")
     return 0

@@ -22,6 +22,7 @@ from aiohttp import web
 
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 _LABEL_VALUE = re.compile("(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", re.ASCII)
+_UNTIL = 120.0  # seconds in which a script's condition comes true on a slow and busy machine
 RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace}/workloads"
 PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues/{name}/pendingworkloads"
@@ -229,8 +230,9 @@ class ApiServer:
                 case ("sleep", seconds):
                     await asyncio.sleep(seconds)
                 case ("until", condition):
-                    while not condition():
-                        await asyncio.sleep(0.02)
+                    async with asyncio.timeout(_UNTIL):
+                        while not condition():
+                            await asyncio.sleep(0.02)
                 case ("call", function):
                     await asyncio.to_thread(function)
                 case ("log", line):
@@ -380,7 +382,7 @@ class ApiServer:
         data = self.config_maps.get(name) or self.settings.get(key)
         if data is None:
             return _status(404, "NotFound", f'configmaps "{name}" not found')
-        metadata: dict[str, Any] = {"name": name, "uid": f"uid of {key}"}
+        metadata = {"name": name, "uid": f"uid of {key}"}
         return web.json_response({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
 
     async def _secret(self, request: web.Request) -> web.Response:

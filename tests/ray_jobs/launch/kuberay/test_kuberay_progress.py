@@ -169,7 +169,8 @@ def test_a_restarted_component_goes_on_with_the_label(
         run_records.write(experiment, "r", record)
 
     taken_over = ("until", lambda: sum(request.endswith("-submitter/log") for request in server.requests) == 2)
-    later = [taken_over, ("sleep", 0.8), line(500), until_label(server, "50pct-8m-left"), ("call", finish), SUCCEEDED]
+    labelled_again = ("until", lambda: labels(server).count("42pct-8m-left") == 2)
+    later = [taken_over, labelled_again, line(500), until_label(server, "50pct-8m-left"), ("call", finish), SUCCEEDED]
     server.scripts = [[NEW, RUNNING, *(line(10 * number) for number in range(43)), *later]]
     environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen([sys.executable, "-c", DRIVER, storage.from_path(tmp_path)], env=environment) as first:
@@ -184,7 +185,7 @@ def test_a_restarted_component_goes_on_with_the_label(
         read(reader, text)
 
     monkeypatch.setattr(ShownProgress, "read", read_slowly)
-    run_job("filter", experiment, "r", ["filter"], {}, "wukong", replace(FAST, progress=0.4))
+    run_job("filter", experiment, "r", ["filter"], {}, "wukong", replace(FAST, progress=3.0))
     assert len(server.jobs) == 1
     assert labels(server)[before:] == ["42pct-8m-left", "50pct-8m-left", "done"]
 
