@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from infra import s3_keys
+from wukong.commands.output import print_json
 from wukong.errors import StackError, StorageError
 from wukong.stages import access
 from wukong.store import manifest, storage
@@ -405,7 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
         keys = ("USERNAME", "PASSWORD")
         make_mlflow_users({kind: {key: os.environ[f"{kind.upper()}_{key}"] for key in keys} for kind in MLFLOW_USERS})
     elif options.command == "s3-policy":
-        sys.stdout.write(json.dumps(s3_keys.policy_of(access.S3_KEYS[options.key]), indent=2) + "\n")
+        print_json(s3_keys.policy_of(access.S3_KEYS[options.key]))
     elif options.command == "back-up":
         back_up(options.source, options.target, options.keep_days)
     else:
