@@ -52,7 +52,7 @@ class Registry:
     Attributes:
         host: its address.
         digest: of the image.
-        folder: with the keys ``cosign.key``, ``cosign.pub`` and ``other.pub``, and what the build has written.
+        folder: with two pairs of keys, and what the build has written.
     """
 
     host: str
