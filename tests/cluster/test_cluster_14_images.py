@@ -124,7 +124,12 @@ def _by_digest(overlay: str, signed: Signed) -> list[kube.Object]:
 
 
 def _pod(namespace: str, image: str, secret: str = "", **more: Any) -> kube.Object:
-    container: dict[str, Any] = {"name": "main", "image": image, "command": ["true"], "securityContext": kube.RESTRICTED}
+    container: dict[str, Any] = {
+        "name": "main",
+        "image": image,
+        "command": ["true"],
+        "securityContext": kube.RESTRICTED,
+    }
     if secret:
         container["envFrom"] = [{"secretRef": {"name": secret}}]
     spec = {"securityContext": kube.POD, "restartPolicy": "Never", "containers": [container], **more}
