@@ -5,7 +5,9 @@ of what it was made (SLSA's provenance, ``infra.images.provenance``), by one key
 """
 
 import argparse
+import getpass
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from infra.images import cosign, docker, provenance, sbom
 from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
 from wukong.runtime.language import translated
+
+_PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - the name of cosign's variable
 
 
 def sign(image: str, key: str, made: Path) -> str:
@@ -46,6 +50,13 @@ def sign(image: str, key: str, made: Path) -> str:
     return exact
 
 
+def _asked() -> str:
+    try:
+        return getpass.getpass(translated("Password of the key: "))
+    except EOFError as error:
+        raise StackError(f"the key has a password: set {_PASSWORD}, where nobody can be asked") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sign the images, and print their names with digests."""
     parser = argparse.ArgumentParser(prog="python -m infra.images.sign", description=__doc__.split("\n", 1)[0])
@@ -55,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--key",
         required=True,
-        help=translated("the private key: a file, or a key server as cosign names it; COSIGN_PASSWORD is its password"),
+        help=translated(
+            "the private key: a file, or a key server as cosign names it; its password is asked for, or COSIGN_PASSWORD"
+        ),
     )
     parser.add_argument(
         "--provenance",
@@ -66,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        if _PASSWORD not in os.environ and Path(options.key).is_file():
+            os.environ[_PASSWORD] = _asked()  # once, and not for each signature
         for image in options.images:
             print_data(sign(image, options.key, options.provenance))
     except StackError as error:

@@ -27,6 +27,7 @@ _EXACT = re.compile(r"[^@\s]+@(?P<digest>sha256:[0-9a-f]{64})")
 _KINDS = "deployments,statefulsets,cronjobs,rayjobs.ray.io,rayservices.ray.io,pods"
 _RAY_JOBS = "--field-selector=metadata.name=ray-job"
 _ENDED = ("Succeeded", "Failed")
+_ENDED_JOB = ("Complete", "Failed", "ValidationFailed")
 _COMPONENT = "pipelines.kubeflow.org/v2_component=true"
 _LIST = "/spec/variables/0/expression"  # of the policy
 
@@ -47,6 +48,8 @@ def _images(value: Any) -> Iterator[str]:
                 identities = {each["name"]: each.get("imageID", "") for each in started}
                 for container in [*spec.get("initContainers", []), *spec["containers"]]:
                     yield _started(container["image"], identities.get(container["name"], ""))
+        case {"kind": "RayJob", "status": {"jobDeploymentStatus": state}} if state in _ENDED_JOB:
+            pass  # it is kept for a while after its end
         case {"kind": "ConfigMap", "data": texts}:
             for name, text in texts.items():
                 if name.endswith(".yaml"):

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 from free_ports import free_port
-from manifests import FOLDER, build, plain, pods
+from manifests import FOLDER, build, plain, pods, ray_jobs, ray_pods
 
 from infra.images import cosign, docker, provenance, sign, verify
 from infra.images.provenance import Made
@@ -220,6 +220,27 @@ def test_of_a_pod_that_runs_it_is_what_it_has_started() -> None:
     assert verify.images_of([pod]) == {f"registry.example/wukong/ray:1@sha256:{'e' * 64}"}
     assert verify.images_of([{**pod, "status": {"phase": "Pending"}}]) == {"registry.example/wukong/ray:1"}
     assert verify.images_of([{**pod, "status": {**status, "phase": "Succeeded"}}]) == set()
+
+
+def test_a_ray_job_that_has_ended_does_not_count() -> None:
+    """It is kept for a week, with the images of the version before."""
+    of_stage = ray_jobs(plain())["filter"]
+    named = {container["image"] for pod in ray_pods("filter", of_stage) for container in pod.containers}
+    assert verify.images_of([{**of_stage, "status": {"jobDeploymentStatus": "Running"}}]) >= named
+    assert verify.images_of([{**of_stage, "status": {"jobDeploymentStatus": "Complete"}}]) == set()
+
+
+def test_where_nobody_can_be_asked_a_missing_password_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.delenv("COSIGN_PASSWORD", raising=False)
+    monkeypatch.setattr("getpass.getpass", nobody)
+    (tmp_path / "key").touch()
+    assert sign.main(["registry.example/wukong/data:1", "--key", str(tmp_path / "key")]) == 1
+    assert "set COSIGN_PASSWORD" in capsys.readouterr().err
 
 
 def test_the_compiled_pipelines_name_the_image_of_components() -> None:
