@@ -6,6 +6,7 @@ Needs cosign, crane, a registry that both and the program of ``WUKONG_IMAGES`` (
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def _by_digest(overlay: str, signed: Signed) -> list[kube.Object]:
     """The objects of the overlay that name our images, without jobs, by digest."""
     text = kube.kubectl("kustomize", overlay)
     for name in images.NAMES:
-        text = text.replace(images.tagged(name), signed.image(name))
+        text = re.sub(rf"{re.escape(images.tagged(name))}(-cuda)?\b", signed.image(name), text)
     wanted = (("Deployment", "mlflow"), ("ConfigMap", "ray-job"))
     return [one for one in yaml.safe_load_all(text) if (one["kind"], one["metadata"]["name"]) in wanted]
 
