@@ -125,7 +125,7 @@ def configured(
 
 
 def note_origin(experiment: Experiment, run: str, source: str, digest: str) -> None:
-    """Store where a run comes from, and say if the code that submitted it is not that of this image.
+    """Store where a run comes from and with which images it begins; say if what submitted it is of another revision.
 
     Args:
         experiment: the experiment.
@@ -146,9 +146,10 @@ def note_origin(experiment: Experiment, run: str, source: str, digest: str) -> N
         given = given.model_copy(update={"dirty": True, "digest": digest})
     if difference := origin.store(experiment, run, given).difference:
         log.warning("%s", difference)
-    if os.environ.get("WUKONG_CLUSTER"):
+    if namespace := os.environ.get("WUKONG_CLUSTER"):
         from ray_jobs.launch import kuberay
 
+        kuberay.keep_images(experiment, run, namespace)
         if images := kuberay.images_of_this_pod():
             origin.store_images(experiment, run, origin.COMPONENTS, "configure", images)
 

@@ -3,7 +3,8 @@
 It first builds the project's own wheel (``build/project``) and a wheelhouse (``build/wheelhouse``): all wheels that an
 image needs, in the versions of the constraints, and for each image a list of them with their hashes. It asks an index
 only if requirements have changed, and takes only files whose hashes are committed (``infra/images/hashes.py``). The CPU
-builds of torch are taken as PyTorch's index gives them. Then it runs ``docker build`` without a network.
+builds of torch are taken as PyTorch's index gives them. Then it runs ``docker build`` without a network, and writes
+down of what the image was made (``build/provenance``), which ``infra.images.sign`` signs.
 """
 
 import argparse
@@ -18,10 +19,12 @@ import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from infra.images import docker, provenance
 from infra.images.hashes import CUDA_HASHES, HASHES, PINS, versions
 from infra.install import CPU_INDEX, FILES
 from wukong.commands.output import echo, print_data
@@ -33,6 +36,8 @@ from wukong.store.manifest import code_revision
 ACCELERATORS = ("cpu", "cuda")
 _HERE = Path(__file__).parent
 _PROJECT = _HERE.parents[1]
+WHEELHOUSE, PROJECT = Path("build/wheelhouse"), Path("build/project")
+_DEFAULT_BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)$", re.MULTILINE)
 _WHEEL = installed.DISTRIBUTION.replace("-", "_")
 # pip installs the wheels, and the others build the project; no image contains them.
 _TOOLS = ("pip", "setuptools")
@@ -245,6 +250,8 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
     Raises:
         StackError: Docker failed, or there is none.
     """
+    base = base_image or _DEFAULT_BASE.findall((_HERE / "Dockerfile").read_text(encoding="utf-8"))[0]
+    base_digest, began = _digest_of_base(base), _now()
     arguments = {
         "PYTHON_VERSION": f"{sys.version_info.major}.{sys.version_info.minor}",
         "VERSION": version(),
@@ -259,7 +266,39 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
         command.append("--no-cache")
     made = tag(image, accelerator)
     _run([*command, f"--tag={made}", str(_PROJECT)], {"DOCKER_BUILDKIT": "1"})
+    wheels = [_listed(_PROJECT / WHEELHOUSE, image, builds or accelerator)[0], _PROJECT / PROJECT / "project.txt"]
+    provenance.write(
+        docker.inspect(made)["Id"],
+        provenance.Made(
+            repository=_project()["urls"]["Repository"],
+            revision=_output(["git", "-C", str(_PROJECT), "rev-parse", "HEAD"]).strip(),
+            dirty=bool(_output(["git", "-C", str(_PROJECT), "status", "--porcelain", "--untracked-files=no"])),
+            target=image,
+            base=base,
+            base_digest=base_digest,
+            arguments=arguments,
+            wheels="".join(each.read_text(encoding="utf-8") for each in wheels),
+            docker=docker.run("--version").strip(),
+            began=began,
+            ended=_now(),
+        ),
+        _PROJECT / provenance.FOLDER,
+    )
     return made
+
+
+def _digest_of_base(base: str) -> str:
+    """Return the digest of the base image, which is pulled if Docker does not have it: the build takes that one."""
+    try:
+        about = docker.inspect(base)
+    except StackError:
+        docker.run("pull", base)
+        about = docker.inspect(base)
+    return docker.digest_in_registry(base, about) or str(about["Id"])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def check_docker() -> None:
@@ -388,7 +427,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--wheelhouse-only", action="store_true", help=translated("stop before docker build"))
     options = parser.parse_args(arguments)
-    wheelhouse, project = _PROJECT / "build" / "wheelhouse", _PROJECT / "build" / "project"
+    wheelhouse, project = _PROJECT / WHEELHOUSE, _PROJECT / PROJECT
     if unknown := set(options.images) - IMAGES.keys():
         parser.error(f"there is no image {', '.join(sorted(unknown))}")
     try:

@@ -8,14 +8,13 @@ compiled into a wheel, such as a library of C, is not listed by itself.
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from infra.images import contents
+from infra.images import contents, docker
 from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
 from wukong.runtime.language import translated
@@ -31,16 +30,26 @@ def write(image: str, folder: Path) -> list[Path]:
     Raises:
         StackError: Docker does not have the image, or it has no Python.
     """
-    (about,) = json.loads(_docker("image", "inspect", image))
-    program = Path(contents.__file__).read_text(encoding="utf-8")
-    command = ("run", "--rm", "--interactive", "--network=none", "--entrypoint=python3", image, "-")
-    text = json.dumps(document(image, about, json.loads(_docker(*command, given=program))), indent=1) + "\n"
+    about, made = listed(image)
+    text = json.dumps(made, indent=1) + "\n"
     digests = [about["Id"], *(each.partition("@")[2] for each in about.get("RepoDigests") or [])]
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{digest.replace(':', '-')}.json" for digest in dict.fromkeys(digests)]
     for file in files:
         file.write_text(text, encoding="utf-8")
     return files
+
+
+def listed(image: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what Docker says of an image, and the list of what it holds.
+
+    Raises:
+        StackError: Docker does not have the image, or it has no Python.
+    """
+    about = docker.inspect(image)
+    program = Path(contents.__file__).read_text(encoding="utf-8")
+    command = ("run", "--rm", "--interactive", "--network=none", "--entrypoint=python3", image, "-")
+    return about, document(image, about, json.loads(docker.run(*command, given=program)))
 
 
 def document(image: str, about: Mapping[str, Any], inside: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,22 +103,6 @@ def _library(
 def _escaped(text: str) -> str:
     """Return a part of a package's URL: of the signs in names and versions, ``+`` and ``:`` are escaped."""
     return quote(text, safe=".-~_")
-
-
-def _docker(*arguments: str, given: str | None = None) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["docker", *arguments],  # noqa: S607
-            input=given,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise StackError("the program 'docker' is not installed, which has the images") from error
-    if done.returncode:
-        raise StackError(f"docker {' '.join(arguments[:2])} of {arguments[-1]}: {done.stderr.strip()[:500]}")
-    return done.stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -111,7 +111,7 @@ def start(
         made: the experiment.
         name: the parameter ``run``; may be empty.
         given: ``name=value`` entries, further parameters.
-        pipeline: a name of ``pipelines/compiled``.
+        pipeline: a name of ``pipelines/compiled``, or the path of another compiled pipeline without its ending.
         shown: KFP's display name, where it is not the run's name.
     """
     file = COMPILED / f"{pipeline}.yaml"

@@ -78,12 +78,12 @@ class Again:
     expected: dict[str, str]
 
 
-def train_again(services: runs.Services, kept: State, name: str, stamp: str) -> Again:
-    """Delete what the undisturbed run has trained, and start a run that trains it again."""
+def train_again(services: runs.Services, kept: State, name: str, stamp: str, pipeline: str = "training") -> Again:
+    """Delete what the undisturbed run has trained, and start a run that trains it again; ``pipeline`` as of a run."""
     calm, epochs = undisturbed(services, kept, stamp)
     made = clone_of(kept, epochs)
     forget_trained(made, calm)
-    run = runs.start(services, experiment_of(kept), name, f"epochs={epochs}")
+    run = runs.start(services, experiment_of(kept), name, f"epochs={epochs}", pipeline=pipeline)
     return Again(run, made, epochs, kept.values["clone_digests"])
 
 

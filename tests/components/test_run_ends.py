@@ -102,6 +102,18 @@ def test_a_run_stores_where_it_comes_from(
         ends.note_origin(experiment, "r", "main", "")
 
 
+def test_a_run_on_a_cluster_writes_down_with_which_images_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("ray_jobs.launch.kuberay.keep_images", lambda made, *where: asked.append((made.name, *where)))
+    experiment = documents.loads(text(tmp_path))
+    ends.note_origin(experiment, "here", "", "")
+    monkeypatch.setenv("WUKONG_CLUSTER", "team-a")
+    ends.note_origin(experiment, "there", "", "")
+    assert asked == [(experiment.name, "there", "team-a")]
+
+
 def test_a_clone_that_was_changed_is_not_the_config_of_its_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

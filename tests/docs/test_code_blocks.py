@@ -110,6 +110,11 @@ NOT_EXECUTED = {
         "docs/models.md",
         "mlflow models serve",
     ): "serves until it is ended; tests/wukong/export/test_pyfunc_served.py does",
+    ("docs/security.md", "cosign generate-key-pair"): "needs cosign and a registry; tests/infra/test_signed_images.py",
+    (
+        "docs/security.md",
+        ".venv/bin/python -m infra.images.verify",
+    ): "needs cosign and a registry; tests/infra/test_signed_images.py has both",
     ("docs/serving.md", ".venv/bin/wukong serve"): "serves until it is ended; tests/wukong/serve has servers",
     ("docs/serving.md", ".venv/bin/wukong index export"): "tests/wukong/serve/test_index_export.py has an index",
     ("docs/serving.md", "import lancedb"): "needs LanceDB; tests/wukong/export/test_index_elsewhere.py executes it",

@@ -37,6 +37,11 @@ def test_all_used_image_names_are_built() -> None:
     assert set(re.findall(r"localhost/wukong/[\w:.-]+", settings)) <= made
 
 
+def test_the_settings_of_ray_jobs_say_for_which_version_they_are() -> None:
+    data = named(plain(), "ConfigMap")["ray-job"]["data"]
+    assert data["version"] == build.version()
+
+
 def test_the_ray_version_for_kuberay_is_that_of_the_image() -> None:
     """KubeRay uses the version to decide, for instance, whether probes need programs that the image does not have."""
     template = yaml.safe_load(named(plain(), "ConfigMap")["ray-job"]["data"]["template.yaml"])

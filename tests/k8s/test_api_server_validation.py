@@ -21,9 +21,10 @@ from typing import Any
 
 import crd
 import pytest
+import yaml
 from free_ports import free_port
 from kubernetes import client
-from manifests import BUILDS, Installation, Manifest, installation, named, plain, pods, ray_jobs
+from manifests import BUILDS, FOLDER, Installation, Manifest, installation, named, plain, pods, ray_jobs
 
 from cli import free_resources
 from ray_jobs.launch.kuberay import room
@@ -146,7 +147,12 @@ def _prepare(server: Server) -> None:
     given = named(plain(), "Namespace")["wukong"]
     for namespace in (given, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}):
         assert server.create(namespace, dry_run=False) == ""
-    for account in named(plain(), "ServiceAccount").values():
+    # A controller, which is not here, makes each namespace's own account.
+    own = [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}}
+        for namespace in ("wukong", "kubeflow")
+    ]
+    for account in (*named(plain(), "ServiceAccount").values(), *own):
         assert server.create(account, dry_run=False) == ""
     until = time.monotonic() + READY_SECONDS
     while True:
@@ -368,3 +374,129 @@ def test_what_is_free_is_read_as_the_server_describes_it(server: Server, node: M
         "not looked at: nodes and their pods (Forbidden)",
         "not looked at: the namespace's quotas (Forbidden)",
     ]
+
+
+DIGEST = "sha256:" + "a" * 64
+COMPONENTS = FOLDER / "components"
+
+
+@pytest.fixture
+def listing(server: Server) -> Iterator[Server]:
+    """The server when it has the policy on images."""
+    with _policy_on_images(server):
+        yield server
+
+
+@contextmanager
+def _policy_on_images(server: Server, listed: str = f'{{"{DIGEST}": "signed"}}') -> Iterator[None]:
+    """Have the server admit what the policy on images lets through, with a list of the operator's."""
+    policy, binding = yaml.safe_load_all((COMPONENTS / "signed-images" / "policy.yaml").read_text(encoding="utf-8"))
+    policy["spec"]["variables"][0]["expression"] = listed
+    until = time.monotonic() + READY_SECONDS
+    for manifest in (policy, binding):
+        assert server.create(manifest, dry_run=False) == ""
+    while not server.create(_pod("wukong", "x:1")):
+        assert time.monotonic() < until, "the policy is not in force"
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+            server.ask("DELETE", f"/apis/admissionregistration.k8s.io/v1/{kind}/{policy['metadata']['name']}")
+        while server.create(_pod("wukong", "x:1")):
+            assert time.monotonic() < until + READY_SECONDS, "the policy is still in force"
+            time.sleep(0.2)
+
+
+def _pod(namespace: str, image: str, secret: str = "", **more: Any) -> Manifest:
+    """A pod of MLflow's with another image, and with what components hold if it names a Secret."""
+    pod = json.loads(json.dumps(next(pod for pod in pods(plain()) if pod.owner == "Deployment/mlflow").spec))
+    (container,) = pod["containers"]
+    container |= {"image": image, "envFrom": [{"secretRef": {"name": secret}}] if secret else [], "env": []}
+    pod |= {"serviceAccountName": "default", "volumes": _without_claims(pod["volumes"]), **more}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tried", "namespace": namespace}, "spec": pod}
+
+
+def _refusal(server: Server, manifest: Manifest) -> str:
+    """The images that the policy names; the server's words if it refuses for another reason; empty if it accepts."""
+    said = server.create(manifest)
+    return said.rpartition("not on the list of signed images: ")[2]
+
+
+def test_only_digests_on_the_list_run_in_wukong(listing: Server) -> None:
+    assert _refusal(listing, _pod("wukong", f"registry.example:5000/wukong/data@{DIGEST}")) == ""
+    assert _refusal(listing, _pod("wukong", f"registry.example/wukong/data:0.1.0@{DIGEST}")) == ""
+    other = f"wukong/data@sha256:{'b' * 64}"
+    for image in ("wukong/data:0.1.0", "wukong/data", other, f"wukong/data@{DIGEST}0", f"wukong/data:{'a' * 64}"):
+        assert _refusal(listing, _pod("wukong", image)) == image
+    more = {
+        "name": "more",
+        "image": other,
+        "securityContext": _pod("wukong", "")["spec"]["containers"][0]["securityContext"],
+    }
+    assert _refusal(listing, _pod("wukong", f"x@{DIGEST}", initContainers=[more])) == other
+
+
+@pytest.mark.parametrize("role", ["head", "worker", "submitter"])
+def test_a_ray_job_with_an_image_that_is_not_listed_is_refused_whole(listing: Server, role: str) -> None:
+    def of(wrong: str) -> Manifest:
+        job: Manifest = json.loads(json.dumps(ray_jobs(plain())["crawl"]))
+        cluster = job["spec"]["rayClusterSpec"]
+        given = {
+            "head": cluster["headGroupSpec"]["template"],
+            "worker": cluster["workerGroupSpecs"][0]["template"],
+            "submitter": job["spec"]["submitterPodTemplate"],
+        }
+        for name, template in given.items():
+            template["spec"]["containers"][0]["image"] = f"x@{DIGEST}" if name != wrong else "x:1"
+        return job
+
+    assert _refusal(listing, of(wrong="")) == ""
+    assert _refusal(listing, of(wrong=role)) == "x:1"
+
+
+def test_in_kubeflow_only_pods_with_wukongs_credentials_are_asked(listing: Server) -> None:
+    """Other people's pipelines run there, and KFP adds containers of its own to each pod."""
+    component = f"wukong/data@{DIGEST}"
+    assert _refusal(listing, _pod("kubeflow", "others:1")) == ""
+    assert _refusal(listing, _pod("kubeflow", "others:1", "of-others")) == ""
+    argo = _pod("kubeflow", "argo:1")["spec"]["containers"][0] | {"name": "wait"}
+    with_argo = _pod("kubeflow", component, "component-crawl-s3")
+    with_argo["spec"]["containers"].append(argo)
+    assert _refusal(listing, with_argo) == ""
+    for secret in ("component-crawl-s3", "wukong-s3", "wukong-mlflow", "runs-mlflow", "search-mlflow"):
+        assert _refusal(listing, _pod("kubeflow", "others:1", secret)) == "others:1", secret
+        held = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": secret, "key": "a"}}}
+        by_name = _pod("kubeflow", "others:1")
+        by_name["spec"]["containers"][0]["env"] = [held]
+        assert _refusal(listing, by_name) == "others:1", secret
+        sources = [{"secret": {"secretName": secret}}, {"projected": {"sources": [{"secret": {"name": secret}}]}}]
+        for source in sources:
+            assert _refusal(listing, _pod("kubeflow", "others:1", volumes=_volumes(source))) == "others:1", source
+
+
+def _volumes(source: Manifest) -> list[Manifest]:
+    """The volumes of a pod of MLflow's, and one more."""
+    return [*_pod("kubeflow", "")["spec"]["volumes"], {"name": "more", **source}]
+
+
+def test_what_runs_already_stays_changeable_and_takes_no_other_image(server: Server) -> None:
+    made = _pod("wukong", "x:1")
+    made["metadata"]["name"] = "before"
+    assert server.create(made, dry_run=False) == ""
+    path = "/api/v1/namespaces/wukong/pods/before"
+    with _policy_on_images(server):
+        labelled = server.ask("GET", path)
+        labelled["metadata"]["labels"] = {"a": "b"}
+        assert server.ask("PUT", path, labelled)["metadata"]["labels"] == {"a": "b"}
+        changed = server.ask("GET", path)
+        changed["spec"]["containers"][0]["image"] = "x:2"
+        with pytest.raises(urllib.error.HTTPError, match="422"):
+            server.ask("PUT", path, changed)
+    server.ask("DELETE", f"{path}?gracePeriodSeconds=0")
+
+
+def test_without_a_list_nothing_starts(server: Server) -> None:
+    given = yaml.safe_load((COMPONENTS / "signed-images" / "policy.yaml").read_text(encoding="utf-8").split("---")[0])
+    with _policy_on_images(server, given["spec"]["variables"][0]["expression"]):
+        assert _refusal(server, _pod("wukong", f"x@{DIGEST}")) == f"x@{DIGEST}"

@@ -39,7 +39,7 @@ def read(place: Path, experiment: Experiment) -> Capacity:
     """
     maps = {
         manifest["metadata"]["name"]: manifest
-        for manifest in _manifests(place)
+        for manifest in manifests(place)
         if manifest["kind"] == "ConfigMap" and manifest["metadata"].get("namespace") == "wukong"
     }
     if "ray-job" not in maps:
@@ -77,7 +77,15 @@ def bytes_of(quantity: str) -> int:
     return int(float(parts[1]) * _UNITS[parts[2]])
 
 
-def _manifests(place: Path) -> list[dict[str, Any]]:
+def manifests(place: Path) -> list[dict[str, Any]]:
+    """Return the manifests of an overlay.
+
+    Args:
+        place: a folder that kustomize builds, or a file with its output.
+
+    Raises:
+        ConfigError: there is no such overlay, or nothing that can build it.
+    """
     if place.is_file():
         text = place.read_text(encoding="utf-8")
     elif not (place / "kustomization.yaml").is_file():

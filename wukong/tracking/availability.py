@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _PROBE_SECONDS = 5.0
 _PAUSE = 2.0  # seconds between two probes
 AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untracked
+AT_START_ON_CLUSTER = 180.0  # the same where another server may be about to start, and migrates its database first
 AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 
 _Answer = TypeVar("_Answer")

@@ -4,6 +4,7 @@ In a stage's job, ``MLFLOW_RUN_ID`` names the stage's run, so that metrics logge
 """
 
 import logging
+import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from wukong.tracking import mlflow_rest
 from wukong.tracking.availability import (
     AT_END,
     AT_START,
+    AT_START_ON_CLUSTER,
+    answers,
     enabled,
     mlflow_client,
     public_address,
@@ -55,7 +58,7 @@ def stage_run(
     Yields the run's ID, for ``MLFLOW_RUN_ID`` of the stage's job, or None if nothing is tracked. The run ends as FAILED
     if the block raises an error, as KILLED if it is cancelled. If this process is ended and leaves its job to a
     later one (``JobLeftError``), or is killed, the run stays open, and the later one goes on with it: the job logs to
-    it. If MLflow is away, the stage runs untracked.
+    it. If MLflow is away, the stage runs untracked; on a cluster it waits first, for a server that is being replaced.
 
     Args:
         experiment: the experiment.
@@ -77,7 +80,12 @@ def stage_run(
     if needed:
         parent, nested = until_answered(open_runs)
     else:
-        opened = unless_away(open_runs, f"the {stage} stage is not tracked", AT_START)
+        within = AT_START
+        if os.environ.get("WUKONG_CLUSTER") and not answers(AT_START):
+            # The component holds nothing yet: its RayJob is made when this is over.
+            within = AT_START_ON_CLUSTER
+            log.warning("MLflow does not answer: the %s stage waits for it, %.0f s at most", stage, within)
+        opened = unless_away(open_runs, f"the {stage} stage is not tracked", within)
         if opened is None:
             yield None
             return

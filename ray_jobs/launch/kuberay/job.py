@@ -15,7 +15,7 @@ from typing import Any
 
 from kubernetes import client
 
-from ray_jobs.launch.kuberay import pipeline_run, queue, settings
+from ray_jobs.launch.kuberay import kept_images, pipeline_run, queue, settings
 from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi, Timing, explain, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
@@ -373,7 +373,8 @@ class _StageJob:
 
     def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
         data = self.api.read_config_map(settings.CONFIG_MAP)
-        template, self.settings = settings.parse(data, self.api.namespace)
+        template, found = settings.parse(data, self.api.namespace)
+        self.settings = kept_images.of_run(found, self.experiment, self.run_name)
 
         def of_size(size: int | None) -> dict[str, Any]:
             given = (self.settings, self.experiment, self.run_name, self.stage, entrypoint, environment)

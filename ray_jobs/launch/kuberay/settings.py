@@ -6,6 +6,7 @@ change a part of ``settings.yaml``, so ``k8s/components/kueue`` brings ``queue.y
 brings ``keys.yaml``, whose settings count where ``settings.yaml`` does not name them.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,15 @@ from pydantic import Field, ValidationError
 
 from wukong.config.section import Positive, Strict
 from wukong.errors import ConfigError
+from wukong.runtime import installed
 
 CONFIG_MAP = "ray-job"
 _SETTINGS = ("queue.yaml", "keys.yaml", "settings.yaml")
 """Keys of the ConfigMap; what a later one says counts."""
+VERSION = "version"
+"""The key of the ConfigMap with the version of Wukong that it was written for."""
+
+log = logging.getLogger(__name__)
 
 
 class StageSettings(Strict):
@@ -144,6 +150,9 @@ class Settings(Strict):
 def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Settings]:
     """Read the ConfigMap's data.
 
+    A run may be in its middle when the cluster gets another version, whose ConfigMap may name settings that this code
+    does not know. It does without them, as it did before.
+
     Args:
         data: the ConfigMap's ``data``.
         namespace: the ConfigMap's, for messages.
@@ -166,7 +175,17 @@ def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Sett
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"settings.yaml of the ConfigMap {where} is not valid: {error}") from error
+        unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+        written_for = data.get(VERSION, installed.version())
+        if written_for == installed.version() or len(unknown) < error.error_count():
+            raise ConfigError(f"settings.yaml of the ConfigMap {where} is not valid: {error}") from error
+        for *path, name in unknown:
+            log.warning("%s is a setting of version %s, left out", ".".join(map(str, (*path, name))), written_for)
+            section: Any = values
+            for each in path:
+                section = section[each]
+            del section[name]
+        settings = Settings.model_validate(values)
     return _read(data["template.yaml"], "template.yaml", where), settings
 
 

@@ -95,6 +95,20 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
 
 
 @pytest.mark.usefixtures("settings")
+def test_on_a_cluster_a_stage_waits_for_a_server_that_is_replaced(
+    mlflow_server: MlflowServer, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.address)
+    mlflow_server.kill()
+    with mlflow_runs.stage_run(experiment, "replaced", "crawl") as untracked:
+        assert untracked is None
+    monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
+    threading.Timer(1.0, mlflow_server.start).start()
+    with mlflow_runs.stage_run(experiment, "replaced", "filter") as run_id:
+        assert run_id
+
+
+@pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_server_that_never_answers_holds_a_stage_for_seconds(
     experiment: Experiment,

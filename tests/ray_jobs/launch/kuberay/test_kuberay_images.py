@@ -1,14 +1,16 @@
 """Which images pods have run, read from a Kubernetes API on loopback that answers as a cluster's does."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import api_server
 import pytest
 from api_server import ApiServer
-from played_ray_job import NEW, RUNNING, SUCCEEDED, run
+from played_ray_job import NEW, RUNNING, SUCCEEDED, leave_output, run
 
-from ray_jobs.launch.kuberay import images_of_this_pod, pipeline_run
+from ray_jobs.launch.kuberay import images_of_this_pod, keep_images, pipeline_run
+from ray_jobs.launch.kuberay.manifest import images_of
 from wukong.config.experiment import Experiment
 from wukong.runs import origin
 
@@ -78,3 +80,72 @@ def test_outside_of_a_pod_there_is_none(server: ApiServer, monkeypatch: pytest.M
     monkeypatch.delenv("KFP_POD_NAME", raising=False)
     assert images_of_this_pod() == frozenset()
     assert not server.requests
+
+
+def _upgrade(server: ApiServer, version: str) -> None:
+    """Have the cluster name the images of another version, as applying its manifests does."""
+    data = server.config_maps["ray-job"]
+    for name in ("settings.yaml", "template.yaml"):
+        data[name] = data[name].replace("ray:0.1.0", f"ray:{version}")
+    assert version in data["settings.yaml"] and version in data["template.yaml"]
+
+
+def _images(job: dict[str, Any]) -> set[str]:
+    submitter = job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]
+    return {*images_of(job), submitter["image"]}
+
+
+def test_a_run_ends_with_the_images_with_which_it_began(server: ApiServer, experiment: Experiment) -> None:
+    keep_images(experiment, "before", "wukong")
+    _upgrade(server, "0.2.0")
+    keep_images(experiment, "after", "wukong")
+    server.scripts = [[NEW, RUNNING, SUCCEEDED]] * 2
+    run(experiment, name="before")
+    run(experiment, name="after")
+    old, new = server.jobs.values()
+    assert (_images(old), _images(new)) == ({"localhost/wukong/ray:0.1.0"}, {"localhost/wukong/ray:0.2.0"})
+    head = old["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {"name": "WUKONG_IMAGE", "value": "localhost/wukong/ray:0.1.0"} in head["env"]
+
+
+def test_a_component_that_is_started_again_after_an_upgrade_finds_its_ray_job(
+    server: ApiServer, experiment: Experiment
+) -> None:
+    """Without that a second RayJob trains beside the first, or waits for its GPUs."""
+    done = [NEW, RUNNING, ("call", partial(leave_output, experiment, "before")), SUCCEEDED]
+    server.scripts = [done, done]
+    keep_images(experiment, "before", "wukong")
+    run(experiment, name="before")
+    _upgrade(server, "0.2.0")
+    run(experiment, name="before")
+    assert len(server.jobs) == 1
+
+
+def test_a_run_that_begins_again_under_its_name_takes_the_images_of_then(
+    server: ApiServer, experiment: Experiment
+) -> None:
+    keep_images(experiment, "same", "wukong")
+    _upgrade(server, "0.2.0")
+    keep_images(experiment, "same", "wukong")
+    server.scripts = [[NEW, RUNNING, SUCCEEDED]]
+    run(experiment, name="same")
+    (job,) = server.jobs.values()
+    assert _images(job) == {"localhost/wukong/ray:0.2.0"}
+
+
+def test_a_pipeline_of_another_version_is_told_so(
+    server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_images(experiment, "own", "wukong")
+    assert not caplog.records
+    server.config_maps["ray-job"]["version"] = "99.0"
+    keep_images(experiment, "other", "wukong")
+    assert "the RayJobs of this cluster have 99.0: upload its pipelines" in caplog.text
+
+
+def test_a_cluster_that_says_nothing_leaves_it_to_the_stages(
+    server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.config_maps.clear()
+    keep_images(experiment, "r", "wukong")
+    assert "the images of the run are not written down" in caplog.text

@@ -28,6 +28,7 @@ from played_ray_job import (
     VALIDATION,
     change_settings,
     experiment_at,
+    leave_output,
     only_job,
     run,
     start_driver,
@@ -147,13 +148,6 @@ def test_a_job_whose_creation_was_answered_too_late_is_found(server: ApiServer, 
     server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), SUCCEEDED]]
     run(experiment)
     assert len(server.jobs) == 1
-
-
-def leave_output(experiment: Experiment, run_name: str = "Nightly_7") -> None:
-    """Do what the job of a stage does last: write a manifest, and a record that names it."""
-    written = manifest.Stage(experiment.root, "filter", {}).commit([])
-    record = Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
-    run_records.write(experiment, run_name, record)
 
 
 def test_a_restarted_component_goes_on_with_the_job(server: ApiServer, experiment: Experiment) -> None:
