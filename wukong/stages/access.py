@@ -26,6 +26,7 @@ _OF_RUN = ("*/runs/*/cost.json*", "*/runs/*/run.json*")  # what it has cost so f
 _SWEEPS = "*/sweeps/*"  # of which trials the model was chosen
 # Who looks for an object that is not there lists what begins with its name and a slash.
 _OF_RECORD = ("*/runs/*/{}.json*", "*/runs/*/attempts/{}/*", "*/runs/*/held/{}/*")
+_OF_LAUNCH = ("*/runs/*/asked/{}*", "*/runs/*/images/{}/*")  # who does the work, and which images its pods run
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _of_component(name: str) -> Access:
     reads = (*job.reads, *(_folders(stages.needed_for(name)) if does_it_all else ()), _RUNS)
     if entry.writes == "MLflow":
         reads += (_SWEEPS,)
-    writes = (*job.writes, *_of_records((name, *entry.records), ("*/runs/*/asked/{}*",)), *_OF_RUN)
+    writes = (*job.writes, *_of_records((name, *entry.records), _OF_LAUNCH), *_OF_RUN)
     if entry.runs_as == "component" and entry.makes:
         writes += (_EXPERIMENTS,)  # that of another run's model, which it has measured
     return Access(*(_narrowed(each) for each in (reads, writes)))
