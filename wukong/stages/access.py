@@ -9,7 +9,7 @@ Names of objects are patterns, in which ``*`` is any text, slashes too: the obje
 ``storage`` and its name.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from wukong import stages
@@ -86,6 +86,14 @@ def _of_records(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...
     return tuple(pattern.format(name) for name in names for pattern in patterns)
 
 
+def _ended_by(name: str) -> Iterator[str]:
+    """What is written of attempts at other stages that seem dead, by a stage that makes the same output as they."""
+    makes = {name, *stages.of(name).makes}
+    for other in stages.TABLE:
+        if other.runs_as == "job" and other.name != name and makes & {other.name, *other.makes}:
+            yield from _of_records((other.name, *other.records), ("*/runs/*/attempts/{}/*.taken-over.json*",))
+
+
 def _of_job(name: str) -> Access:
     entry = stages.of(name)
     made = (name, *entry.makes)
@@ -93,7 +101,7 @@ def _of_job(name: str) -> Access:
     further = [each for each in stages.needed_for(name) if each not in (*made, *before)]
     manifests = (f"{folder}/manifest*" for folder in _folders(further))
     lists = (_INPUTS, *(_OPT_OUT if "release" in entry.sections else ()))
-    own = (*_folders(made), *_of_records((name, *entry.records), _OF_RECORD))
+    own = (*_folders(made), *_of_records((name, *entry.records), _OF_RECORD), *_ended_by(name))
     return Access((*lists, _EXPERIMENTS, *_folders((*before, *entry.continues)), *manifests, *own), own)
 
 

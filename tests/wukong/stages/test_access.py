@@ -57,6 +57,18 @@ def test_who_registers_reads_of_which_trials_a_model_was_chosen() -> None:
     assert reads == {"component-register-s3", "component-run-s3"}
 
 
+def test_who_makes_what_other_stages_make_too_may_end_their_attempts_and_write_nothing_else_of_theirs() -> None:
+    """Features are made by both trainings, by the evaluation, and for the champion that is measured anew."""
+    makers = ("pretrain", "finetune", "evaluate", "champion")
+    claim, ended = "x/runs/first/attempts/{}/00001-a.json", "x/runs/first/attempts/{}/00001-a.taken-over.json"
+    for stage in stages.JOBS:
+        key, own = access.key_of_job(stage), {stage, *stages.of(stage).records}
+        for record in (*stages.RECORDED, "champion"):
+            together = stage in makers and record in makers
+            assert may(key, "writes", ended.format(record)) == (record in own or together), (stage, record)
+            assert may(key, "writes", claim.format(record)) == (record in own), (stage, record)
+
+
 def test_no_component_and_no_pod_of_ray_has_the_whole_bucket() -> None:
     held = {*access.copied_to_components(), *(access.key_of_job(stage) for stage in stages.JOBS)}
     assert not held & {name for name, key in S3_KEYS.items() if access.EVERYTHING in key.writes}
