@@ -97,7 +97,8 @@ def _ended_by(name: str) -> Iterator[str]:
 def _of_job(name: str) -> Access:
     entry = stages.of(name)
     made = (name, *entry.makes)
-    before = [parent for each in made for parent in (*stages.of(each).parents, *stages.of(each).key_parents)]
+    entries = [stages.of(each) for each in made]
+    before = [each for of in entries for each in (*of.parents, *of.key_parents, *of.shows)]
     further = [each for each in stages.needed_for(name) if each not in (*made, *before)]
     manifests = (f"{folder}/manifest*" for folder in _folders(further))
     lists = (_INPUTS, *(_OPT_OUT if "release" in entry.sections else ()))

@@ -33,7 +33,7 @@ def test_the_crawlers_key_reaches_its_own_prefix_alone() -> None:
 def test_a_job_writes_what_it_makes_and_reads_what_comes_before_it(stage: str) -> None:
     key, entry = access.key_of_job(stage), stages.of(stage)
     written = {stage, *entry.makes}
-    read = {*written, *entry.parents, *entry.key_parents, *entry.continues}
+    read = {*written, *entry.parents, *entry.key_parents, *entry.continues, *entry.shows}
     for other in (each.name for each in stages.TABLE):
         assert may(key, "writes", f"x/{other}/KEY/a") == (other in written), other
         assert may(key, "reads", f"x/{other}/KEY/a") == (other in read), other
