@@ -81,6 +81,20 @@ def test_what_credentials_the_pods_of_a_run_hold(workflow: runs.Run, found: list
 
 
 @pytest.mark.cluster(
+    claim="The object store refuses the keys of a run nothing that the run asks for",
+    how="the logs of the run's components, with those of their jobs",
+)
+def test_no_pod_of_a_run_is_refused_what_it_asks_for(workflow: runs.Run, found: list[str]) -> None:
+    refused, read = [], 0
+    for pod in runs.component_pods(workflow):
+        lines = kube.kubectl("-n", "kubeflow", "logs", pod["metadata"]["name"], "-c", "main").splitlines()
+        read += len(lines)
+        refused += [f"{runs.function_of(pod)}: {line}" for line in lines if "refuses that to the key" in line]
+    found.append(f"{read} lines of logs")
+    assert read and not refused, refused
+
+
+@pytest.mark.cluster(
     claim="What each stage of a run has held is what its pods requested, as long as its RayJob lasted; each pod says "
     "what it used of its cores; MLflow has the same numbers",
     how="`cost.json` of the run beside requests and times in the RayJobs: between the time of the Ray job and that of "

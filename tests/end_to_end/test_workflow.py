@@ -8,18 +8,22 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import keys_of_pods
 import nbformat
 import psutil
 import pytest
 from english import english
+from keys_of_pods import Keys
 from nbclient import NotebookClient
 from trace_search import found, rows_of_database
 from wukong_command import Wukong
 
-from infra import corpus
+from infra import corpus, stack
 from infra.corpus import packages
 from infra.corpus.sources import SOURCES
-from wukong.store import storage
+from wukong import stages
+from wukong.stages import access
+from wukong.store import manifest, storage
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +33,20 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def wukong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wukong]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keys]:
+    """The stack's stores run, with the keys that pods have on a cluster."""
     home = tmp_path_factory.mktemp("home")
-    command = Wukong(home)
-    yield command
-    command("down")
+    with keys_of_pods.held(home) as held:
+        yield held
     left = [process.pid for process in psutil.process_iter() if str(home) in " ".join(_command_line(process))]
     assert left == []
+
+
+@pytest.fixture(scope="module")
+def wukong(keys: Keys) -> Iterator[Wukong]:
+    command = Wukong(keys.home, **keys.environment)
+    yield command
+    command("down")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,15 @@ def test_the_workflow_runs_to_its_end(first: subprocess.CompletedProcess[str]) -
         assert heading in first.stdout
 
 
+def test_each_pod_of_the_run_may_do_its_work(keys: Keys, first: subprocess.CompletedProcess[str]) -> None:
+    """Each process has had the key and the user that its pod has on a cluster, and none was refused anything."""
+    assert first.returncode == 0
+    assert keys.refused() == []
+    pods = {access.key_of_component(stage) for stage in stages.WHOLE_RUN}
+    pods |= {access.key_of_job(stage) for stage in stages.JOBS}
+    assert keys.used() == pods | {"wukong", "mlflow-s3"}
+
+
 def test_a_stage_has_one_time(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:
     told = re.findall(r"^✓ (\w+)  ([\d.]+) s$", first.stdout, re.M)
     table = re.findall(r"^(\w+) +([\d.]+)$", first.stdout.partition("Times")[2], re.M)
@@ -70,9 +90,6 @@ def test_a_stage_has_one_time(wukong: Wukong, first: subprocess.CompletedProcess
 def test_every_number_leads_back_to_the_crawl(
     wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
 ) -> None:
-    from wukong import stages
-    from wukong.store import manifest
-
     records = {file.rsplit("/", 1)[1] for file in storage.list_files("s3://wukong/small/runs/first", ".json")}
     assert {f"{stage}.json" for stage in stages.WHOLE_RUN} <= records
     evaluated = manifest.load(storage.read_json("s3://wukong/small/runs/first/evaluate.json")["manifest"])
@@ -88,8 +105,6 @@ def test_every_number_leads_back_to_the_crawl(
 
 
 def test_pairs_are_accounted_for(first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]) -> None:
-    from wukong.store import manifest
-
     crawl, kept = (
         manifest.load(storage.read_json(f"s3://wukong/small/runs/first/{stage}.json")["manifest"])
         for stage in ("crawl", "filter")
@@ -262,8 +277,6 @@ def test_after_a_takedown_only_its_record_names_the_pairs(
     """In all objects of all buckets, in MLflow's database and in the home; pairs of all kinds of pages and records."""
     import boto3
 
-    from wukong.store import manifest
-
     client = boto3.client("s3", endpoint_url=stack_environment["AWS_ENDPOINT_URL_S3"])
 
     def everything() -> Iterator[tuple[str, bytes]]:
@@ -345,8 +358,6 @@ def test_a_missing_collection_changes_the_demo_and_does_not_break_it(tmp_path: P
 def stack_environment(
     wukong: Wukong, first: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
-    from infra import stack
-
     environment = stack.load(wukong.home).environment()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -36,6 +36,35 @@ class MlflowServer:
                 command, stdout=log, stderr=log, env=variables | dict(environment or {}), start_new_session=True
             )
 
+    def start_with_users(
+        self,
+        held: Mapping[str, str],
+        admin: Mapping[str, str],
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it with users, as the container of the cluster does; SQLite stands in for PostgreSQL.
+
+        Args:
+            held: values of the Secret ``mlflow-server``.
+            admin: those of ``mlflow-admin``.
+            options: further ones of ``mlflow server``.
+            environment: further variables.
+        """
+        lines = held["auth.ini"].splitlines()
+        assert [line for line in lines if line.startswith("database_uri = postgresql://")]
+        local = [
+            f"database_uri = sqlite:///{self.folder}/auth.db" if "database_uri" in line else line for line in lines
+        ]
+        (self.folder / "auth.ini").write_text("\n".join(local))
+        variables = {
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": held["MLFLOW_FLASK_SERVER_SECRET_KEY"],
+            "MLFLOW_AUTH_ADMIN_USERNAME": admin["MLFLOW_TRACKING_USERNAME"],
+            "MLFLOW_AUTH_ADMIN_PASSWORD": admin["MLFLOW_TRACKING_PASSWORD"],
+        }
+        self.start("--app-name=basic-auth", *options, environment=variables | dict(environment or {}))
+
     def wait_ready(self) -> None:
         until = time.monotonic() + _READY_SECONDS
         while True:

@@ -1,9 +1,11 @@
 """What each S3 key opens, by the table of the page on security and by trying, on loopback and on a cluster."""
 
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from wukong.config import documents, stored
 from wukong.errors import StorageError
 from wukong.runs import run_records
 from wukong.stages import preflight
-from wukong.store import storage
+from wukong.store import lease, storage
 
 ROOT = "stolen-keys"
 """An experiment that only these tests have, whose objects may be written over."""
@@ -134,3 +136,18 @@ def crawls_with_its_key() -> None:
         storage.read_json("s3://wukong/small/filter/KEY/manifest.json")
     with pytest.raises(StorageError, match="cannot delete"):
         storage.delete("s3://wukong/small/runs/first/filter.json")
+
+
+def takes_over_with_its_key() -> None:
+    """What a fine-tuning does, by its key, where a pre-training has died that made the same features."""
+    output, runs = "s3://wukong/small/features/KEY", "s3://wukong/small/runs"
+    of_nobody = Popen([sys.executable, "-c", ""])
+    of_nobody.wait()
+    dead = lease._holder(f"{runs}/dead/attempts/pretrain/00001-a.json", lease.SECONDS)
+    dead = dead.model_copy(update={"process": of_nobody.pid})
+    storage.write_json(f"{output}/{lease.NAME}", dead.model_dump(mode="json"))
+    with lease.held(output, lambda: False, f"{runs}/first/attempts/finetune/00001-b.json"):
+        assert not lease.is_over(output)
+    with pytest.raises(StorageError, match="each stage has a key of its own"):
+        storage.write_json(f"{runs}/dead/attempts/pretrain/00002-a.json", {})
+    storage.delete(f"{output}/{lease.NAME}")

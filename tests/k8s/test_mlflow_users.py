@@ -40,21 +40,9 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[st
 def server(
     tmp_path_factory: pytest.TempPathFactory, secrets: Mapping[str, Mapping[str, str]]
 ) -> Iterator[MlflowServer]:
-    """The server with users, as the container starts it; SQLite stands in for PostgreSQL."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    started, held = MlflowServer(folder), secrets["wukong/mlflow-server"]
-    lines = held["auth.ini"].splitlines()
-    assert [line for line in lines if line.startswith("database_uri = postgresql://")]
-    local = [f"database_uri = sqlite:///{folder}/auth.db" if "database_uri" in line else line for line in lines]
-    (folder / "auth.ini").write_text("\n".join(local))
-    admin = secrets["wukong/mlflow-admin"]
-    variables = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": held["MLFLOW_FLASK_SERVER_SECRET_KEY"],
-        "MLFLOW_AUTH_ADMIN_USERNAME": admin["MLFLOW_TRACKING_USERNAME"],
-        "MLFLOW_AUTH_ADMIN_PASSWORD": admin["MLFLOW_TRACKING_PASSWORD"],
-    }
-    started.start("--app-name=basic-auth", environment=variables)
+    """The server with users."""
+    started = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    started.start_with_users(secrets["wukong/mlflow-server"], secrets["wukong/mlflow-admin"])
     try:
         started.wait_ready()
         yield started

@@ -9,7 +9,17 @@ import boto3
 import pytest
 import store_server
 from botocore.exceptions import ClientError
-from stolen_keys import PLACES, ROOT, allowed, begins_with_its_key, crawls_with_its_key, fill, opened_by, rows
+from stolen_keys import (
+    PLACES,
+    ROOT,
+    allowed,
+    begins_with_its_key,
+    crawls_with_its_key,
+    fill,
+    opened_by,
+    rows,
+    takes_over_with_its_key,
+)
 
 from infra import cluster
 from wukong.stages import access
@@ -150,7 +160,12 @@ OPEN = json.dumps(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("key", "does"), [("job-crawl-s3", crawls_with_its_key), ("component-run-s3", begins_with_its_key)]
+    ("key", "does"),
+    [
+        ("job-crawl-s3", crawls_with_its_key),
+        ("job-finetune-s3", takes_over_with_its_key),
+        ("component-run-s3", begins_with_its_key),
+    ],
 )
 def test_what_pods_do_with_files_their_keys_allow(
     address: str, monkeypatch: pytest.MonkeyPatch, key: str, does: Callable[[], None]

@@ -36,6 +36,7 @@ class Entry:
         inputs: other artifacts its component takes: parameter, and the stage and output that it comes from.
         makes: the stages that its job makes when it needs them, or whose job its component starts.
         continues: the stages of earlier runs whose models it may take, besides its own.
+        shows: the stages before its parents of whose pictures it shows some.
         records: names of the records in a run that it writes besides its own.
         key_parents: the stages whose manifests' digests are in its key, which may be parents of parents.
         version: number of its code, in its key: raise it when the code makes other output from the same input. 0 for a
@@ -64,6 +65,7 @@ class Entry:
     inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     makes: tuple[str, ...] = ()
     continues: tuple[str, ...] = ()
+    shows: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
     key_parents: tuple[str, ...] = ()
     version: int = 0
@@ -175,6 +177,7 @@ TABLE = (
         title="Validate",
         hands_on="the gate's results and the dataset card",
         parents=("filter",),
+        shows=("crawl",),  # blurred, on the card: what the filter has dropped
         key_parents=("filter",),
         version=5,
         from_experiment=_of_validate,

@@ -9,7 +9,7 @@ Names of objects are patterns, in which ``*`` is any text, slashes too: the obje
 ``storage`` and its name.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from wukong import stages
@@ -26,6 +26,7 @@ _OF_RUN = ("*/runs/*/cost.json*", "*/runs/*/run.json*")  # what it has cost so f
 _SWEEPS = "*/sweeps/*"  # of which trials the model was chosen
 # Who looks for an object that is not there lists what begins with its name and a slash.
 _OF_RECORD = ("*/runs/*/{}.json*", "*/runs/*/attempts/{}/*", "*/runs/*/held/{}/*")
+_OF_LAUNCH = ("*/runs/*/asked/{}*", "*/runs/*/images/{}/*")  # who does the work, and which images its pods run
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,23 @@ def _of_records(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...
     return tuple(pattern.format(name) for name in names for pattern in patterns)
 
 
+def _ended_by(name: str) -> Iterator[str]:
+    """What is written of attempts at other stages that seem dead, by a stage that makes the same output as they."""
+    makes = {name, *stages.of(name).makes}
+    for other in stages.TABLE:
+        if other.runs_as == "job" and other.name != name and makes & {other.name, *other.makes}:
+            yield from _of_records((other.name, *other.records), ("*/runs/*/attempts/{}/*.taken-over.json*",))
+
+
 def _of_job(name: str) -> Access:
     entry = stages.of(name)
     made = (name, *entry.makes)
-    before = [parent for each in made for parent in (*stages.of(each).parents, *stages.of(each).key_parents)]
+    entries = [stages.of(each) for each in made]
+    before = [each for of in entries for each in (*of.parents, *of.key_parents, *of.shows)]
     further = [each for each in stages.needed_for(name) if each not in (*made, *before)]
     manifests = (f"{folder}/manifest*" for folder in _folders(further))
     lists = (_INPUTS, *(_OPT_OUT if "release" in entry.sections else ()))
-    own = (*_folders(made), *_of_records((name, *entry.records), _OF_RECORD))
+    own = (*_folders(made), *_of_records((name, *entry.records), _OF_RECORD), *_ended_by(name))
     return Access((*lists, _EXPERIMENTS, *_folders((*before, *entry.continues)), *manifests, *own), own)
 
 
@@ -103,7 +113,7 @@ def _of_component(name: str) -> Access:
     reads = (*job.reads, *(_folders(stages.needed_for(name)) if does_it_all else ()), _RUNS)
     if entry.writes == "MLflow":
         reads += (_SWEEPS,)
-    writes = (*job.writes, *_of_records((name, *entry.records), ("*/runs/*/asked/{}*",)), *_OF_RUN)
+    writes = (*job.writes, *_of_records((name, *entry.records), _OF_LAUNCH), *_OF_RUN)
     if entry.runs_as == "component" and entry.makes:
         writes += (_EXPERIMENTS,)  # that of another run's model, which it has measured
     return Access(*(_narrowed(each) for each in (reads, writes)))

@@ -33,7 +33,7 @@ def test_the_crawlers_key_reaches_its_own_prefix_alone() -> None:
 def test_a_job_writes_what_it_makes_and_reads_what_comes_before_it(stage: str) -> None:
     key, entry = access.key_of_job(stage), stages.of(stage)
     written = {stage, *entry.makes}
-    read = {*written, *entry.parents, *entry.key_parents, *entry.continues}
+    read = {*written, *entry.parents, *entry.key_parents, *entry.continues, *entry.shows}
     for other in (each.name for each in stages.TABLE):
         assert may(key, "writes", f"x/{other}/KEY/a") == (other in written), other
         assert may(key, "reads", f"x/{other}/KEY/a") == (other in read), other
@@ -55,6 +55,18 @@ def test_who_registers_reads_of_which_trials_a_model_was_chosen() -> None:
     held = [*access.copied_to_components(), *(access.key_of_job(stage) for stage in stages.JOBS)]
     reads = {name for name in held if name in S3_KEYS and may(name, "reads", "x/sweeps/a.json")}
     assert reads == {"component-register-s3", "component-run-s3"}
+
+
+def test_who_makes_what_other_stages_make_too_may_end_their_attempts_and_write_nothing_else_of_theirs() -> None:
+    """Features are made by both trainings, by the evaluation, and for the champion that is measured anew."""
+    makers = ("pretrain", "finetune", "evaluate", "champion")
+    claim, ended = "x/runs/first/attempts/{}/00001-a.json", "x/runs/first/attempts/{}/00001-a.taken-over.json"
+    for stage in stages.JOBS:
+        key, own = access.key_of_job(stage), {stage, *stages.of(stage).records}
+        for record in (*stages.RECORDED, "champion"):
+            together = stage in makers and record in makers
+            assert may(key, "writes", ended.format(record)) == (record in own or together), (stage, record)
+            assert may(key, "writes", claim.format(record)) == (record in own), (stage, record)
 
 
 def test_no_component_and_no_pod_of_ray_has_the_whole_bucket() -> None:

@@ -1,5 +1,6 @@
 """Which images pods have run, read from a Kubernetes API on loopback that answers as a cluster's does."""
 
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import api_server
 import pytest
 from api_server import ApiServer
-from played_ray_job import NEW, RUNNING, SUCCEEDED, leave_output, run
+from played_ray_job import FAST, NEW, RUNNING, SUCCEEDED, leave_output, run
 
-from ray_jobs.launch.kuberay import images_of_this_pod, keep_images, pipeline_run
+from ray_jobs.launch.kuberay import images_of_this_pod, keep_images, pipeline_run, run_job
 from ray_jobs.launch.kuberay.manifest import images_of
 from wukong.config.experiment import Experiment
 from wukong.runs import origin
+from wukong.stages.access import S3_KEYS, key_of_component
+from wukong.store import storage
 
 DIGESTS = [f"sha256:{digit * 64}" for digit in "abc"]
 
@@ -43,6 +46,22 @@ def test_a_stage_says_which_images_its_pods_have_run(server: ApiServer, experime
     run(experiment)
     expected = [f"registry.example/ray:1@{digest}" for digest in DIGESTS[:2]]
     assert origin.images_of(experiment, "Nightly_7") == {"filter": expected}, "a tag that was moved shows"
+
+
+@pytest.mark.parametrize(
+    ("component", "stage", "record"), [("crawl", "crawl", "crawl"), ("register", "evaluate", "champion")]
+)
+def test_the_components_key_may_write_what_is_noted_of_its_job(
+    server: ApiServer, experiment: Experiment, component: str, stage: str, record: str
+) -> None:
+    pods = [running("head", {"ray": "registry.example/ray:1"}, {"ray": f"registry.example/ray@{DIGESTS[0]}"})]
+    noted = ("until", lambda: record in origin.images_of(experiment, "first"))
+    server.scripts = [[NEW, ("pods", pods), RUNNING, noted, SUCCEEDED]]
+    run_job(stage, experiment, "first", [stage], {}, "wukong", FAST, record_name=record)
+    written = [uri.removeprefix(f"{experiment.storage}/") for uri in storage.list_files(f"{experiment.root}/runs")]
+    assert {place.split("/")[3] for place in written} == {"images"}
+    may = S3_KEYS[key_of_component(component)].writes
+    assert [place for place in written if not any(fnmatchcase(place, pattern) for pattern in may)] == []
 
 
 def test_outputs_of_a_job_name_its_image(server: ApiServer, experiment: Experiment) -> None:
