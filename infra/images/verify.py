@@ -29,6 +29,7 @@ _RAY_JOBS = "--field-selector=metadata.name=ray-job"
 _ENDED = ("Succeeded", "Failed")
 _ENDED_JOB = ("Complete", "Failed", "ValidationFailed")
 _COMPONENT = "pipelines.kubeflow.org/v2_component=true"
+_LAUNCHER = "kfp-launcher"  # what a component starts with, and KFP's driver of one does not
 _LIST = "/spec/variables/0/expression"  # of the policy
 
 
@@ -79,7 +80,10 @@ def of_cluster(namespace: str, kfp_namespace: str) -> set[str]:
     Raises:
         StackError: kubectl cannot be run or refuses.
     """
-    components = _listed("pods", kfp_namespace, f"--selector={_COMPONENT}")
+    pods = _listed("pods", kfp_namespace, f"--selector={_COMPONENT}")
+    components = [
+        pod for pod in pods if any(each["name"] == _LAUNCHER for each in pod["spec"].get("initContainers", []))
+    ]
     for pod in components:
         pod["spec"] = {"containers": [each for each in pod["spec"]["containers"] if each["name"] == "main"]}
     return images_of([*_listed(_KINDS, namespace), *_listed("configmaps", namespace, _RAY_JOBS), *components])

@@ -190,7 +190,9 @@ def component_pods(run: Run) -> list[kube.Object]:
     found = workflow(run.identity)
     name = found["metadata"]["name"] if found else run.name
     pods = kube.listed("pods", f"workflows.argoproj.io/workflow={name}", "kubeflow")
-    return [pod for pod in pods if function_of(pod)]
+    return [
+        pod for pod in pods if any(each["name"] == "kfp-launcher" for each in pod["spec"].get("initContainers", []))
+    ]
 
 
 def function_of(pod: kube.Object) -> str:

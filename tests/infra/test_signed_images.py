@@ -9,6 +9,7 @@ Where the two programs cannot be had (building cosign takes minutes) these tests
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -272,3 +273,28 @@ def test_the_patch_puts_the_list_into_the_policy(tmp_path: Path) -> None:
     )
     assert policy["spec"]["variables"][0]["name"] == "listed"
     assert list(json.loads(policy["spec"]["variables"][0]["expression"])) == [digest]
+
+
+def test_of_the_pods_of_components_kubeflows_own_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods as KFP 2.17 makes them: one of a component, with KFP's launcher, and the driver that prepares it."""
+    argo = {"name": "wait", "image": "quay.io/argoproj/argoexec:v4.0.8"}
+
+    def pod(image: str, *started_with: str) -> dict[str, Any]:
+        spec = {
+            "initContainers": [{"name": name, "image": argo["image"]} for name in ("init", *started_with)],
+            "containers": [argo, {"name": "main", "image": image}],
+        }
+        return {"kind": "Pod", "spec": spec, "status": {"phase": "Running"}}
+
+    answers = {"pods": [pod("localhost/wukong/data:0.1.0", "kfp-launcher"), pod("ghcr.io/kubeflow/kfp-driver:2.17.0")]}
+    (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+    program = tmp_path / "kubectl"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys\n"
+        f"known = json.load(open('{tmp_path}/answers.json'))\n"
+        "print(json.dumps({'items': known.get(sys.argv[2], [])}))\n",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert verify.of_cluster("wukong", "kubeflow") == {"localhost/wukong/data:0.1.0"}
