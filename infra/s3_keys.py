@@ -21,13 +21,15 @@ def actions_of(name: str) -> list[str]:
     Args:
         name: one of ``NAMES``.
     """
-    if name in _OTHER_ACTIONS:
-        return _OTHER_ACTIONS[name]
+    return _OTHER_ACTIONS[name] if name in _OTHER_ACTIONS else actions_for(access.S3_KEYS[name])
+
+
+def actions_for(key: Access) -> list[str]:
+    """The actions of a key for the bucket of runs, as one of SeaweedFS' identities."""
 
     def place(pattern: str) -> str:
         return access.BUCKET if pattern == access.EVERYTHING else f"{access.BUCKET}/{pattern}"
 
-    key = access.S3_KEYS[name]
     read = [f"{action}:{place(pattern)}" for pattern in key.reads for action in ("Read", "List")]
     return read + [f"Write:{place(pattern)}" for pattern in key.writes]
 

@@ -31,6 +31,9 @@ quarter of an hour if the server hangs. A server may need most of the time above
 Variables of these names in the environment take precedence.
 """
 
+WORKSPACE = "MLFLOW_WORKSPACE"
+"""The variable that names the workspace; without it the server takes the one that is called default."""
+
 MOST_PARAMS = 100
 """Parameters in one request."""
 
@@ -116,7 +119,8 @@ class Server:
 
     Each request is repeated as ``BOUNDS`` says while the server cannot be reached or is overloaded. The variables of
     MLflow's client for credentials and certificates are obeyed: ``MLFLOW_TRACKING_USERNAME`` and ``…_PASSWORD`` or
-    ``MLFLOW_TRACKING_TOKEN``, ``…_SERVER_CERT_PATH``, ``…_CLIENT_CERT_PATH``, ``…_INSECURE_TLS``.
+    ``MLFLOW_TRACKING_TOKEN``, ``…_SERVER_CERT_PATH``, ``…_CLIENT_CERT_PATH``, ``…_INSECURE_TLS``. So is its
+    ``MLFLOW_WORKSPACE``, which says whose experiments and models these are where the server keeps teams apart.
 
     All methods raise ``MlflowError`` if the server answers with an error, and ``requests.RequestException`` if it
     cannot be reached.
@@ -392,14 +396,16 @@ def _session() -> "Session":
 
 
 def _identity() -> dict[str, Any]:
-    """Credentials and certificates, as arguments of a request."""
+    """Workspace, credentials and certificates, as arguments of a request."""
     given = os.environ.get
     user, password, token = (given(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"headers": {}}
+    if workspace := given(WORKSPACE):
+        arguments["headers"]["X-MLFLOW-WORKSPACE"] = workspace
     if user and password:
         arguments["auth"] = (user.encode(), password.encode())  # of texts requests would allow Latin-1 alone
     elif token:
-        arguments["headers"] = {"Authorization": f"Bearer {token}"}
+        arguments["headers"]["Authorization"] = f"Bearer {token}"
     if given("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
         arguments["verify"] = False
     elif certificates := given("MLFLOW_TRACKING_SERVER_CERT_PATH"):
