@@ -1,6 +1,5 @@
 """Objects of a cluster of any kind, by the API's own paths."""
 
-import json
 import logging
 from typing import Any
 
@@ -37,7 +36,7 @@ class Cluster:
         """Have an object be as the manifest says, where the manifest says something."""
         metadata = manifest["metadata"]
         path = _path(manifest["apiVersion"], manifest["kind"], metadata.get("namespace", ""), metadata["name"])
-        query = [("fieldManager", "wukong-team"), ("force", "true")]
+        query = [("fieldManager", "wukong-team"), ("force", "true"), ("fieldValidation", "Strict")]
         self._ask("PATCH", path, manifest, query=query, content="application/apply-patch+yaml")
         log.info("%s %s is as it should be", manifest["kind"], metadata["name"])
 
@@ -68,8 +67,7 @@ class Cluster:
                 method,
                 query_params=query or [],
                 header_params={"Accept": "application/json", "Content-Type": content},
-                # The client knows no type of content but JSON, and passes on a text as it is.
-                body=json.dumps(body) if content.endswith("yaml") else body,
+                body=body,
                 auth_settings=["BearerToken"],
                 response_type="object",
                 _return_http_data_only=True,
