@@ -22,20 +22,18 @@ import pytest
 from free_ports import free_port
 from manifests import Manifest
 
-PROGRAMS = ("etcd", "kube-apiserver")
 TOKEN = "of-a-server-that-lives-for-this-test"
 NOBODYS_TOKEN = "of-a-user-without-rights"
 READY_SECONDS = 90.0
 
 
-def programs() -> list[str]:
-    """The two programs; the test is skipped where they cannot be had."""
+def programs(*names: str) -> list[str]:
+    """Programs by their names; the test is skipped where they cannot be had."""
     folder = os.environ.get("WUKONG_APISERVER_BIN")
-    found = [shutil.which(name, path=folder or None) for name in PROGRAMS]
-    missing = [name for name, path in zip(PROGRAMS, found, strict=True) if path is None]
-    if missing:
-        lacking, both = " and ".join(missing), " and ".join(PROGRAMS)
-        pytest.skip(f"{lacking} not in {folder or 'PATH'}: set WUKONG_APISERVER_BIN to a folder with {both}")
+    found = [shutil.which(name, path=folder or None) for name in names]
+    if missing := [name for name, path in zip(names, found, strict=True) if path is None]:
+        lacking, needed = " and ".join(missing), " and ".join(names)
+        pytest.skip(f"{lacking} not in {folder or 'PATH'}: set WUKONG_APISERVER_BIN to a folder with {needed}")
     return [path for path in found if path]
 
 
@@ -96,7 +94,7 @@ class Server:
 @contextmanager
 def running(folder: Path) -> Iterator[Server]:
     """A server, for the time of the block."""
-    etcd, apiserver = programs()
+    etcd, apiserver = programs("etcd", "kube-apiserver")
     with ExitStack() as stack:
         client, peer, port = (free_port() for _ in range(3))
         stack.enter_context(
@@ -143,9 +141,14 @@ def running(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def process(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def process(
+    command: list[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A program, for the time of the block, whose output goes into a file."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as started:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as started,
+    ):
         try:
             yield started
         finally:

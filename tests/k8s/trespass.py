@@ -164,13 +164,136 @@ def mlflow(
             json=values if method != "GET" else None,
             timeout=60,
         )
-        assert answer.ok or answer.status_code in REFUSED, answer.text
         # What the thief has itself may be called the same, and a search finds that: it shows nothing of the other's.
         if path.endswith("/search") or (method == "GET" and {"name", "experiment_name"} & values.keys()):
             return theirs["secret"] in answer.text
+        assert answer.ok or answer.status_code in REFUSED, answer.text
         return answer.ok
 
     return {
         what: any(done(*each, workspace) for each in asked for workspace in ("", *workspaces))
         for what, asked in tried.items()
     }
+
+
+def kfp(address: str, token: str, victim: str, theirs: Mapping[str, str]) -> dict[str, bool]:
+    """Try the other team's runs, pipelines and recurring runs.
+
+    Args:
+        address: of KFP's API.
+        token: of the team that tries.
+        victim: the other team.
+        theirs: the IDs of its ``experiment``, ``run``, ``pipeline``, ``version`` and ``recurring`` run.
+    """
+    root, space = f"{address}/apis/v2beta1", f"?namespace={victim}"
+    run, pipeline = f"/runs/{theirs['run']}", f"/pipelines/{theirs['pipeline']}"
+    version, recurring = f"{pipeline}/versions/{theirs['version']}", f"/recurringruns/{theirs['recurring']}"
+    reference = {"pipeline_id": theirs["pipeline"], "pipeline_version_id": theirs["version"]}
+    of_theirs = {
+        "display_name": "stolen",
+        "experiment_id": theirs["experiment"],
+        "pipeline_version_reference": reference,
+    }
+    bearer = {"Authorization": f"Bearer {token}"}
+    somebody = f"system:serviceaccount:{victim}:submitter"
+    claims = [
+        {header: prefix + somebody}
+        for header in ("kubeflow-userid", "x-goog-authenticated-user-email")
+        for prefix in ("", "accounts.google.com:")
+    ]
+    tried: dict[str, list[tuple[str, str, Mapping[str, Any] | None, Mapping[str, str]]]] = {
+        "lists runs": [
+            ("GET", f"/runs{space}", None, bearer),
+            ("GET", f"/runs?experiment_id={theirs['experiment']}", None, bearer),
+            ("GET", f"/recurringruns{space}", None, bearer),
+            ("GET", f"/experiments{space}", None, bearer),
+        ],
+        "reads a run": [
+            ("GET", run, None, bearer),
+            ("GET", recurring, None, bearer),
+            ("GET", f"/experiments/{theirs['experiment']}", None, bearer),
+        ],
+        "ends a run": [
+            ("POST", f"{run}:terminate", None, bearer),
+            ("POST", f"{run}:archive", None, bearer),
+            ("POST", f"{run}:retry", None, bearer),
+            ("DELETE", run, None, bearer),
+            ("POST", f"{recurring}:disable", None, bearer),
+            ("DELETE", recurring, None, bearer),
+        ],
+        "starts a run": [
+            ("POST", "/runs", of_theirs, bearer),
+            ("POST", "/experiments", {"display_name": "stolen", "namespace": victim}, bearer),
+        ],
+        "reads a pipeline": [
+            ("GET", f"/pipelines{space}", None, bearer),
+            ("GET", pipeline, None, bearer),
+            ("GET", f"{pipeline}/versions", None, bearer),
+            ("GET", version, None, bearer),
+        ],
+        "changes a pipeline": [
+            ("DELETE", version, None, bearer),
+            ("DELETE", pipeline, None, bearer),
+            ("POST", "/pipelines", {"display_name": "stolen", "namespace": victim}, bearer),
+        ],
+        "says in a header who it is": [("GET", f"/runs{space}", None, {**claim}) for claim in claims]
+        + [("GET", run, None, {**claim}) for claim in claims],
+    }
+
+    def done_by(method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]) -> bool:
+        answer = requests.request(method, f"{root}{path}", json=body, headers=dict(headers), timeout=60)
+        assert answer.ok or answer.status_code in (*REFUSED, 401), (method, path, answer.text)
+        return answer.ok
+
+    return {what: any(done_by(*each) for each in asked) for what, asked in tried.items()}
+
+
+RESOURCES = {
+    "reads a Secret": [
+        ("get", "", "secrets", "wukong-s3"),
+        ("get", "", "secrets", "mlpipeline-minio-artifact"),
+        ("list", "", "secrets", ""),
+    ],
+    "reads a setting": [
+        ("get", "", "configmaps", "wukong-settings"),
+        ("get", "", "configmaps", "ray-job"),
+        ("list", "", "configmaps", ""),
+    ],
+    "reads a log": [("get", "", "pods", ""), ("list", "", "pods", ""), ("get", "", "pods/log", "")],
+    "makes a pod": [("create", "", "pods", ""), ("create", "", "pods/exec", ""), ("create", "batch", "jobs", "")],
+    "makes a RayJob": [("create", "ray.io", "rayjobs", ""), ("delete", "ray.io", "rayjobs", "")],
+    "looks at RayJobs": [("get", "ray.io", "rayjobs", ""), ("list", "ray.io", "rayjobs", "")],
+    "makes a workflow": [
+        ("create", "argoproj.io", "workflows", ""),
+        ("create", "argoproj.io", "workflowtaskresults", ""),
+    ],
+    "takes a token": [
+        ("create", "", "serviceaccounts/token", "submitter"),
+        ("create", "", "serviceaccounts/token", "default-editor"),
+        ("impersonate", "", "serviceaccounts", "submitter"),
+    ],
+    "gives itself a right": [
+        ("create", "rbac.authorization.k8s.io", "rolebindings", ""),
+        ("bind", "rbac.authorization.k8s.io", "roles", "members"),
+        ("patch", "", "namespaces", ""),
+    ],
+    "changes a quota": [("patch", "", "resourcequotas", ""), ("patch", "kueue.x-k8s.io", "clusterqueues", "")],
+    "changes a policy": [("delete", "networking.k8s.io", "networkpolicies", "")],
+}
+"""What a team's account asks the Kubernetes API for in another namespace: verb, group, resource, name."""
+
+
+def kubernetes(review: Callable[[Mapping[str, str]], bool], namespace: str) -> dict[str, bool]:
+    """Ask what an account may do in a namespace.
+
+    Args:
+        review: whether the account may do what is described, as Kubernetes describes it in an access review.
+        namespace: the other team's, or the installation's.
+    """
+
+    def may(verb: str, group: str, resource: str, name: str) -> bool:
+        kind, _, part = resource.partition("/")
+        asked = {"namespace": namespace, "verb": verb, "group": group, "resource": kind, "subresource": part}
+        return review(asked | {"name": name})
+
+    return {what: any(may(*each) for each in asked) for what, asked in RESOURCES.items()}
