@@ -14,6 +14,7 @@ from manifests import plain
 from test_team import TEAMS, rows
 
 from cli import submit
+from cli.run_result import SubmitError
 from infra import cluster, team
 from infra.team import Quota
 
@@ -137,7 +138,7 @@ def test_a_token_for_another_service_is_refused(
     kubernetes = token_of(server, "vision", "submitter", "https://kubernetes.default.svc")
     prepared = submit.prepare("data", EXPERIMENT, name="other")
     for token in (kubernetes, "no token", None):
-        with pytest.raises(submit.SubmitError, match=r"it refuses \(401\).*WUKONG_KFP_TOKEN"):
+        with pytest.raises(SubmitError, match=r"it refuses \(401\).*WUKONG_KFP_TOKEN"):
             submit.Pipelines(kfp, token, "vision").upload(prepared.file)
 
 
@@ -145,7 +146,7 @@ def test_what_submit_says_of_another_teams_namespace(
     server: Server, kfp: str, submitted: Mapping[str, Mapping[str, str]]
 ) -> None:
     prepared = submit.prepare("data", EXPERIMENT, name="other")
-    with pytest.raises(submit.SubmitError, match=r"it refuses \(403\).*--namespace"):
+    with pytest.raises(SubmitError, match=r"it refuses \(403\).*--namespace"):
         submit.Pipelines(kfp, token_of(server, "vision", "submitter"), "speech").upload(prepared.file)
 
 
@@ -159,7 +160,7 @@ def test_a_token_in_a_file_is_read_when_it_is_renewed(
     prepared = submit.prepare("data", EXPERIMENT, name="other")
     assert api.upload(prepared.file)[0] == submitted["vision"]["pipeline"]
     file.write_text("one that has expired", encoding="ascii")
-    with pytest.raises(submit.SubmitError, match="401"):
+    with pytest.raises(SubmitError, match="401"):
         api.upload(prepared.file)
 
 

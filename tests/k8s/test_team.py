@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import yaml
 from manifests import plain
 from mlflow_server import MlflowServer
 from object_server import ObjectServer
+from test_manifests import component
 
 from infra import cluster, team
 from infra.team import Quota
+from wukong import stages
 from wukong.errors import ConfigError, StackError
 from wukong.stages import access
 
@@ -75,7 +78,7 @@ def test_a_team_has_all_that_its_pods_name(made: ObjectServer) -> None:
     """By the compiled pipelines and the template of RayJobs, which are the same in each namespace."""
     there = {kind: {*made.named(kind, "vision")} for kind in ("secrets", "configmaps", "serviceaccounts")}
     assert {*access.copied_to_components()} <= there["secrets"]
-    assert {access.key_of_job(stage) for stage in team.access.stages.JOBS} <= there["secrets"]
+    assert {access.key_of_job(stage) for stage in stages.JOBS} <= there["secrets"]
     job = made.named("configmaps", "vision")["ray-job"]["data"]["template.yaml"]
     named = {kind: {*re.findall(rf"{kind}: \{{name: ([a-z0-9-]+)\}}", job)} for kind in ("secretRef", "configMapRef")}
     assert named["secretRef"] <= there["secrets"]
@@ -121,7 +124,7 @@ def test_no_credential_is_in_two_namespaces(made: ObjectServer) -> None:
 
 @pytest.mark.parametrize("name", ["wukong", "kubeflow", "kube-team", "Vision", "a", "a/b", "-a", "a-", "ä", "a" * 31])
 def test_a_name_that_cannot_be_is_refused(api: ObjectServer, name: str) -> None:
-    for act in (lambda: team.make(name, Quota()), lambda: team.delete(name)):
+    for act in (partial(team.make, name, Quota()), partial(team.delete, name)):
         with pytest.raises(ConfigError, match="cannot be called"):
             act()
     assert api.changes == []
@@ -129,7 +132,7 @@ def test_a_name_that_cannot_be_is_refused(api: ObjectServer, name: str) -> None:
 
 def test_a_namespace_of_somebody_else_is_left_alone(api: ObjectServer) -> None:
     api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "vision", "labels": {}}})
-    for act in (lambda: team.make("vision", Quota()), lambda: team.delete("vision")):
+    for act in (partial(team.make, "vision", Quota()), partial(team.delete, "vision")):
         with pytest.raises(StackError, match="no team's"):
             act()
     assert api.changes == []
@@ -147,11 +150,43 @@ def test_without_workspaces_no_team_is_made(api: ObjectServer) -> None:
     assert api.changes == []
 
 
-def test_the_component_for_teams_gives_mlflow_workspaces() -> None:
-    folder = Path(__file__).parents[2] / "k8s"
-    (component,) = yaml.safe_load_all((folder / "components/teams/kustomization.yaml").read_text(encoding="utf-8"))
-    (change,) = (yaml.safe_load(each["patch"]) for each in component["patches"])
-    assert change[0]["value"] == {"name": "MLFLOW_ENABLE_WORKSPACES", "value": "true"}
+@pytest.mark.parametrize("on", ["base", "overlays/external-s3"])
+def test_the_component_for_teams_is_what_the_command_asks_for(api: ObjectServer, tmp_path: Path, on: str) -> None:
+    api.objects = {path: each for path, each in api.objects.items() if "/secrets/" in path}
+    for manifest in component(tmp_path, "teams", on=on):
+        api.put(manifest)
+    own = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "of the operator's own store"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wukong-s3", "namespace": "vision"}}
+    api.put({**secret, "stringData": own})
+    team.make("vision", Quota())
+    stores = api.named("networkpolicies", "vision")["to-object-store"]["spec"]["egress"]
+    assert [rule["ports"][0]["port"] for rule in stores] == [8333 if on == "base" else 443]
+
+
+def test_a_teams_pods_reach_its_own_and_what_serves_it(made: ObjectServer) -> None:
+    """By the policies of its namespace. A peer without a namespace is of the same one."""
+    policies = made.named("networkpolicies", "vision")
+    assert policies["default-deny"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    reached: dict[str, set[str]] = {}
+    for name, policy in policies.items():
+        for rule in policy["spec"].get("egress", []):
+            for peer in rule.get("to", [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "*"}}}]):
+                labels = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                place = labels.get("kubernetes.io/metadata.name", "" if "podSelector" in peer else "address")
+                what = peer.get("podSelector", {}).get("matchLabels", {})
+                reached.setdefault(name, set()).add(f"{place} {next(iter(what.values()), '')}".strip())
+    assert reached == {
+        "dns": {"kube-system kube-dns", "address"},
+        "to-object-store": {"wukong object-store"},
+        "ray": {"ray", "wukong mlflow"},
+        "crawler": {"address"},
+        "components": {
+            *("kubeflow ml-pipeline", "kubeflow metadata-grpc-server"),
+            *("wukong mlflow", "wukong object-store", "*"),  # at the ports of the Kubernetes API
+        },
+    }
+    ports = [rule["ports"] for rule in policies["components"]["spec"]["egress"] if "to" not in rule]
+    assert ports == [[{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 6443}]]
 
 
 def test_a_job_that_fails_is_named(api: ObjectServer) -> None:

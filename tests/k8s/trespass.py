@@ -63,7 +63,7 @@ def s3(thief: Any, victim: str, own: str) -> dict[str, bool]:
 
 def _only_if_deleted(answer: Mapping[str, Any]) -> None:
     if answer.get("Errors"):
-        raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "DeleteObjects")  # type: ignore[typeddict-item]
+        raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "DeleteObjects")
 
 
 def done(ask: Callable[[], Any]) -> bool:
@@ -168,7 +168,7 @@ def mlflow(
         if path.endswith("/search") or (method == "GET" and {"name", "experiment_name"} & values.keys()):
             return theirs["secret"] in answer.text
         assert answer.ok or answer.status_code in REFUSED, answer.text
-        return answer.ok
+        return bool(answer.ok)
 
     return {
         what: any(done(*each, workspace) for each in asked for workspace in ("", *workspaces))
@@ -236,14 +236,13 @@ def kfp(address: str, token: str, victim: str, theirs: Mapping[str, str]) -> dic
             ("DELETE", pipeline, None, bearer),
             ("POST", "/pipelines", {"display_name": "stolen", "namespace": victim}, bearer),
         ],
-        "says in a header who it is": [("GET", f"/runs{space}", None, {**claim}) for claim in claims]
-        + [("GET", run, None, {**claim}) for claim in claims],
+        "says in a header who it is": [("GET", path, None, each) for path in (f"/runs{space}", run) for each in claims],
     }
 
     def done_by(method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str]) -> bool:
         answer = requests.request(method, f"{root}{path}", json=body, headers=dict(headers), timeout=60)
         assert answer.ok or answer.status_code in (*REFUSED, 401), (method, path, answer.text)
-        return answer.ok
+        return bool(answer.ok)
 
     return {what: any(done_by(*each) for each in asked) for what, asked in tried.items()}
 
