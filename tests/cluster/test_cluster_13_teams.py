@@ -1,4 +1,4 @@
-"""Two teams on a cluster: KFP in multi-user mode, MLflow with workspaces, a namespace each; all of it is taken out again."""
+"""Two teams on a cluster, with KFP in multi-user mode and MLflow with workspaces; all of it is taken out again."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,12 @@ def teams(search: None, multi_user: None, workspaces: None, services: runs.Servi
     finally:
         for name in TEAMS:
             infra_team(name, "--delete")
-            kube.until(f"{name} is gone", lambda name=name: kube.get("namespace", name) is None, 300)
+            kube.until(f"{name} is gone", partial(_is_gone, name), 300)
         kube.rollout("statefulset/object-store")
+
+
+def _is_gone(namespace: str) -> bool:
+    return kube.get("namespace", namespace) is None
 
 
 def token_of(name: str, account: str = "submitter") -> str:
@@ -252,11 +257,11 @@ def tried(services: runs.Services, own: str, other: str, theirs: Mapping[str, An
 
 
 @pytest.mark.cluster(
-    claim="Two teams, made by `python -m infra.team`, submit the same pipeline with tokens of ServiceAccounts to KFP in "
-    "multi-user mode; components and RayJobs run in the team's namespace, and neither reads the other's data, models, runs "
-    "or Secrets with any of its S3 keys, users of MLflow, tokens and accounts, nor reaches its Ray pods",
-    how="both by `wukong submit --json`, one after the other; then every attempt of the tables in `docs/teams.md` with each "
-    "credential of one team on the other's things, both ways, and connections between pods with Ray's labels",
+    claim="Two teams, made by `python -m infra.team`, submit the same pipeline with tokens of ServiceAccounts to KFP "
+    "in multi-user mode; components and RayJobs run in the team's namespace, and neither reads the other's data, "
+    "models, runs or Secrets with any of its S3 keys, users of MLflow, tokens and accounts, nor reaches its Ray pods",
+    how="both by `wukong submit --json`, one after the other; then every attempt of the tables in `docs/teams.md` with "
+    "each credential of one team on the other's things, both ways, and connections between pods with Ray's labels",
 )
 def test_two_teams(
     teams: tuple[str, ...], services: runs.Services, found: list[str], stamp: str, tmp_path: Path
@@ -287,10 +292,13 @@ def _reached(source: str, target: str) -> str:
     """What a pod with Ray's labels in one namespace says of the port of one in another."""
     labels = {"app.kubernetes.io/component": "ray"}
     listener = kube.start_pod(LISTENS, namespace=target, labels=labels)
+
+    def address_of() -> str | None:
+        found: str | None = (kube.get("pod", listener, target) or {}).get("status", {}).get("podIP")
+        return found
+
     try:
-        address = kube.until(
-            "its address", lambda: (kube.get("pod", listener, target) or {})["status"].get("podIP"), 120
-        )
+        address = kube.until("its address", address_of, 120)
         kube.kubectl("-n", target, "wait", "--for=condition=Ready", f"pod/{listener}", "--timeout=120s")
         time.sleep(5)  # the network's policies know a new pod after a moment
         return kube.run_in_pod(CONNECTS, [address], namespace=source, labels=labels).strip()
@@ -301,7 +309,8 @@ def _reached(source: str, target: str) -> str:
 @pytest.mark.cluster(
     claim="A team that is deleted has no namespace, no key and no user any more; its data stay, and a team of the same "
     "name finds them",
-    how="`python -m infra.team vision --delete`; its S3 keys and users are tried, its objects read with the operator's key",
+    how="`python -m infra.team vision --delete`; its S3 keys and a user are tried, an object is read with the operator's "
+    "key, and after the team was made anew with the team's",
 )
 def test_a_team_is_deleted(
     teams: tuple[str, ...], services: runs.Services, found: list[str], stamp: str, tmp_path: Path
@@ -311,7 +320,7 @@ def test_a_team_is_deleted(
     storage.write_bytes(place, b"kept")
     infra_team("vision", "--delete")
     began = time.monotonic()
-    kube.until("its namespace is gone", lambda: kube.get("namespace", "vision") is None, 300)
+    kube.until("its namespace is gone", partial(_is_gone, "vision"), 300)
     kube.rollout("statefulset/object-store")
     for forward in services.forwards:
         forward.open()
@@ -322,7 +331,7 @@ def test_a_team_is_deleted(
         who = (user["MLFLOW_TRACKING_USERNAME"], user["MLFLOW_TRACKING_PASSWORD"])
         asked = {"max_results": 1}
         address = f"{services.mlflow}/api/2.0/mlflow/experiments/search"
-        return requests.post(address, json=asked, auth=who, timeout=60).status_code == 401
+        return bool(requests.post(address, json=asked, auth=who, timeout=60).status_code == 401)
 
     kube.until("MLflow refuses its user", refuses, 120)
     found.append(f"refused everywhere after {time.monotonic() - began:.0f} s")
