@@ -309,8 +309,8 @@ def _reached(source: str, target: str) -> str:
 @pytest.mark.cluster(
     claim="A team that is deleted has no namespace, no key and no user any more; its data stay, and a team of the same "
     "name finds them",
-    how="`python -m infra.team vision --delete`; its S3 keys and a user are tried, an object is read with the operator's"
-    " key, and after the team was made anew with the team's",
+    how="`python -m infra.team vision --delete`; its S3 keys and a user are tried, and an object is read with the "
+    "operator's key, and with the team's after it was made anew",
 )
 def test_a_team_is_deleted(
     teams: tuple[str, ...], services: runs.Services, found: list[str], stamp: str, tmp_path: Path

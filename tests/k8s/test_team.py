@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 from manifests import plain
 from mlflow_server import MlflowServer
 from object_server import ObjectServer
+from stolen_keys import begins_with_its_key, crawls_with_its_key
 from test_manifests import component
 
 from infra import cluster, team
@@ -371,6 +372,20 @@ def test_a_team_is_as_bounded_within_its_own_prefix_as_the_installation_is(made:
     crawler.put_object(Bucket="wukong", Key=f"{prefix}/same/crawl/KEY/a", Body=b"x")
     crawler.get_object(Bucket="wukong", Key=f"{prefix}/inputs/queries.txt")
     assert not trespass.done(lambda: crawler.get_object(Bucket="wukong", Key=f"{prefix}/{trespass.OBJECT}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "does"), [("job-crawl-s3", crawls_with_its_key), ("component-run-s3", begins_with_its_key)]
+)
+def test_what_a_teams_pods_do_with_files_their_keys_allow(
+    made: ObjectServer, store: str, monkeypatch: pytest.MonkeyPatch, key: str, does: Callable[[str], None]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    for name, value in made.secret("vision", key).items():
+        monkeypatch.setenv(name, value)
+    does(access.storage_of_team("vision"))
 
 
 @pytest.fixture(scope="module")
