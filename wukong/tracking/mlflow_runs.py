@@ -23,7 +23,7 @@ from wukong.tracking.availability import (
     AT_START,
     enabled,
     mlflow_client,
-    public_address,
+    page,
     unless_away,
     until_answered,
 )
@@ -313,7 +313,7 @@ def log_cost(experiment: Experiment, run: str, said: str, numbers: Mapping[str, 
 
 def page_of(run: Run) -> str:
     """Address of a run's page in MLflow."""
-    return f"{public_address()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    return page(f"experiments/{run.experiment_id}/runs/{run.run_id}")
 
 
 def pipeline_run(server: Server, experiment: Experiment, run: str) -> Run:
