@@ -210,6 +210,7 @@ def left_by(services: runs.Services, name: str, said: Mapping[str, Any], folder:
                 "name": said["experiment"],
                 "artifacts": pipeline.artifacts.removeprefix("mlflow-artifacts:/"),
                 "secret": f"workspaces/{name}/",
+                "model": f"s3://wukong/teams/{name}/",
             },
         }
 
@@ -245,8 +246,7 @@ def tried(services: runs.Services, own: str, other: str, theirs: Mapping[str, An
     """Every credential of one team on the other's things; what came of it, by credential."""
     done = {f"S3 key {name}": trespass.s3(client(key), other, own) for name, key in keys_of(own).items()}
     for secret in ("wukong-mlflow", "runs-mlflow", "search-mlflow"):
-        places = (own, other, "default")
-        done[f"user of {secret}"] = trespass.mlflow(services.mlflow, kube.secret(secret, own), places, theirs["mlflow"])
+        done[f"user of {secret}"] = trespass.mlflow(services.mlflow, kube.secret(secret, own), own, theirs["mlflow"])
     for account in ("submitter", RUNNER):
         done[f"token of {account}"] = trespass.kfp(services.kfp, token_of(own, account), other, theirs["kfp"])
     for account in ("submitter", RUNNER, "ray"):

@@ -76,18 +76,17 @@ def done(ask: Callable[[], Any]) -> bool:
     return True
 
 
-def mlflow(
-    address: str, user: Mapping[str, str], workspaces: tuple[str, ...], theirs: Mapping[str, str]
-) -> dict[str, bool]:
-    """Try the other team's runs and models, in each of some workspaces and in none.
+def mlflow(address: str, user: Mapping[str, str], own: str, theirs: Mapping[str, str]) -> dict[str, bool]:
+    """Try the other team's runs and models, in its workspace, in the own, in the default one and without naming one.
 
     Args:
         address: the server's.
         user: a Secret's values, of the team that tries.
-        workspaces: those that the requests name in turn.
+        own: that team.
         theirs: the other team's ``workspace``, ``experiment`` and ``run`` by their IDs, the ``name`` of both its
-            experiment and its model, ``artifacts``, the run's folder as the server passes it on, in which there is a
-            file ``secret.txt``, and ``secret``, a text that is in what the server says of each of these.
+            experiment and its model, and ``artifacts``, the run's folder as the server passes it on, in which there is
+            a file ``secret.txt``. ``secret`` is a text that is in this file and in what the server says of experiment
+            and run, ``model`` one that is in what it says of the model's version.
     """
     of, run, model = {"experiment_id": theirs["experiment"]}, {"run_id": theirs["run"]}, {"name": theirs["name"]}
     version, file = {**model, "version": "1"}, f"{theirs['artifacts']}/secret.txt"
@@ -155,6 +154,9 @@ def mlflow(
     who = (user["MLFLOW_TRACKING_USERNAME"], user["MLFLOW_TRACKING_PASSWORD"])
 
     def done(method: str, path: str, values: Mapping[str, Any], workspace: str) -> bool:
+        # In the own workspace the name is that of the own model.
+        if method != "GET" and "name" in values and "source" not in values and workspace == own != theirs["workspace"]:
+            return False
         answer = requests.request(
             method,
             f"{address}{path}",
@@ -166,12 +168,12 @@ def mlflow(
         )
         # What the thief has itself may be called the same, and a search finds that: it shows nothing of the other's.
         if path.endswith("/search") or (method == "GET" and {"name", "experiment_name"} & values.keys()):
-            return theirs["secret"] in answer.text
+            return theirs["secret"] in answer.text or theirs["model"] in answer.text
         assert answer.ok or answer.status_code in REFUSED, answer.text
         return bool(answer.ok)
 
     return {
-        what: any(done(*each, workspace) for each in asked for workspace in ("", *workspaces))
+        what: any(done(*each, workspace) for each in asked for workspace in ("", own, theirs["workspace"], "default"))
         for what, asked in tried.items()
     }
 
