@@ -368,6 +368,7 @@ def _run_in_cluster(cluster: Cluster, team: str, options: list[str], seconds: fl
     command = [*container["command"], *options]
     container = {**container, "command": command, "env": home, "envFrom": [*container["envFrom"], users]}
     pod = {**template["spec"], "containers": [container], "initContainers": [], "restartPolicy": "Never"}
+    pod["automountServiceAccountToken"] = False
     labels = {"app.kubernetes.io/name": "wukong", "app.kubernetes.io/component": "setup"}  # policies know it by these
     job = _object(version, kind, "", HOME)
     job["metadata"] = {"generateName": f"team-{team}-", "namespace": HOME, "labels": dict(_LABELS)}

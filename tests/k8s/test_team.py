@@ -90,6 +90,27 @@ def test_a_team_has_all_that_its_pods_name(made: ObjectServer) -> None:
     assert settings == theirs | {"WUKONG_CLUSTER": "vision", "MLFLOW_WORKSPACE": "vision"}
 
 
+def test_components_may_do_in_the_team_what_the_installations_may_in_its_namespace(made: ObjectServer) -> None:
+    """And look at their own run (``ray_jobs.launch.kuberay.pipeline_run``), as KFP's Role lets the installation's."""
+
+    def rights(*rules: Mapping[str, Any]) -> set[tuple[str, str, str, str]]:
+        return {
+            (group, resource, name, verb)
+            for rule in rules
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for name in rule.get("resourceNames", [""])
+            for verb in rule["verbs"]
+        }
+
+    kueue = Path(__file__).parents[2] / "k8s" / "components" / "kueue" / "access.yaml"
+    wanted = [each for each in yaml.safe_load_all(kueue.read_text(encoding="utf-8")) if each["kind"] == "Role"]
+    wanted.append(made.named("roles", "wukong")["ray-job-launcher"])
+    held = rights(*made.named("roles", "vision")["components"]["rules"])
+    assert {right for role in wanted for right in rights(*role["rules"])} <= held
+    assert {("argoproj.io", "workflows", "", verb) for verb in ("get", "list", "watch")} <= held
+
+
 def test_outside_of_its_namespace_only_servers_learn_of_it(api: ObjectServer) -> None:
     team.make("vision", Quota())
     outside = [each for each in api.changes if "/namespaces/vision" not in each]
