@@ -87,11 +87,12 @@ def make(name: str, quota: Quota, *, seconds: float = _SECONDS) -> None:
             f"there is a namespace {name}, and it is no team's. If it is to be this one's: "
             f"kubectl label namespace {name} {LABEL}={name}"
         )
-    for manifest in (_namespace(name), *_from_files(name, "access.yaml")):
+    cluster.apply(_namespace(name))
+    pulled = _copy_pull_secrets(cluster, name)
+    for manifest in _from_files(name, "access.yaml"):
+        if manifest["kind"] == "ServiceAccount" and pulled:
+            manifest["imagePullSecrets"] = pulled
         cluster.apply(manifest)
-    pulled = _copy_pull_secrets(cluster, secrets, name)
-    for account in ("ray", RUNNER) if pulled else ():
-        cluster.apply({**_object("v1", "ServiceAccount", account, name), "imagePullSecrets": pulled})
     for manifest in (*_config_maps(cluster, name, settings, job), *_policies(cluster, name)):
         cluster.apply(manifest)
     for manifest in _quota(cluster, name, quota, job):
@@ -291,7 +292,7 @@ def _with_quota(group: Manifest, quota: Quota) -> Manifest:
     return {"coveredResources": group["coveredResources"], "flavors": flavors}
 
 
-def _copy_pull_secrets(cluster: Cluster, secrets: Secrets, name: str) -> list[dict[str, str]]:
+def _copy_pull_secrets(cluster: Cluster, name: str) -> list[dict[str, str]]:
     """Copy what the installation pulls images with; a node takes it from the pod's own namespace alone."""
     account = cluster.get("v1", "ServiceAccount", "ray", HOME) or {}
     named = [reference["name"] for reference in account.get("imagePullSecrets", [])]

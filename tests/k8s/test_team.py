@@ -271,6 +271,8 @@ def test_images_of_a_registry_with_a_password_are_pulled(api: ObjectServer) -> N
     accounts = api.named("serviceaccounts", "vision")
     for account in ("ray", "default-editor"):
         assert accounts[account]["imagePullSecrets"] == [{"name": "registry"}]
+    applied = [each for each in api.changes if "/serviceaccounts/" in each]
+    assert len(applied) == len(set(applied)), "what one apply does not name, it takes from the one before"
 
 
 def test_without_kueue_kubernetes_bounds_what_a_team_asks_for(api: ObjectServer) -> None:
