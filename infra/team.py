@@ -217,6 +217,7 @@ def _config_maps(
     logs = {
         "endpoint": host,
         "bucket": bucket,
+        "region": settings.get("AWS_REGION", ""),
         "keyFormat": f"{prefix}/logs/{{{{workflow.name}}}}/{{{{pod.name}}}}",
         "insecure": insecure,
         "accessKeySecret": {"name": _OF_KFP, "key": "accesskey"},
