@@ -185,6 +185,7 @@ def left_by(services: runs.Services, name: str, said: Mapping[str, Any], folder:
             "experiment_id": run["experiment_id"],
             "pipeline_version_reference": version,
             "trigger": {"periodic_schedule": {"interval_second": "604800"}},
+            "max_concurrency": "1",
             "mode": "DISABLE",
             "runtime_config": run["runtime_config"],
         }
