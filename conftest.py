@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from wukong.store import patience
+
 if TYPE_CHECKING:
     from mlflow_server import MlflowServer
 
@@ -78,7 +80,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def own_variables() -> Iterator[None]:
     """Environment variables that a test sets, or what it calls, are gone after it, and so are places of modules.
 
-    MLflow leaves the code of each model that it loads in ``sys.path``, where processes of later tests find it first.
+    So is the patience with the store, which commands choose for their process. MLflow leaves the code of each model
+    that it loads in ``sys.path``, where processes of later tests find it first.
     """
     variables, places = dict(os.environ), list(sys.path)
     yield
@@ -90,6 +93,7 @@ def own_variables() -> Iterator[None]:
     for name, value in variables.items() - os.environ.items():
         os.environ[name] = value
     sys.path[:] = places
+    patience.set_default(patience.STAGES)
 
 
 @pytest.fixture(scope="session")

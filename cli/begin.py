@@ -19,7 +19,7 @@ from wukong.errors import ConfigError
 from wukong.model.cost import Size
 from wukong.runs import run_records
 from wukong.runtime.language import message, translated
-from wukong.stages import estimate, measured_rates, preflight
+from wukong.stages import estimate, measured_rates, preflight, preflight_model
 from wukong.stages.preflight import Machine
 
 _MIB, _GIB = 2**20, 2**30
@@ -79,8 +79,8 @@ def _check_with_torch(experiment: Experiment) -> Size:
     from wukong.validate import suites
 
     suites.check_severities(experiment)
-    preflight.check_sets(experiment)
-    return preflight.check_model(experiment)
+    preflight_model.check_sets(experiment)
+    return preflight_model.check_model(experiment)
 
 
 def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | None = None) -> list[Planned]:
@@ -99,7 +99,7 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
     preflight.check_access(experiment)
     preflight.check_world(experiment, connect=run_records.latest(experiment, "crawl") is None)
     preflight.check_lists(experiment)
-    preflight.check_weights(experiment)  # not beside the model: now the embedded store answers
+    preflight_model.check_weights(experiment)  # not beside the model: now the embedded store answers
     low = preflight.expected_urls(experiment)[0] if urls is None else urls
     machine = Machine.here(_disk(experiment, home))
     planned = plan.of_run(experiment, low, size, machine.cores)

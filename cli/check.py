@@ -25,7 +25,7 @@ from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
 from wukong.runtime.language import message
-from wukong.stages import preflight, start
+from wukong.stages import preflight, preflight_model, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
 
@@ -127,9 +127,9 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
     on_hub = any(".weights: 'hub" in each for each in problems)
-    size = None if on_hub else collect(lambda: preflight.check_model(experiment))
+    size = None if on_hub else collect(lambda: preflight_model.check_model(experiment))
     if size is not None and not stand_in:
-        collect(lambda: preflight.check_weights(experiment))
+        collect(lambda: preflight_model.check_weights(experiment))
     problems += _unfit(experiment, template, settings, size)
     if problems or size is None:
         raise ConfigError("\n  ".join([message("it cannot be run:"), *problems]))

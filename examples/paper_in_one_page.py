@@ -24,7 +24,7 @@ from wukong.config.validation import Validation
 from wukong.crawl import queries
 from wukong.evaluate import alignment, holdouts, paper
 from wukong.report.funnel import funnel
-from wukong.stages import preflight
+from wukong.stages import preflight_model
 from wukong.store import storage
 
 INPUTS = "s3://wukong/inputs"
@@ -77,7 +77,7 @@ def main(vocabulary: str, text: str, file: str = "", *overrides: str) -> None:
     # the gate: what follows gets no set that breaks an expectation (wukong/validate)
     validated = launch("validate", experiment, run, [filtered.uri])
     # 4: check that the dual encoder (wukong/model/dual.py) can be built
-    size = preflight.check_model(experiment)
+    size = preflight_model.check_model(experiment)
     sys.stdout.write(f"weights: {size.weights}\nweights of the locked image tower: {size.image}\n")
     # 4.4, 5.1: train the text tower against the locked image tower, then fine-tune
     pretrained = launch("pretrain", experiment, run, [filtered.uri, validated.uri])

@@ -19,6 +19,7 @@ from typing import Any
 
 from infra import s3_keys
 from infra.cluster_secrets import Secrets, mlflow_user, random_text, s3_key
+from wukong.commands.output import print_json
 from wukong.errors import StorageError
 from wukong.stages import access
 from wukong.store import manifest, storage
@@ -326,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
         known = access.s3_keys_of_team(options.team) if options.team else access.S3_KEYS
         if options.key not in known:
             parser.error(f"there is no key {options.key}; the keys are {', '.join(known)}")
-        sys.stdout.write(json.dumps(s3_keys.policy_of(known[options.key]), indent=2) + "\n")
+        print_json(s3_keys.policy_of(known[options.key]))
     elif options.command == "back-up":
         back_up(options.source, options.target, options.keep_days)
     else:

@@ -24,7 +24,7 @@ from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.runtime import forwarded, logs
 from wukong.runtime.cancel import end_with_parent
-from wukong.stages import preflight
+from wukong.stages import preflight, preflight_model
 from wukong.store import fence, manifest, storage
 from wukong.store.fence import FencedError, TakenOverError
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         _connect()
         if sum(machine["Alive"] for machine in ray.nodes()) > 1:
             preflight.check_shared_storage(experiment)
-        preflight.check_weights(experiment)  # the component that checks the rest of a pipeline's run has no torch
+        preflight_model.check_weights(experiment)  # the component that checks the rest of a pipeline's run has no torch
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
         with machines.noted(experiment, options.run, filed_as):

@@ -26,6 +26,7 @@ SEARCH = "wukong-cluster-test"
 """The namespace of the image search."""
 
 _rows: dict[str, table.Row] = {}
+_took: dict[str, float] = {}  # seconds of each test, with its fixtures
 _found: dict[str, list[str]] = {}
 
 
@@ -36,6 +37,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     marker = item.get_closest_marker("cluster")
     if marker is None or "claim" not in marker.kwargs:
         return report
+    _took[item.nodeid] = _took.get(item.nodeid, 0.0) + call.duration
     done = report.when == "call" or (report.when == "setup" and not report.passed)
     if done or (report.when == "teardown" and report.failed):
         result = "yes" if report.passed else "not tried" if report.skipped else "no"
@@ -52,7 +54,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             how=marker.kwargs["how"],
             result=result,
             found="\n".join(found),
-            seconds=round(call.duration, 1),
+            seconds=round(_took[item.nodeid], 1),
             versions=dict(_VERSIONS),
         )
         table.write(table.merge([row for row in table.read() if _same_cluster(row)], list(_rows.values())))

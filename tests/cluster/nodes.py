@@ -21,6 +21,7 @@ NOTICED = 180.0
 """Seconds in which Kubernetes notices that a node does not answer; by default it takes 50."""
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 _BEFORE = "wukong/before-test"
+_RESERVED = "wukong/reserved-by-test"
 """The annotation with what the ConfigMap ``ray-job`` held before a test changed it."""
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]
@@ -142,13 +143,24 @@ def apart(template: dict[str, Any], _: dict[str, Any]) -> None:
 
 
 def together_on(node: str) -> Change:
-    """Put all Ray workers on one node."""
+    """Put all Ray workers on one node, which is ``reserved`` for them."""
 
     def change(template: dict[str, Any], _: dict[str, Any]) -> None:
-        workers = template["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-        workers["template"]["spec"]["nodeSelector"] = {"kubernetes.io/hostname": node}
+        pod = template["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+        pod["nodeSelector"] = {"kubernetes.io/hostname": node}
+        pod["tolerations"] = [*pod.get("tolerations", []), {"key": _RESERVED, "operator": "Exists"}]
 
     return change
+
+
+@contextmanager
+def reserved(node: str) -> Iterator[None]:
+    """Keep what tolerates nothing off a node: one of two cores has room for two workers alone."""
+    kube.kubectl("taint", "nodes", node, f"{_RESERVED}=workers:NoSchedule", "--overwrite")
+    try:
+        yield
+    finally:
+        kube.kubectl("taint", "nodes", node, f"{_RESERVED}=workers:NoSchedule-")
 
 
 def of_ray(cluster: str, kind: str) -> list[str]:

@@ -21,7 +21,7 @@ class Row:
         how: how it was verified.
         result: ``yes``, ``no``, or ``not tried``.
         found: figures and names that were seen, or why it is not so.
-        seconds: how long it took.
+        seconds: how long it took, with what it needed first: an installation, a first run.
         date: UTC, when it ended.
         versions: of Kubernetes, KFP and so on.
     """

@@ -54,7 +54,8 @@ def own_keys(services: runs.Services, overlay: str) -> Iterator[None]:
 def test_a_key_ends_with_its_ray_job(
     own_keys: None, search: None, services: runs.Services, session_state: State, found: list[str], stamp: str
 ) -> None:
-    made = experiment_of(session_state, f"crawl.jpeg_quality={60 + int(time.time()) % 35}")
+    quality = 60 + int(time.time()) % 35
+    made = experiment_of(session_state, f"crawl.jpeg_quality={quality}", "release.files=1")
     run = runs.start(services, made, f"keys-{stamp}", pipeline="data")
     began = time.monotonic()
     job = kube.until("the crawl's RayJob", lambda: next(iter(runs.ray_jobs(run, "crawl")), None), 600)

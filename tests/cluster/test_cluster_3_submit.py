@@ -80,6 +80,7 @@ def digests_of(pods: list[kube.Object], container: str = "") -> set[str]:
 def test_a_run_that_succeeds(
     first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str, tmp_path: Path
 ) -> None:
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
     command = Command(services, session_state, tmp_path, f"json-{stamp}")
     run = command.run()
     said = command.end()
@@ -95,7 +96,6 @@ def test_a_run_that_succeeds(
     assert value["report"].endswith(f"/runs/{run.name}/report.html")
     assert "eval/retrieval/holdouts/mean_recall" in value["metrics"]
     assert value["gate"]["model"] == made.registry.model_name
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert value["source"]["revision"] == head.stdout.strip()
     ran = digests_of(runs.component_pods(run), "main")
     assert ran == {image.partition("@")[2] for image in value["images"] if "@" in image}

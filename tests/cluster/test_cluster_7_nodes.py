@@ -59,7 +59,7 @@ def test_three_nodes(services: runs.Services, search: None, found: list[str], st
         pytest.skip(f"three nodes are needed, and the cluster has {', '.join(ready)}")
     one = nodes.expendable()[0]
     made = runs.experiment(f"nodes-{stamp}", "pretrain.workers=2", "finetune.workers=2")
-    with nodes.ray_jobs(nodes.together_on(one)):
+    with nodes.reserved(one), nodes.ray_jobs(nodes.together_on(one)):
         alone, seen = _work(services, made, f"one-node-{stamp}")
     assert set().union(*seen.values()) == {one}, seen
     expected = runs.digests(made, alone)

@@ -14,6 +14,7 @@ from table import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "verified.md"
 BEGIN, END = "<!-- of make cluster-test: begin -->", "<!-- of make cluster-test: end -->"
+TIMES_BEGIN, TIMES_END = "<!-- times of make cluster-test: begin -->", "<!-- times of make cluster-test: end -->"
 SHOWN = ("Kubernetes", "KFP", "Argo", "KubeRay", "Ray")
 NOT_TRIED = "not tried"
 RESULTS = ("yes", "no", NOT_TRIED)
@@ -85,24 +86,47 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def replaced(page: str, text: str) -> str:
-    """A page with another text between the two marks.
+def times(page: str, tried: Sequence[Row]) -> str:
+    """What each phase took, as Markdown: of the claims that one cluster has tried, else as the page has it.
+
+    Args:
+        page: the page as it is.
+        tried: rows with their seconds.
+    """
+    told = page.partition(TIMES_BEGIN)[2].partition(TIMES_END)[0].strip().splitlines()[2:]
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in told}
+    seen = [row for row in tried if row.result != NOT_TRIED]
+    for phase in dict.fromkeys(map(_phase, seen)):
+        seconds = [row.seconds for row in seen if _phase(row) == phase]
+        lines[phase] = f"| {phase} | {len(seconds)} | {sum(seconds) / 60:.0f} |"
+    return "\n".join(["| phase | claims that were tried | minutes |", "|---|---|---|", *lines.values()])
+
+
+def _phase(row: Row) -> str:
+    """What `make cluster-test ARGS='-k ...'` calls it: the end of the file's name."""
+    return row.test.partition("::")[0].split("_", 3)[-1]
+
+
+def replaced(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """A page with another text between two marks.
 
     Raises:
         ValueError: it lacks a mark.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE} lacks {BEGIN} or {END}")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    before, has_begin, rest = page.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        raise ValueError(f"{PAGE} lacks {begin} or {end}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def main() -> int:
     """Write the page."""
     page = PAGE.read_text(encoding="utf-8")
     # A table that an earlier run has left may be older than the page.
-    rows = whole(claims(), sorted([*earlier(page), *table.read()], key=lambda row: row.date[:10]))
+    tried = table.read()
+    rows = whole(claims(), sorted([*earlier(page), *tried], key=lambda row: row.date[:10]))
+    page = replaced(page, times(page, tried), TIMES_BEGIN, TIMES_END)
     PAGE.write_text(replaced(page, render(rows)), encoding="utf-8")
     sys.stdout.write(f"{PAGE}: {len(rows)} claims\n")
     return 0

@@ -81,3 +81,19 @@ def test_rows_of_a_phase_that_ran_again_replace_the_old_ones() -> None:
     again = Row("a::one", 3, "it applies", "apply", "no")
     assert [row.result for row in merge(ROWS, [again])] == ["no", "no"]
     assert [row.test for row in merge([ROWS[1]], [ROWS[0]])] == ["a::one", "a::two"]
+
+
+def test_times_of_phases_are_added_up_and_stay_until_they_are_tried_again() -> None:
+    page = f"{verified.TIMES_BEGIN}\n\n{verified.times('', [])}\n\n{verified.TIMES_END}"
+    tried = [
+        Row("test_cluster_1_install::one", 1, "a", "b", "yes", seconds=90.0),
+        Row("test_cluster_1_install::two", 2, "c", "d", "no", seconds=30.0),
+        Row("test_cluster_a_queues::one", 1, "e", "f", "yes", seconds=600.0),
+        Row("test_cluster_8_faults::one", 1, "g", "h", "not tried", seconds=5.0),
+    ]
+    page = verified.replaced(page, verified.times(page, tried), verified.TIMES_BEGIN, verified.TIMES_END)
+    assert [line for line in page.splitlines() if line.startswith("| ")][1:] == [
+        "| install | 2 | 2 |", "| queues | 1 | 10 |"
+    ]  # fmt: skip
+    assert "| queues | 1 | 20 |" in verified.times(page, [Row(tried[2].test, 1, "e", "f", "yes", seconds=1200.0)])
+    assert "| install | 2 | 2 |" in verified.times(page, [])

@@ -42,10 +42,13 @@ ALLOWED = {
     *(("wukong.model.cost", name) for name in ("torch", "torch.utils.flop_counter", "wukong.data.tokenizer")),
     # Comparing weights with the model: jobs do.
     *(
-        ("wukong.stages.preflight", f"wukong.model.{name}")
+        ("wukong.stages.preflight_model", f"wukong.model.{name}")
         for name in ("bert", "image_encoder", "text_encoder", "weights")
     ),
-    *(("wukong.stages.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
+    *(
+        ("wukong.stages.preflight_model", name)
+        for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")
+    ),
     # Hashing pictures: the filter job does.
     ("wukong.curate.rule", "wukong.curate.pdq"),
     # Counting captions in tokens: the filter job does.

@@ -45,7 +45,7 @@ from wukong.errors import WukongError
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
-from wukong.stages import places, preflight, start
+from wukong.stages import places, preflight, preflight_model, start
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -94,7 +94,7 @@ other = experiment("after", pretrain=taken, model=MODEL | {"embedding": 16})
 after = start.with_its_model(experiment("after", pretrain=taken))
 preflight.check_stages(after)
 preflight.check_world(after)
-preflight.check_sets(after)
+preflight_model.check_sets(after)
 made = {"crawl": crawl.run(after, {})}
 for name, job in (("filter", filtering), ("pretrain", pretrain), ("finetune", finetune), ("evaluate", evaluate)):
     made[name] = job.run(after, made)

@@ -25,6 +25,7 @@ _INPUTS = "inputs/*"  # what people put into the bucket: lists, weights, publish
 _OPT_OUT = ("*/takedowns/*", "*/filter/*/forbidden.txt*")  # lists that we make of what is to be left out
 _EXPERIMENTS, _RUNS = "*/experiments/*", "*/runs/*"
 _OF_RUN = ("*/runs/*/cost.json*", "*/runs/*/run.json*")  # what it has cost so far, and that it was terminated
+_SWEEPS = "*/sweeps/*"  # of which trials the model was chosen
 # Who looks for an object that is not there lists what begins with its name and a slash.
 _OF_RECORD = ("*/runs/*/{}.json*", "*/runs/*/attempts/{}/*", "*/runs/*/held/{}/*")
 
@@ -102,6 +103,8 @@ def _of_component(name: str) -> Access:
     entry, job = stages.of(name), _of_job(name)
     does_it_all = entry.runs_as == "component" and not entry.makes
     reads = (*job.reads, *(_folders(stages.needed_for(name)) if does_it_all else ()), _RUNS)
+    if entry.writes == "MLflow":
+        reads += (_SWEEPS,)
     writes = (*job.writes, *_of_records((name, *entry.records), ("*/runs/*/asked/{}*",)), *_OF_RUN)
     if entry.runs_as == "component" and entry.makes:
         writes += (_EXPERIMENTS,)  # that of another run's model, which it has measured

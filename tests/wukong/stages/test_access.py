@@ -51,6 +51,12 @@ def test_what_only_looks_writes_nothing() -> None:
     assert not any(may("component-show-s3", "reads", place) for place in ("inputs/a", "indexes/a"))
 
 
+def test_who_registers_reads_of_which_trials_a_model_was_chosen() -> None:
+    held = [*access.copied_to_components(), *(access.key_of_job(stage) for stage in stages.JOBS)]
+    reads = {name for name in held if name in S3_KEYS and may(name, "reads", "x/sweeps/a.json")}
+    assert reads == {"component-register-s3", "component-run-s3"}
+
+
 def test_no_component_and_no_pod_of_ray_has_the_whole_bucket() -> None:
     held = {*access.copied_to_components(), *(access.key_of_job(stage) for stage in stages.JOBS)}
     assert not held & {name for name, key in S3_KEYS.items() if access.EVERYTHING in key.writes}
