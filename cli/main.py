@@ -112,7 +112,10 @@ def submit(
     token: Annotated[
         str | None, typer.Option(envvar="WUKONG_KFP_TOKEN", help="Bearer token, where the address asks for one.")
     ] = None,
-    namespace: Annotated[str | None, typer.Option(help="Your namespace, in multi-user mode.")] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(envvar="WUKONG_KFP_NAMESPACE", help="Your namespace, in multi-user mode."),
+    ] = None,
     group: Annotated[
         str | None, typer.Option("--experiment", help="KFP experiment of the run; by default the experiment's name.")
     ] = None,

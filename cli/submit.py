@@ -60,7 +60,8 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
 HOST = "http://localhost:8080"
 """The address of KFP behind a port-forward of its UI."""
-_HOST, _TOKEN = "WUKONG_KFP_HOST", "WUKONG_KFP_TOKEN"
+_HOST, _TOKEN, _USERS_NAMESPACE = "WUKONG_KFP_HOST", "WUKONG_KFP_TOKEN", "WUKONG_KFP_NAMESPACE"
+_PATH_OF_KFP = "KF_PIPELINES_SA_TOKEN_PATH"  # of a token; in a pod, one that Kubernetes renews
 
 T = TypeVar("T")
 
@@ -137,24 +138,33 @@ class Pipelines:
 
     Args:
         host: its address, for instance ``http://localhost:8080`` behind a port-forward of the UI.
-        token: a bearer token, where the address asks for one.
+        token: a bearer token, where the address asks for one. Without it, that of the file that
+            ``KF_PIPELINES_SA_TOKEN_PATH`` names is taken, which is read anew for each request.
         namespace: the user's namespace, in multi-user mode.
 
     Raises:
-        SubmitError: nothing answers there.
+        ConfigError: the token's file cannot be read.
+        SubmitError: nothing answers there, or it refuses.
     """
 
     def __init__(self, host: str, token: str | None = None, namespace: str | None = None) -> None:
         import kfp
         import kfp_server_api
+        from kfp.client import ServiceAccountTokenVolumeCredentials
 
         self._host, self._api_error, self._api = host.rstrip("/"), kfp_server_api.ApiException, kfp_server_api
-        self._probe(token)
+        file = None if token else os.environ.get(_PATH_OF_KFP)
+        self._probe(token or (_token_in(file) if file else None))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=FutureWarning)
             self._client = self._ask(
                 message("reach Kubeflow Pipelines"),
-                lambda: kfp.Client(host=self._host, existing_token=token, namespace=namespace or "kubeflow"),
+                lambda: kfp.Client(
+                    host=self._host,
+                    existing_token=token,
+                    credentials=ServiceAccountTokenVolumeCredentials(file) if file else None,
+                    namespace=namespace or "kubeflow",
+                ),
             )
         self.namespace = namespace
 
@@ -171,8 +181,14 @@ class Pipelines:
         name, description = specification["name"], specification.get("description", "")
         # A pipeline keeps the description of its first upload, and lists show one line of it.
         summary = description.partition("\n")[0]
-        pipeline = self._ask(message("look up the pipeline"), lambda: self._client.get_pipeline_id(name))
-        if pipeline is None:
+        named = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+        known = self._ask(
+            message("look up the pipeline"),
+            lambda: self._client.list_pipelines(namespace=self.namespace, filter=named),
+        ).pipelines
+        if known:
+            pipeline = known[0].pipeline_id
+        else:
             pipeline = self._ask(
                 message("upload the pipeline"),
                 lambda: self._client.upload_pipeline(str(file), name, summary, namespace=self.namespace),
@@ -509,8 +525,9 @@ def submit(
         overrides: ``key.path=value`` entries that change the file's experiment.
         params: further parameters of the pipeline.
         host: address of KFP; None for that of ``WUKONG_KFP_HOST``, or http://localhost:8080.
-        token: a bearer token; None for that of ``WUKONG_KFP_TOKEN``, if there is one.
-        namespace: the user's, in multi-user mode.
+        token: a bearer token; None for that of ``WUKONG_KFP_TOKEN``, or that in the file that
+            ``KF_PIPELINES_SA_TOKEN_PATH`` names, if there is one.
+        namespace: the user's, in multi-user mode; None for that of ``WUKONG_KFP_NAMESPACE``, if there is one.
         group: KFP's experiment, which is made if it does not exist; None for the experiment's name.
         name: the name of the run; None for the experiment's name and the time.
         every: see ``Pipelines.schedule``; None to start one run now.
@@ -534,7 +551,11 @@ def submit(
     )
     return submit_prepared(
         prepared,
-        Pipelines(host or os.environ.get(_HOST) or HOST, token or os.environ.get(_TOKEN), namespace),
+        Pipelines(
+            host or os.environ.get(_HOST) or HOST,
+            token or os.environ.get(_TOKEN),
+            namespace or os.environ.get(_USERS_NAMESPACE),
+        ),
         group=group,
         every=every,
         timeout=timeout,
@@ -637,7 +658,24 @@ def _version(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
+def _token_in(file: str) -> str:
+    """Return the token in a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_PATH_OF_KFP} names {file}, which cannot be read: {error}") from error
+
+
 def _refusal(status: int) -> str:
-    if status in (401, 403):
-        return message(f"it refuses ({status}); give a token in WUKONG_KFP_TOKEN")
+    if status == 401:
+        return message("it refuses (401); give a token that holds in WUKONG_KFP_TOKEN")
+    if status == 403:
+        return message(
+            "it refuses (403): who the token in WUKONG_KFP_TOKEN is of may not do this; where there are several teams, "
+            "name your own by --namespace"
+        )
     return message(f"it answers {status} at /apis/v2beta1/healthz; is this the address of its UI or API?")

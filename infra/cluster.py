@@ -5,33 +5,30 @@
 """
 
 import argparse
-import base64
 import hashlib
 import io
 import json
 import logging
 import os
-import secrets
-import string
 import sys
 import tarfile
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from infra import s3_keys
+from infra.cluster_secrets import Secrets, mlflow_user, random_text, s3_key
 from wukong.commands.output import print_json
-from wukong.errors import StackError, StorageError
+from wukong.errors import StorageError
 from wukong.stages import access
 from wukong.store import manifest, storage
 from wukong.tracking import availability
 from wukong.tracking.mlflow_rest import MlflowError, Server
 
-_LETTERS = string.ascii_letters + string.digits
 # What a bucket's data is found again by. The data itself (tars, Parquet, weights) is not copied.
 _SMALL = ("manifest.json", "/experiments/", "/runs/")
 _ARCHIVE = "manifests-%Y%m%dT%H%M%SZ.tar"
-_MADE_HERE = {"app.kubernetes.io/managed-by": "wukong-setup"}
 _ONE_FOR_ALL = "wukong"  # the identity of installations with one S3 key
 MLFLOW_USERS = {
     "stages": {"experiment": "EDIT", "registered_model": "EDIT"},
@@ -74,25 +71,25 @@ def make_credentials(namespace: str, kfp_namespace: str) -> None:
     Raises:
         StackError: the Kubernetes API refuses, or a Secret lacks a key.
     """
-    cluster = _Secrets()
-    s3 = cluster.get_or_create(namespace, "wukong-s3", _s3_key)
+    cluster = Secrets()
+    s3 = cluster.get_or_create(namespace, "wukong-s3", s3_key)
     known = json.loads((cluster.get(namespace, "object-store") or {}).get("s3.json", "{}")).get("identities", [])
     earlier = any(identity["name"] == _ONE_FOR_ALL for identity in known)
     shared = earlier or not cluster.made_here(namespace, "wukong-s3")
     others = (name for name in s3_keys.NAMES if name != "wukong-s3")
-    make = (lambda: s3) if shared else _s3_key
+    make = (lambda: s3) if shared else s3_key
     keys = {"wukong-s3": s3} | {name: cluster.get_or_create(namespace, name, make) for name in others}
     identities = json.dumps({"identities": _identities(known, keys)})
     if cluster.put(namespace, "object-store", {"s3.json": identities}) and known:
         cluster.restart(namespace, "object-store", hashlib.sha256(identities.encode()).hexdigest()[:16])
     one_user = cluster.get(namespace, "wukong-mlflow")
-    cluster.get_or_create(namespace, "mlflow-admin", lambda: one_user or _mlflow_user("admin"))
+    cluster.get_or_create(namespace, "mlflow-admin", lambda: one_user or mlflow_user("admin"))
     users = {
-        "wukong-mlflow": cluster.get_or_create(namespace, "wukong-mlflow", lambda: _mlflow_user("stages")),
-        "runs-mlflow": cluster.get_or_create(namespace, "runs-mlflow", lambda: _mlflow_user("runs")),
-        "search-mlflow": cluster.get_or_create(namespace, "search-mlflow", lambda: _mlflow_user("search")),
+        "wukong-mlflow": cluster.get_or_create(namespace, "wukong-mlflow", lambda: mlflow_user("stages")),
+        "runs-mlflow": cluster.get_or_create(namespace, "runs-mlflow", lambda: mlflow_user("runs")),
+        "search-mlflow": cluster.get_or_create(namespace, "search-mlflow", lambda: mlflow_user("search")),
     }
-    postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": _random(32)})
+    postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": random_text(32)})
     cluster.get_or_create(namespace, "mlflow-server", lambda: _mlflow_server(postgres["POSTGRES_PASSWORD"]))
     held = keys | users
     copied = access.copied_to_components()
@@ -119,7 +116,7 @@ def make_buckets(names: list[str]) -> None:
         log.info("bucket %s is there", name)
 
 
-def make_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
+def make_mlflow_users(users: Mapping[str, Mapping[str, str]], team: str = "") -> None:
     """Give MLflow's server its users, and what each needs of it. It waits for the server.
 
     ``stages`` may make experiments and models, read and change all of them, and delete none that another has made;
@@ -127,13 +124,19 @@ def make_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
     makes users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the administrator's. An administrator
     of the same name is left as it is.
 
+    Where the server has workspaces, all this holds in one of them: in the team's, which is made if there is none, or in
+    the one that is called default.
+
     Args:
         users: ``USERNAME`` and ``PASSWORD`` of each key of ``MLFLOW_USERS``; a user that exists gets the password too.
+        team: whose users these are; empty for those of the installation.
 
     Raises:
         StorageError: the server did not come up.
         MlflowError: it refuses.
     """
+    if team:
+        availability.until_answered(lambda: _is_new(Server(""), "POST", "workspaces", {"name": team}, "3.0"))
     for kind, permissions in MLFLOW_USERS.items():
         user = users[kind]
         if user["USERNAME"] == os.environ.get("MLFLOW_TRACKING_USERNAME"):
@@ -141,32 +144,71 @@ def make_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
                 "%s is MLflow's administrator; the page on clusters, Upgrade, says how to end that", user["USERNAME"]
             )
         else:
-            _make_mlflow_user(user["USERNAME"], user["PASSWORD"], permissions)
+            _make_mlflow_user(user["USERNAME"], user["PASSWORD"], permissions, team)
 
 
-def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str]) -> None:
-    server = Server()
+def delete_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
+    """Delete users from MLflow's server. What they have made stays, and so does their workspace.
 
-    def is_new(method: str, endpoint: str, values: Mapping[str, str], version: str = "2.0") -> bool:
+    Args:
+        users: ``USERNAME`` of each key of ``MLFLOW_USERS``.
+
+    Raises:
+        StorageError: the server did not come up.
+        MlflowError: it refuses.
+    """
+
+    def delete(name: str) -> None:
         try:
-            server.ask(method, endpoint, values, version)
+            Server("").ask("DELETE", "users/delete", {"username": name})
         except MlflowError as error:
-            if error.code != "RESOURCE_ALREADY_EXISTS":
+            if error.code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return False
-        return True
+
+    for kind in MLFLOW_USERS:
+        availability.until_answered(partial(delete, users[kind]["USERNAME"]))
+        log.info("MLflow has no user %s any more", users[kind]["USERNAME"])
+
+
+def _is_new(server: Server, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0") -> bool:
+    """Have MLflow make something; return whether it was not there before."""
+    try:
+        server.ask(method, endpoint, values, version)
+    except MlflowError as error:
+        if error.code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+    return True
+
+
+def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], workspace: str) -> None:
+    server = Server(workspace)
 
     def make() -> None:
         user = {"username": name, "password": password}
-        if not is_new("POST", "users/create", user):
+        if not _is_new(server, "POST", "users/create", user):
             server.ask("PATCH", "users/update-password", user)
         for kind, permission in permissions.items():
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
-            is_new("POST", "users/permissions/grant", grant, "3.0")
+            _is_new(server, "POST", "users/permissions/grant", grant, "3.0")
+        if "EDIT" in permissions.values():
+            role = _role_of_makers(server, workspace or "default")
+            _is_new(server, "POST", "roles/assign", {"username": name, "role_id": role}, "3.0")
 
     availability.until_answered(make)
     said = ", ".join(f"{kind} {permission}" for kind, permission in permissions.items())
     log.info("MLflow's user %s has the permissions %s", name, said)
+
+
+def _role_of_makers(server: Server, workspace: str) -> int:
+    """The ID of the role that may make experiments and models in a workspace. It reads none that others have made."""
+    named = {"workspace": workspace, "name": "makers"}
+    _is_new(server, "POST", "roles/create", named, "3.0")
+    roles = server.ask("GET", "roles/list", {"workspace": workspace}, "3.0")["roles"]
+    (role,) = (int(role["id"]) for role in roles if role["name"] == named["name"])
+    grant = {"role_id": role, "resource_type": "workspace", "resource_pattern": "*", "permission": "USE"}
+    _is_new(server, "POST", "roles/permissions/add", grant, "3.0")
+    return role
 
 
 def back_up(source: str, target: str, keep_days: int, now: datetime | None = None) -> str:
@@ -222,35 +264,15 @@ def restore(archive: str, target: str) -> int:
     return written
 
 
-def _random(length: int) -> str:
-    """Letters and digits: safe in a URI, an INI file and JSON. 32 of them hold 190 bits."""
-    return "".join(secrets.choice(_LETTERS) for _ in range(length))
-
-
-def _s3_key() -> dict[str, str]:
-    return {"AWS_ACCESS_KEY_ID": _random(20), "AWS_SECRET_ACCESS_KEY": _random(40)}
-
-
 def _identities(known: list[dict[str, Any]], keys: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     """SeaweedFS' identities: ours, after those that somebody else added.
 
     Args:
         known: the identities as they are.
-        keys: the S3 keys by the names of their Secrets. Keys that are the same are one identity, which may do all that
-            these may.
+        keys: the S3 keys by the names of their Secrets.
     """
-    ours: dict[str, dict[str, Any]] = {}
-    for name, key in keys.items():
-        access = key["AWS_ACCESS_KEY_ID"]
-        credentials = [{"accessKey": access, "secretKey": key["AWS_SECRET_ACCESS_KEY"]}]
-        identity = ours.setdefault(access, {"name": name, "credentials": credentials, "actions": []})
-        identity["actions"] += [action for action in s3_keys.actions_of(name) if action not in identity["actions"]]
     others = [identity for identity in known if identity["name"] not in {_ONE_FOR_ALL, *s3_keys.NAMES}]
-    return [*others, *ours.values()]
-
-
-def _mlflow_user(name: str) -> dict[str, str]:
-    return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": _random(32)}
+    return [*others, *s3_keys.identities(keys, {name: s3_keys.actions_of(name) for name in keys})]
 
 
 def _mlflow_server(password: str) -> dict[str, str]:
@@ -263,119 +285,9 @@ def _mlflow_server(password: str) -> dict[str, str]:
     }
     return {
         "MLFLOW_BACKEND_STORE_URI": f"{server}/mlflow",
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": _random(40),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": random_text(40),
         "auth.ini": "[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in auth.items()),
     }
-
-
-class _Secrets:
-    """The few calls on Secrets that setting up needs."""
-
-    def __init__(self) -> None:
-        from kubernetes import client, config
-
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            config.load_kube_config()
-        self._core, self._apps, self._gone = client.CoreV1Api(), client.AppsV1Api(), client.ApiException
-
-    def get(self, namespace: str, name: str) -> dict[str, str] | None:
-        """A Secret's values, or None."""
-        secret = self._read(namespace, name)
-        return None if secret is None else _decoded(secret)
-
-    def get_or_create(self, namespace: str, name: str, make: Any) -> dict[str, str]:
-        """A Secret's values as they stand; made when there is none."""
-        value = self.get(namespace, name)
-        wanted: dict[str, str] = make()
-        if value is None:
-            if self._create(namespace, name, wanted):
-                log.info("Secret %s/%s made", namespace, name)
-                return wanted
-            value = self.get(namespace, name) or {}
-        missing = sorted(wanted.keys() - value.keys())
-        if missing:
-            raise StackError(f"Secret {namespace}/{name} lacks {', '.join(missing)}: add them, or delete the Secret")
-        log.info("Secret %s/%s is there and stays as it is", namespace, name)
-        return value
-
-    def put(self, namespace: str, name: str, value: Mapping[str, str], owner: str | None = None) -> bool:
-        """Make a Secret equal to a value, by a change only when it differs; return whether it differed.
-
-        Args:
-            namespace: the namespace of the Secret.
-            name: the name of the Secret.
-            value: its keys and values.
-            owner: a ConfigMap of the namespace; the Secret is deleted when it is.
-        """
-        owners = [self._reference(namespace, owner)] if owner else []
-        existing = self._read(namespace, name)
-        if existing is not None:
-            held = {reference.uid for reference in existing.metadata.owner_references or []}
-            if _decoded(existing) == dict(value) and {reference["uid"] for reference in owners} <= held:
-                return False
-        if not self._create(namespace, name, value, owners):
-            body = {"stringData": dict(value)} | ({"metadata": {"ownerReferences": owners}} if owners else {})
-            self._ask(self._core.patch_namespaced_secret, namespace, name, body)
-        log.info("Secret %s/%s written", namespace, name)
-        return True
-
-    def restart(self, namespace: str, name: str, version: str) -> None:
-        """Have the pods of a StatefulSet made anew, if there is one, unless it was done for this version."""
-        change = {"spec": {"template": {"metadata": {"annotations": {"wukong/keys": version}}}}}
-        try:
-            self._apps.patch_namespaced_stateful_set(name, namespace, change)
-        except self._gone as error:
-            if error.status == 404:
-                return
-            raise StackError(f"cannot start {namespace}/{name} again: {error.reason} ({error.body})") from error
-        log.info("%s/%s starts again, with the keys as they are now", namespace, name)
-
-    def made_here(self, namespace: str, name: str) -> bool:
-        """Whether a Secret was made by this program and not by the operator."""
-        secret = self._read(namespace, name)
-        return secret is not None and _MADE_HERE.items() <= (secret.metadata.labels or {}).items()
-
-    def _read(self, namespace: str, name: str) -> Any:
-        try:
-            return self._core.read_namespaced_secret(name, namespace)
-        except self._gone as error:
-            if error.status == 404:
-                return None
-            raise StackError(f"cannot read Secret {namespace}/{name}: {error.reason} ({error.body})") from error
-
-    def _reference(self, namespace: str, name: str) -> dict[str, str]:
-        try:
-            reference = self._core.read_namespaced_config_map(name, namespace)
-        except self._gone as error:
-            raise StackError(f"cannot read ConfigMap {namespace}/{name}: {error.reason} ({error.body})") from error
-        return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": reference.metadata.uid}
-
-    def _create(
-        self, namespace: str, name: str, value: Mapping[str, str], owners: list[dict[str, str]] | None = None
-    ) -> bool:
-        metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/name": "wukong", **_MADE_HERE}}
-        if owners:
-            metadata["ownerReferences"] = owners
-        body = {"metadata": metadata, "stringData": dict(value), "type": "Opaque"}
-        try:
-            self._core.create_namespaced_secret(namespace, body)
-        except self._gone as error:
-            if error.status == 409:
-                return False
-            raise StackError(f"cannot make Secret {namespace}/{name}: {error.reason} ({error.body})") from error
-        return True
-
-    def _ask(self, call: Any, namespace: str, name: str, body: Mapping[str, Any]) -> None:
-        try:
-            call(name, namespace, body)
-        except self._gone as error:
-            raise StackError(f"cannot change {namespace}/{name}: {error.reason} ({error.body})") from error
-
-
-def _decoded(secret: Any) -> dict[str, str]:
-    return {key: base64.b64decode(value).decode() for key, value in (secret.data or {}).items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -387,9 +299,14 @@ def main(arguments: list[str] | None = None) -> int:
     credentials.add_argument("--namespace", required=True)
     credentials.add_argument("--kfp-namespace", required=True)
     commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
-    commands.add_parser("mlflow-users", help="make MLflow's users STAGES_USERNAME, RUNS_…, SEARCH_…, with …_PASSWORD")
+    users = commands.add_parser(
+        "mlflow-users", help="make MLflow's users STAGES_USERNAME, RUNS_…, SEARCH_…, with …_PASSWORD"
+    )
+    users.add_argument("--team", default="", help="make them in this workspace, which is made too")
+    users.add_argument("--delete", action="store_true", help="delete them")
     policy = commands.add_parser("s3-policy", help="print an S3 key's policy, for a store that has IAM's")
-    policy.add_argument("key", choices=sorted(access.S3_KEYS), metavar="KEY", help=", ".join(access.S3_KEYS))
+    policy.add_argument("key", metavar="KEY", help=", ".join(access.S3_KEYS))
+    policy.add_argument("--team", help="of this team's key")
     backup = commands.add_parser("back-up", help="copy manifests and records into one tar")
     backup.add_argument("source")
     backup.add_argument("target")
@@ -404,9 +321,13 @@ def main(arguments: list[str] | None = None) -> int:
         make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
     elif options.command == "mlflow-users":
         keys = ("USERNAME", "PASSWORD")
-        make_mlflow_users({kind: {key: os.environ[f"{kind.upper()}_{key}"] for key in keys} for kind in MLFLOW_USERS})
+        held = {kind: {key: os.environ[f"{kind.upper()}_{key}"] for key in keys} for kind in MLFLOW_USERS}
+        delete_mlflow_users(held) if options.delete else make_mlflow_users(held, options.team)
     elif options.command == "s3-policy":
-        print_json(s3_keys.policy_of(access.S3_KEYS[options.key]))
+        known = access.s3_keys_of_team(options.team) if options.team else access.S3_KEYS
+        if options.key not in known:
+            parser.error(f"there is no key {options.key}; the keys are {', '.join(known)}")
+        print_json(s3_keys.policy_of(known[options.key]))
     elif options.command == "back-up":
         back_up(options.source, options.target, options.keep_days)
     else:

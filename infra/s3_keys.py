@@ -1,5 +1,6 @@
 """What an S3 key may do, in the words of object stores: SeaweedFS' actions, and IAM's policies of most others."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from wukong.stages import access
@@ -21,15 +22,33 @@ def actions_of(name: str) -> list[str]:
     Args:
         name: one of ``NAMES``.
     """
-    if name in _OTHER_ACTIONS:
-        return _OTHER_ACTIONS[name]
+    return _OTHER_ACTIONS[name] if name in _OTHER_ACTIONS else actions_for(access.S3_KEYS[name])
+
+
+def actions_for(key: Access) -> list[str]:
+    """The actions of a key for the bucket of runs, as one of SeaweedFS' identities."""
 
     def place(pattern: str) -> str:
         return access.BUCKET if pattern == access.EVERYTHING else f"{access.BUCKET}/{pattern}"
 
-    key = access.S3_KEYS[name]
     read = [f"{action}:{place(pattern)}" for pattern in key.reads for action in ("Read", "List")]
     return read + [f"Write:{place(pattern)}" for pattern in key.writes]
+
+
+def identities(keys: Mapping[str, Mapping[str, str]], actions: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    """SeaweedFS' identities of S3 keys. Keys that are the same are one identity, which may do all that these may.
+
+    Args:
+        keys: the keys, as the values of their Secrets, by the identities' names.
+        actions: what each may do.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for name, key in keys.items():
+        credentials = [{"accessKey": key["AWS_ACCESS_KEY_ID"], "secretKey": key["AWS_SECRET_ACCESS_KEY"]}]
+        one = {"name": name, "credentials": credentials, "actions": []}
+        held = made.setdefault(key["AWS_ACCESS_KEY_ID"], one)["actions"]
+        held += [action for action in actions[name] if action not in held]
+    return list(made.values())
 
 
 def policy_of(key: Access) -> dict[str, Any]:

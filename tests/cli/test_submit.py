@@ -121,6 +121,16 @@ def test_the_same_pipeline_is_uploaded_once(kfp: Kfp, file: Path) -> None:
     assert (len(kfp.pipelines), len(kfp.versions), len(kfp.runs), len(kfp.experiments)) == (1, 1, 2, 1)
 
 
+def test_a_team_uploads_a_pipeline_of_its_own(kfp: Kfp, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(kfp, file, "data", "--no-wait", "--namespace", "vision")
+    monkeypatch.setenv("WUKONG_KFP_NAMESPACE", "speech")
+    for _ in range(2):
+        call(kfp, file, "data", "--no-wait")
+    assert [each["namespace"] for each in kfp.pipelines] == ["vision", "speech"]
+    assert [each["namespace"] for each in kfp.experiments] == ["vision", "speech"]
+    assert [each["pipeline_version_reference"]["pipeline_id"] for each in kfp.runs] == ["p0", "p1", "p1"]
+
+
 def test_the_version_says_how_to_fill_in_the_form(kfp: Kfp, file: Path) -> None:
     call(kfp, file, "training", "--no-wait")
     assert kfp.pipelines[0]["description"] == "From a list of Chinese words to an evaluated vision-language model."
@@ -189,10 +199,29 @@ def test_where_nothing_answers_it_says_what_to_do(file: Path) -> None:
         submit.Pipelines(url)
 
 
-def test_a_refusal_asks_for_a_token(kfp: Kfp) -> None:
-    kfp.refuse = 401
-    with pytest.raises(submit.SubmitError, match="WUKONG_KFP_TOKEN"):
+@pytest.mark.parametrize(("status", "said"), [(401, "WUKONG_KFP_TOKEN"), (403, "--namespace")])
+def test_a_refusal_asks_for_a_token_or_a_namespace(kfp: Kfp, status: int, said: str) -> None:
+    kfp.refuse = status
+    with pytest.raises(submit.SubmitError, match=rf"it refuses \({status}\).*{said}"):
         submit.Pipelines(kfp.url)
+
+
+def test_a_token_in_a_file_is_read_anew_for_each_request(
+    kfp: Kfp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
+    with pytest.raises(ConfigError, match=r"KF_PIPELINES_SA_TOKEN_PATH names .*token, which cannot be read"):
+        submit.Pipelines(kfp.url)
+    file.write_text("the first\n", encoding="ascii")
+    api = submit.Pipelines(kfp.url)
+    file.write_text("renewed\n", encoding="ascii")
+    api.upload(COMPILED / "data.yaml")
+    assert {*kfp.authorizations[:1]} == {"Bearer the first"}
+    assert kfp.authorizations[-1] == "Bearer renewed"
+    kfp.authorizations.clear()
+    submit.Pipelines(kfp.url, "given").upload(COMPILED / "data.yaml")
+    assert {*kfp.authorizations} == {"Bearer given"}
 
 
 @pytest.mark.parametrize(

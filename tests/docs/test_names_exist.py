@@ -58,6 +58,7 @@ NO_MODULES = {
     **dict.fromkeys(("metrics.enabled", "metrics.serviceMonitor.enabled"), "key of a chart of Helm"),
     **dict.fromkeys(("imagenet_zeroshot_templates.py", "zeroshot_evaluation.py"), "file of another project"),
     "wukong_release.zip": "file of another project",
+    "pipelines.kubeflow.org": "group of KFP's API, and audience of its tokens",
     "corpus.wukong.test": "host",
     "filter.max_repetition": "key of a rule in examples/",
     "tags.bias": "name of a tensor",

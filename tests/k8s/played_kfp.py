@@ -21,6 +21,7 @@ class Kfp(ThreadingHTTPServer):
         refuse_runs: likewise, requests about a run.
         unavailable: how many requests still to answer with 503.
         unanswered: whether the connection breaks before what begins a run is answered.
+        authorizations: the header of each request.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class Kfp(ThreadingHTTPServer):
         self.refuse_runs = 0
         self.unavailable = 0
         self.unanswered = False
+        self.authorizations: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -52,6 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         kfp, address = self.server, urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        kfp.authorizations.append(self.headers.get("Authorization"))
         name = ""
         if "filter" in query:
             (predicate,) = json.loads(query["filter"])["predicates"]
@@ -65,7 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "healthz":
             return self._answer({"multi_user": False})
         if path in ("experiments", "pipelines"):
-            found = [entry for entry in getattr(kfp, path) if not name or entry["display_name"] == name]
+            there = [e for e in getattr(kfp, path) if (e.get("namespace") or None) == query.get("namespace")]
+            found = [entry for entry in there if not name or entry["display_name"] == name]
             return self._answer({path: found} if found else {})
         if match := re.fullmatch(r"pipelines/([\w-]+)/versions", path):
             found = [v for v in kfp.versions if v["pipeline_id"] == match[1] and v["display_name"] == name]
@@ -87,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = address.path.removeprefix("/apis/v2beta1/")
         if path == "pipelines/upload":
             made = {"pipeline_id": f"p{len(kfp.pipelines)}", "display_name": query["name"]}
-            made |= {"description": query["description"]}
+            made |= {"description": query["description"], "namespace": query.get("namespace")}
             kfp.pipelines.append(made)
             return self._answer(made)
         if path == "pipelines/upload_version":

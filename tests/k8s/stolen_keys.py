@@ -105,22 +105,29 @@ def opened_by(thief: Any) -> tuple[set[str], set[str]]:
     return read, written
 
 
-def begins_with_its_key() -> None:
-    """What the first component does with the store, by the key of the environment, which is that component's."""
-    crawl = {"queries": "s3://wukong/inputs/queries.txt", "endpoint": "http://search.invalid"}
-    experiment = documents.parse({"name": "small", "storage": "s3://wukong", "crawl": crawl})
+def begins_with_its_key(home: str = "s3://wukong") -> None:
+    """What the first component does with the store, by the key of the environment, which is that component's.
+
+    Args:
+        home: the experiments' storage.
+    """
+    crawl = {"queries": f"{home}/inputs/queries.txt", "endpoint": "http://search.invalid"}
+    experiment = documents.parse({"name": "small", "storage": home, "crawl": crawl})
     preflight.check_access(experiment)
-    assert storage.list_files("s3://wukong/small/experiments") == []
+    assert storage.list_files(f"{home}/small/experiments") == []
     run_records.claim(experiment, "begun", "job")
     assert stored.load(stored.store(experiment)) == experiment
 
 
-def crawls_with_its_key() -> None:
+def crawls_with_its_key(home: str = "s3://wukong") -> None:
     """What the crawl does with files, by the key of the environment, which is the crawl's.
 
     In a bucket that the key may not ask for, and folders above which it may write nothing.
+
+    Args:
+        home: the experiments' storage.
     """
-    output, record = "s3://wukong/small/crawl/KEY", "s3://wukong/small/runs/first/crawl.json"
+    output, record = f"{home}/small/crawl/KEY", f"{home}/small/runs/first/crawl.json"
     storage.write_json(f"{output}/parts/a.json", {})
     filesystem, path = storage.filesystem(f"{output}/_work/ray")
     filesystem.create_dir(path, recursive=True)
@@ -133,9 +140,9 @@ def crawls_with_its_key() -> None:
     storage.delete(output)
     assert storage.list_files(output) == []
     with pytest.raises(StorageError, match="each stage has a key of its own"):
-        storage.read_json("s3://wukong/small/filter/KEY/manifest.json")
+        storage.read_json(f"{home}/small/filter/KEY/manifest.json")
     with pytest.raises(StorageError, match="cannot delete"):
-        storage.delete("s3://wukong/small/runs/first/filter.json")
+        storage.delete(f"{home}/small/runs/first/filter.json")
 
 
 def takes_over_with_its_key() -> None:

@@ -1,28 +1,19 @@
-"""The installation as a real API server judges it: defaults, strict fields, admission, the restricted standard.
-
-etcd and kube-apiserver are taken from the folder ``WUKONG_APISERVER_BIN`` or from PATH (``setup-envtest``, a tool of
-controller-runtime, brings both). Nothing is started by what is applied: there is no controller and no node.
-"""
+"""The installation as a real API server judges it: defaults, strict fields, admission, the restricted standard."""
 
 import json
-import os
-import shutil
-import ssl
-import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import crd
+import kube_api_server
 import pytest
 import yaml
-from free_ports import free_port
+from kube_api_server import NOBODYS_TOKEN, READY_SECONDS, TOKEN, Server
 from kubernetes import client
 from manifests import BUILDS, FOLDER, Installation, Manifest, installation, named, plain, pods, ray_jobs
 
@@ -31,111 +22,11 @@ from ray_jobs.launch.kuberay import room
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = ("etcd", "kube-apiserver")
-TOKEN = "of-a-server-that-lives-for-this-test"
-NOBODYS_TOKEN = "of-a-user-without-rights"
-READY_SECONDS = 90.0
-
-
-def programs() -> list[str]:
-    """The two programs; the test is skipped where they cannot be had."""
-    folder = os.environ.get("WUKONG_APISERVER_BIN")
-    found = [shutil.which(name, path=folder or None) for name in PROGRAMS]
-    missing = [name for name, path in zip(PROGRAMS, found, strict=True) if path is None]
-    if missing:
-        lacking, both = " and ".join(missing), " and ".join(PROGRAMS)
-        pytest.skip(f"{lacking} not in {folder or 'PATH'}: set WUKONG_APISERVER_BIN to a folder with {both}")
-    return [path for path in found if path]
-
-
-@dataclass
-class Server:
-    """An API server: its address, and the resources that it knows by kind."""
-
-    port: int
-    _resources: dict[tuple[str, str], tuple[str, bool]] = field(default_factory=dict)
-
-    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """One request; the answer as JSON.
-
-        Raises:
-            urllib.error.HTTPError: the server refuses.
-        """
-        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", method=method)
-        request.add_header("Authorization", f"Bearer {TOKEN}")
-        if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
-        # The certificate is made by the server as it starts, on loopback.
-        with urllib.request.urlopen(request, timeout=20, context=ssl._create_unverified_context()) as answer:
-            return json.loads(answer.read() or "{}")
-
-    def create(self, manifest: Manifest, *, dry_run: bool = True) -> str:
-        """Make an object, or let the server judge it as if; the server's refusal, empty if it accepts."""
-        version, kind = manifest["apiVersion"], manifest["kind"]
-        group = f"/api/{version}" if "/" not in version else f"/apis/{version}"
-        if (version, kind) not in self._resources:
-            for entry in self.ask("GET", group)["resources"]:
-                if "/" not in entry["name"]:
-                    self._resources[version, entry["kind"]] = (entry["name"], entry["namespaced"])
-        plural, namespaced = self._resources[version, kind]
-        place = f"/namespaces/{manifest['metadata'].get('namespace', 'default')}" if namespaced else ""
-        options = "fieldValidation=Strict" + ("&dryRun=All" if dry_run else "")
-        try:
-            self.ask("POST", f"{group}{place}/{plural}?{options}", manifest)
-        except urllib.error.HTTPError as error:
-            name = manifest["metadata"].get("name", "")
-            return f"{kind} {name}: {json.loads(error.read()).get('message', error)}"
-        return ""
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running API server with KubeRay's resources, our namespaces and service accounts."""
-    etcd, apiserver = programs()
-    folder = tmp_path_factory.mktemp("api-server")
-    with ExitStack() as stack:
-        client, peer, port = (free_port() for _ in range(3))
-        stack.enter_context(
-            _process(
-                [
-                    etcd,
-                    f"--data-dir={folder / 'etcd'}",
-                    f"--listen-client-urls=http://127.0.0.1:{client}",
-                    f"--advertise-client-urls=http://127.0.0.1:{client}",
-                    f"--listen-peer-urls=http://127.0.0.1:{peer}",
-                    f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
-                    f"--initial-cluster=default=http://127.0.0.1:{peer}",
-                    "--unsafe-no-fsync",
-                ],
-                folder / "etcd.log",
-            )
-        )
-        (folder / "tokens.csv").write_text(
-            f"{TOKEN},admin,admin,system:masters\n{NOBODYS_TOKEN},nobody,nobody\n", encoding="ascii"
-        )
-        key = _service_account_key(folder / "service-accounts.key")
-        process = stack.enter_context(
-            _process(
-                [
-                    apiserver,
-                    f"--etcd-servers=http://127.0.0.1:{client}",
-                    f"--secure-port={port}",
-                    "--bind-address=127.0.0.1",
-                    "--advertise-address=127.0.0.1",
-                    f"--cert-dir={folder / 'certificates'}",
-                    f"--token-auth-file={folder / 'tokens.csv'}",
-                    "--authorization-mode=RBAC",
-                    f"--service-account-key-file={key}",
-                    f"--service-account-signing-key-file={key}",
-                    "--service-account-issuer=https://kubernetes.default.svc",
-                    "--service-cluster-ip-range=10.0.0.0/24",
-                ],
-                folder / "api-server.log",
-            )
-        )
-        running = Server(port)
-        _wait(running, process, folder / "api-server.log")
+    with kube_api_server.running(tmp_path_factory.mktemp("api-server")) as running:
         _prepare(running)
         yield running
 
@@ -187,41 +78,6 @@ def _definition(kind: str) -> Manifest:
             "versions": [version],
         },
     }
-
-
-@contextmanager
-def _process(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _service_account_key(path: Path) -> Path:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        )
-    )
-    return path
-
-
-def _wait(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    until = time.monotonic() + READY_SECONDS
-    while True:
-        try:
-            server.ask("GET", "/api/v1/namespaces/default")
-        except OSError:
-            ended = process.poll() is not None
-            assert not ended and time.monotonic() < until, log.read_text(encoding="utf-8", errors="replace")[-3000:]
-            time.sleep(0.3)
-        else:
-            return
 
 
 @pytest.fixture(scope="module", params=["plain", *BUILDS])

@@ -677,7 +677,7 @@ def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytes
             if container.get("command", [])[:3] == ["python", "-m", "infra.cluster"]:
                 cluster.main(container["command"][3:])
     made = ("wukong", "kubeflow")
-    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), (users,)]
+    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), (users, "")]
     assert sorted(map(str, calls)) == sorted(map(str, expected))
 
 

@@ -137,7 +137,8 @@ def test_components_find_settings_and_credentials(name: str) -> None:
         of_map, optional = executor["configMapAsEnv"]
         assert of_map["configMapName"] == optional["configMapName"] == "wukong-settings"
         assert (of_map["optional"], optional["optional"]) == (False, True)
-        assert {entry["envVar"] for entry in optional["keyToEnv"]} == {"WUKONG_S3_ADDRESSING", "AWS_CA_BUNDLE"}
+        given = {entry["envVar"] for entry in optional["keyToEnv"]}
+        assert given == {"WUKONG_S3_ADDRESSING", "AWS_CA_BUNDLE", "MLFLOW_WORKSPACE"}
         (certificates,) = executor["configMapAsVolume"]
         assert (certificates["configMapName"], certificates["optional"]) == ("wukong-store-ca", True)
         assert {entry["configMapKey"] for entry in of_map["keyToEnv"]} <= settings.keys()

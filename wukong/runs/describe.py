@@ -37,8 +37,8 @@ _MOST_BYTES = 4 << 20
 _LONGEST = 200
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")
 _TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".yaml", ".yml", ".html", ".md", ".log", ".py", ".toml")
-_PAGE = re.compile(r"https?://[^#]*#/experiments/\d+/runs/([0-9a-f]{32})(?:/artifacts/(.+))?")
-_MODEL_PAGE = re.compile(r"https?://[^#]*#/models/([^/]+)(?:/versions/(\d+))?")
+_PAGE = re.compile(r"https?://[^#]*#/experiments/\d+/runs/([0-9a-f]{32})(?:/artifacts/([^?]+))?(?:\?.*)?")
+_MODEL_PAGE = re.compile(r"https?://[^#]*#/models/([^/?]+)(?:/versions/(\d+))?(?:\?.*)?")
 _RUN = re.compile(r"runs:/([0-9a-f]{32})(?:/(.+))?")
 
 

@@ -13,6 +13,7 @@ TO_JOBS = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO", "WUKONG_EVENTS")
 TO_WORKERS = (
     *TO_JOBS,
     "WUKONG_S3_ADDRESSING",
+    "MLFLOW_WORKSPACE",
     *_SERVICES,  # a driver that the embedded stack's file has connected has them from nowhere else
     "WUKONG_STORE_PATIENCE",  # a driver's own, which a stage sets
     "WUKONG_ATTEMPT",  # made by the driver
@@ -32,8 +33,8 @@ TO_COMPONENTS = (
 )
 """To components on a cluster, which have no run and no attempt yet: keys of the ConfigMap ``wukong-settings``."""
 
-OPTIONAL_TO_COMPONENTS = ("WUKONG_S3_ADDRESSING", "AWS_CA_BUNDLE")
-"""The same of keys that the ConfigMap may lack, or that of an earlier version lacks."""
+OPTIONAL_TO_COMPONENTS = ("WUKONG_S3_ADDRESSING", "AWS_CA_BUNDLE", "MLFLOW_WORKSPACE")
+"""The same of keys that the ConfigMap may lack: that of an earlier version does, and only a team's has the last."""
 
 STORE_CA = ("wukong-store-ca", "/etc/wukong/store-ca")
 """The ConfigMap, which need not exist, with the certificates that ``AWS_CA_BUNDLE`` names, and its folder in pods."""

@@ -7,6 +7,8 @@ told of them when it starts. Where ``infra.stage_keys`` runs, each RayJob has a 
 
 Names of objects are patterns, in which ``*`` is any text, slashes too: the objects of an experiment begin with its
 ``storage`` and its name.
+
+A team (``infra.team``) has keys of the same names, which open what is below the team's own prefix alone.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -139,6 +141,37 @@ S3_KEYS: Mapping[str, Access] = {
     **{key_of_job(name): _of_job(name) for name in stages.JOBS},
 }
 """What each S3 key may do in the bucket, by the name of its Secret."""
+
+_SHARED = "shared/*"  # what operators put there for all teams
+_OF_SERVERS = ("search-s3", "backup-s3")
+KEY_OF_KFP = "kfp-s3"
+"""The key by which KFP's launcher and Argo write what they keep of a team's runs."""
+_IN_TEAMS: Mapping[str, Access] = {
+    **{name: key for name, key in S3_KEYS.items() if name not in _OF_SERVERS},
+    KEY_OF_KFP: Access(("kfp/*",), ("kfp/*",)),
+}
+
+
+def storage_of_team(team: str) -> str:
+    """The URI below which a team's objects lie."""
+    return f"s3://{BUCKET}/{_prefix_of_team(team)}"
+
+
+def s3_keys_of_team(team: str) -> dict[str, Access]:
+    """What each S3 key of a team may do in the bucket, by the name of its Secret in the team's namespace."""
+    prefix = _prefix_of_team(team)
+
+    def within(key: Access) -> Access:
+        shared = (_SHARED,) if {_INPUTS, EVERYTHING} & {*key.reads} else ()
+        reads, writes = (tuple(f"{prefix}/{pattern}" for pattern in each) for each in (key.reads, key.writes))
+        return Access((*reads, *shared), writes)
+
+    return {name: within(key) for name, key in _IN_TEAMS.items()}
+
+
+def _prefix_of_team(team: str) -> str:
+    return f"teams/{team}"
+
 
 _MAY_REGISTER, _MAY_LOG, _MAY_LOOK = "wukong-mlflow", "runs-mlflow", "search-mlflow"
 """Secrets of MLflow's users: one changes experiments and models, one experiments alone, one reads both."""

@@ -48,7 +48,8 @@ def remedy(uri: str, error: BaseException) -> str:
             f"{where} answers, and refuses that to the key {key}. It needs s3:ListBucket on {bucket}, and "
             "s3:GetObject, s3:PutObject and s3:DeleteObject on what is below the experiments' storage. On a cluster "
             "each stage has a key of its own, which opens the outputs before its own, and of people's files those "
-            "below s3://wukong/inputs (docs/security.md)"
+            "below s3://wukong/inputs (docs/security.md). A team's keys open what is below its own storage, "
+            "s3://wukong/teams/NAME, and nothing else (docs/teams.md)"
         )
     if _NO_BUCKET.search(text):
         return message(f"There is no bucket {bucket} at {where}, and this key may make none: make it there")

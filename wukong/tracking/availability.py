@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlencode
 
 from wukong.errors import ConfigError
 from wukong.runtime.language import message
@@ -127,6 +128,13 @@ def until_answered(request: Callable[[], _Answer]) -> _Answer:
 def public_address() -> str:
     """Where a person's browser finds the server; the address that programs use may have a meaning in a cluster only."""
     return os.environ.get("MLFLOW_PUBLIC_URL", "").rstrip("/") or mlflow_rest.address()
+
+
+def page(path: str, **asked: str) -> str:
+    """Address of a page of the server for people, in the workspace of this process."""
+    if workspace := os.environ.get(mlflow_rest.WORKSPACE):
+        asked["workspace"] = workspace
+    return f"{public_address()}/#/{path}" + (f"?{urlencode(asked)}" if asked else "")
 
 
 def mlflow_client() -> "MlflowClient":

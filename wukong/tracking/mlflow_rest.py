@@ -31,6 +31,9 @@ quarter of an hour if the server hangs. A server may need most of the time above
 Variables of these names in the environment take precedence.
 """
 
+WORKSPACE = "MLFLOW_WORKSPACE"
+"""The variable of MLflow's client that names a workspace."""
+
 MOST_PARAMS = 100
 """Parameters in one request."""
 
@@ -120,10 +123,15 @@ class Server:
 
     All methods raise ``MlflowError`` if the server answers with an error, and ``requests.RequestException`` if it
     cannot be reached.
+
+    Args:
+        workspace: whose experiments and models these are, where the server keeps teams apart; None for that of
+            ``MLFLOW_WORKSPACE``, empty for the server's own, which is called default.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: str | None = None) -> None:
         self.address = address()
+        self._workspace = os.environ.get(WORKSPACE, "") if workspace is None else workspace
 
     def experiment(self, name: str) -> str:
         """Return the ID of an experiment, which is made if there is none."""
@@ -268,7 +276,7 @@ class Server:
             f"{self.address}/api/2.0/mlflow-artifacts/artifacts/{below}",
             data=data,
             timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
-            **_identity(),
+            **_identity(self._workspace),
         )
         if not response.ok:
             raise _explained(f"{method} {below}", response, {})
@@ -352,7 +360,7 @@ class Server:
             params=dict(values) if method == "GET" else None,
             json=None if method == "GET" else dict(values),
             timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
-            **_identity(),
+            **_identity(self._workspace),
         )
         try:
             answer = response.json()
@@ -391,15 +399,17 @@ def _session() -> "Session":
     return session
 
 
-def _identity() -> dict[str, Any]:
-    """Credentials and certificates, as arguments of a request."""
+def _identity(workspace: str) -> dict[str, Any]:
+    """Workspace, credentials and certificates, as arguments of a request."""
     given = os.environ.get
     user, password, token = (given(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"headers": {}}
+    if workspace:
+        arguments["headers"]["X-MLFLOW-WORKSPACE"] = workspace
     if user and password:
         arguments["auth"] = (user.encode(), password.encode())  # of texts requests would allow Latin-1 alone
     elif token:
-        arguments["headers"] = {"Authorization": f"Bearer {token}"}
+        arguments["headers"]["Authorization"] = f"Bearer {token}"
     if given("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
         arguments["verify"] = False
     elif certificates := given("MLFLOW_TRACKING_SERVER_CERT_PATH"):

@@ -26,7 +26,7 @@ from wukong.tracking.availability import (
     answers,
     enabled,
     mlflow_client,
-    public_address,
+    page,
     unless_away,
     until_answered,
 )
@@ -321,7 +321,7 @@ def log_cost(experiment: Experiment, run: str, said: str, numbers: Mapping[str, 
 
 def page_of(run: Run) -> str:
     """Address of a run's page in MLflow."""
-    return f"{public_address()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    return page(f"experiments/{run.experiment_id}/runs/{run.run_id}")
 
 
 def pipeline_run(server: Server, experiment: Experiment, run: str) -> Run:

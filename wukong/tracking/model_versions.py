@@ -16,7 +16,7 @@ from wukong.store.manifest import Manifest, code_revision, digest_of
 from wukong.tracking.availability import (
     enabled,
     mlflow_client,
-    public_address,
+    page,
     refuse_untracked,
     unless_away,
     until_answered,
@@ -205,7 +205,7 @@ def add_file(model: str, name: str, content: bytes) -> None:
 
 def model_url(name: str, version: int | None = None) -> str:
     """Address of a registered model's page in MLflow, or of the page of one version."""
-    return f"{public_address()}/#/models/{name}" + (f"/versions/{version}" if version is not None else "")
+    return page(f"models/{name}" + (f"/versions/{version}" if version is not None else ""))
 
 
 def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:

@@ -5,20 +5,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlencode
 
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
 from wukong.store import storage
 from wukong.tracking import mlflow_rest
-from wukong.tracking.availability import AT_START, enabled, mlflow_client, public_address, refuse_untracked, unless_away
+from wukong.tracking.availability import AT_START, enabled, mlflow_client, page, refuse_untracked, unless_away
 from wukong.tracking.mlflow_rest import Run, Server
 from wukong.tracking.mlflow_runs import page_of, pipeline_run
 from wukong.tracking.model_versions import doubtful_versions
 from wukong.tracking.tags import MANIFEST_TAG, MODEL_TAG, RUN_TAG
 
 _COMPARED = 5  # runs in the compare view
-_OF_TRAININGS = "workflowType=machine_learning"  # else MLflow's page opens with traces of language models
+_OF_TRAININGS = {"workflowType": "machine_learning"}  # else MLflow's page opens with traces of language models
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Pages:
 
     def artifact(self, path: str) -> str:
         """Address of the page that shows one file of the run."""
-        return f"{self.run}/artifacts/{path}"
+        place, mark, query = self.run.partition("?")
+        return f"{place}/artifacts/{path}{mark}{query}"
 
 
 def pages(experiment: Experiment, run: str) -> Pages | None:
@@ -53,11 +53,11 @@ def pages(experiment: Experiment, run: str) -> Pages | None:
         own_run = pipeline_run(server, experiment, run)
         ended = f"tags.`{RUN_TAG}` LIKE '%' AND attributes.status = 'FINISHED'"
         last = [entry.run_id for entry in server.search_runs(own_run.experiment_id, ended, most=_COMPARED)]
-        base = f"{public_address()}/#/experiments/{own_run.experiment_id}"
+        base = f"experiments/{own_run.experiment_id}"
         compared = list(dict.fromkeys([own_run.run_id, *last]))[:_COMPARED]
         return Pages(
-            f"{base}?{_OF_TRAININGS}",
-            f"{base}/runs/{own_run.run_id}",
+            page(base, **_OF_TRAININGS),
+            page(f"{base}/runs/{own_run.run_id}"),
             compare_url(own_run.experiment_id, compared) if len(compared) > 1 else "",
         )
 
@@ -67,8 +67,7 @@ def pages(experiment: Experiment, run: str) -> Pages | None:
 def compare_url(experiment_id: str, run_ids: Sequence[str]) -> str:
     """Address of MLflow's page that compares some runs of an experiment."""
     asked = {"runs": list(run_ids), "experiments": [experiment_id]}
-    query = urlencode({name: json.dumps(value, separators=(",", ":")) for name, value in asked.items()})
-    return f"{public_address()}/#/compare-runs?{query}"
+    return page("compare-runs", **{name: json.dumps(value, separators=(",", ":")) for name, value in asked.items()})
 
 
 @dataclass(frozen=True)

@@ -155,10 +155,12 @@ def test_what_mlflow_knows_leads_to_what_was_stored(
         "models:/described/1",
         "models:/described@champion",
         f"{mlflow_address}/#/models/described/versions/1",
+        f"{mlflow_address}/#/models/described/versions/1?workspace=default",
     ):
         assert describe.resolve(place, "") == f"{made.uri}/model"
     assert describe.resolve(f"runs:/{run_id}", "") == f"{made.uri}/manifest.json"
     assert describe.resolve(pages.run, "") == f"{experiment.root}/runs/first"
+    assert describe.resolve(f"{pages.run}?workspace=default", "") == f"{experiment.root}/runs/first"
     page = describe.describe(describe.resolve(pages.artifact("report.html"), ""))
     assert page["head"] == ["<p>悟空</p>"]
     with pytest.raises(DataError, match=r"has no file none\.html"):

@@ -9,6 +9,7 @@ from wukong.model import signature
 from wukong.registry import webhook
 from wukong.runtime import environment, events, forwarded
 from wukong.store import address, fence, patience
+from wukong.tracking import mlflow_rest
 
 ROOT = Path(__file__).parents[3]
 SECRET = {*forwarded.S3_KEY, *forwarded.MLFLOW_USER}
@@ -20,7 +21,7 @@ def test_names_are_those_that_are_read() -> None:
     assert {fence.VARIABLE, patience.VARIABLE} < set(forwarded.TO_WORKERS)
     assert forwarded.OPTIONAL_SECRETS["register"]["wukong-webhook"] == (webhook.URL, webhook.SECRET)
     assert forwarded.OPTIONAL_SECRETS["register"]["wukong-signing"] == (signature.KEY_FILE, signature.PASSWORD)
-    assert forwarded.OPTIONAL_TO_COMPONENTS == (address.ADDRESSING, address.CERTIFICATES)
+    assert forwarded.OPTIONAL_TO_COMPONENTS == (address.ADDRESSING, address.CERTIFICATES, mlflow_rest.WORKSPACE)
     assert address.ADDRESSING in forwarded.TO_WORKERS
     settings = yaml.safe_load((ROOT / "k8s" / "base" / "settings.yaml").read_text(encoding="utf-8"))["data"]
     assert set(forwarded.TO_COMPONENTS) <= set(settings), "the ConfigMap has every key"

@@ -166,6 +166,17 @@ def test_credentials_are_those_of_mlflows_client(
     assert headers.get("Authorization") == header
 
 
+def test_the_workspace_is_that_of_mlflows_client_unless_one_is_given(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = play(FOUND, FOUND, FOUND, FOUND)
+    Server().experiment("x")
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "vision")
+    for server in (Server(), Server("speech"), Server("")):
+        server.experiment("x")
+    assert [headers.get("X-MLFLOW-WORKSPACE") for _, headers in seen] == [None, "vision", "speech", None]
+
+
 def test_a_server_that_cannot_be_reached_is_requests_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

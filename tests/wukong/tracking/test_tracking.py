@@ -26,7 +26,7 @@ from wukong.runtime.cancel import JobLeftError
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results, training_metrics
-from wukong.tracking.mlflow_rest import Server
+from wukong.tracking.mlflow_rest import Run, Server
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
@@ -249,6 +249,21 @@ def test_links_lead_where_people_open_the_server(experiment: Experiment, monkeyp
     assert public.run == "https://mlflow.example.org/" + inside.run[inside.run.index("#") :]
     assert public.artifact("docs/card.html") == f"{public.run}/artifacts/docs/card.html"
     assert model_versions.model_url("wukong") == "https://mlflow.example.org/#/models/wukong"
+
+
+def test_links_lead_into_the_workspace_of_a_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_PUBLIC_URL", "https://mlflow.example.org")
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "vision")
+    assert model_versions.model_url("demo", "3") == (
+        "https://mlflow.example.org/#/models/demo/versions/3?workspace=vision"
+    )
+    run = Run("0" * 32, "7", "first", "FINISHED", {}, {})
+    page = mlflow_runs.page_of(run)
+    assert page == f"https://mlflow.example.org/#/experiments/7/runs/{'0' * 32}?workspace=vision"
+    file = run_links.Pages("", page).artifact("report.html")
+    assert file == f"https://mlflow.example.org/#/experiments/7/runs/{'0' * 32}/artifacts/report.html?workspace=vision"
+    compared = parse_qs(urlsplit(run_links.compare_url("7", ["a", "b"])).fragment.partition("?")[2])
+    assert compared == {"runs": ['["a","b"]'], "experiments": ['["7"]'], "workspace": ["vision"]}
 
 
 def test_the_compare_view_is_of_this_run_and_the_last_that_finished(experiment: Experiment) -> None:
