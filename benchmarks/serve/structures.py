@@ -16,8 +16,9 @@ import sys
 import time
 import venv
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +27,6 @@ QUERIES = 400
 BEST = 10
 RECALL = 0.98
 CANDIDATES = (100, 200, 400, 800)
-LISTS = {1_000_000: 4096}
 EFFORTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Search = Callable[[Any, int, int], Any]
@@ -66,7 +66,7 @@ def faiss_of(description: str) -> Callable[[Any, Path], tuple[Path, Callable[[Pa
 
 def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
     def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
-        from usearch.index import Index
+        Index = import_module("usearch.index").Index  # noqa: N806
 
         index = Index(ndim=vectors.shape[1], metric="ip", dtype=kind)
         for start in range(0, len(vectors), 65_536):
@@ -77,7 +77,7 @@ def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], 
         return file, opened
 
     def opened(file: Path) -> Search:
-        from usearch.index import Index
+        Index = import_module("usearch.index").Index  # noqa: N806
 
         index = Index.restore(str(file), view=True)
 
@@ -90,7 +90,7 @@ def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], 
     return build
 
 
-def lancedb_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
+def lancedb_of(kind: Literal["IVF_PQ", "IVF_HNSW_SQ"]) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
     def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
         import lancedb
         import pyarrow as pa
@@ -115,7 +115,8 @@ def lancedb_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], 
         table = lancedb.connect(file).open_table("v")
 
         def search(query: Any, count: int, effort: int) -> Any:
-            asked = table.search(query).distance_type("dot").select(["row"]).limit(count)
+            asked: Any = table.search(query)
+            asked = asked.distance_type("dot").select(["row"]).limit(count)
             asked = asked.nprobes(effort) if kind == "IVF_PQ" else asked.nprobes(16).ef(max(effort, count))
             return asked.to_arrow()["row"].to_numpy()
 

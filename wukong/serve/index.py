@@ -30,6 +30,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -122,6 +123,7 @@ class Index:
         by_key: int32 [pictures], their rows in the order of their keys.
         digests: what identifies the content of each picture's file; null where it is not known.
         forms: what the model reads of each caption.
+        shared: int32 [captions], how many pictures have each.
     """
 
     uri: str
@@ -144,12 +146,19 @@ class Index:
     by_key: Rows
     digests: pa.ChunkedArray
     forms: pa.ChunkedArray
+    shared: Rows
 
     def row_of(self, key: str) -> int | None:
         """Return the row of the picture that has a key; None if there is none."""
         place = bisect.bisect_left(self.by_key, key, key=lambda row: self.keys[int(row)])
         row = int(self.by_key[place]) if place < len(self.by_key) else None
         return row if row is not None and self.keys[row] == key else None
+
+    def frequent(self, count: int) -> list[int]:
+        """Return rows of the captions that most pictures have, the most frequent first."""
+        count = min(count, len(self.shared))
+        most = np.argpartition(-self.shared, count - 1)[:count] if count else np.empty(0, np.int64)
+        return sorted(most.tolist(), key=lambda row: (-int(self.shared[row]), row))
 
     def caption_texts(self, rows: Tensor) -> Texts:
         """Read the token vectors of some captions, float32 [rows, tokens, d], and which of them count."""
@@ -239,15 +248,19 @@ def open_index(found: Manifest, model: OwnModel, shard: int = 0) -> Index:
             f"{named} is missing or damaged ({error}). Delete {storage.join(found.uri, 'manifest.json')}: `wukong "
             "search --encode` makes this shard anew and keeps the others"
         ) from error
-    calibrated = any(part.path == CALIBRATION for part in found.parts)
-    calibration = storage.read_json(storage.join(found.uri, CALIBRATION)) if calibrated else {}
     try:
-        return open_shard(made.model_copy(update={"uri": uri}), found.uri, calibration)
+        return open_shard(made.model_copy(update={"uri": uri}), found.uri, calibration_of(found))
     except (OSError, ValueError, pa.ArrowException, DataError, StorageError) as error:
         raise DataError(
             f"{named} is damaged: {error}. Delete {uri} and {storage.join(found.uri, 'manifest.json')}: `wukong search "
             "--encode` makes this shard anew and keeps the others"
         ) from error
+
+
+def calibration_of(found: Manifest) -> dict[str, Any]:
+    """Read the calibration of an index; empty where there is none."""
+    there = any(part.path == CALIBRATION for part in found.parts)
+    return storage.read_json(storage.join(found.uri, CALIBRATION)) if there else {}
 
 
 def open_shard(made: Manifest, uri: str, calibration: dict[str, Any] | None = None) -> Index:
@@ -294,6 +307,7 @@ def open_shard(made: Manifest, uri: str, calibration: dict[str, Any] | None = No
             by_key=pictures["by_key"].to_numpy(),
             digests=pictures["digest"],
             forms=captions["form"],
+            shared=pc.list_value_length(captions["pictures"]).to_numpy(),
         )
 
 

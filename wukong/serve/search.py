@@ -128,7 +128,11 @@ class Searcher:
         """Encode texts in the form in which they are searched; those that are too long for the model are cut."""
         return self.model.saved.encode_text(search_forms(texts), strict=False)
 
-    @torch.inference_mode()
+    @property
+    def depth(self) -> int | None:
+        """How many of the nearest pictures are ranked; None where all are."""
+        return None if self.index.picture_tokens is None else FIRST_PASS
+
     def pictures_of_texts(self, texts: Sequence[str], count: int, allowed: Allowed = None) -> list[SearchResult]:
         """Find the pictures that are most similar to each text, the best first.
 
@@ -211,16 +215,21 @@ class Searcher:
             return self._pictures.read(torch.tensor([row]))[0]
         return self.index.picture_tokens.read(torch.tensor([row]))[0]
 
-    @torch.inference_mode()
     def label_scores(self, picture: Tensor, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Compare an encoded picture with labels, each in the prompt ``一张{}的照片。`` (zero-shot classification).
+        """Compare an encoded picture with labels; see ``label_scores``."""
+        return label_scores(self.model, picture, labels)
 
-        Returns:
-            The similarities, and their softmax with the model's temperature: how the labels share the probability 1.
-        """
-        texts = self.encode_texts([_PROMPT.format(label) for label in labels])
-        scores = self.model.similarity(picture[None], texts).image_to_text[0]
-        return scores, (self.model.scale * scores).softmax(0)
+
+@torch.inference_mode()
+def label_scores(model: OwnModel, picture: Tensor, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Compare an encoded picture with labels, each in the prompt ``一张{}的照片。`` (zero-shot classification).
+
+    Returns:
+        The similarities, and their softmax with the model's temperature: how the labels share the probability 1.
+    """
+    texts = model.saved.encode_text(search_forms([_PROMPT.format(label) for label in labels]), strict=False)
+    scores = model.similarity(picture[None], texts).image_to_text[0]
+    return scores, (model.scale * scores).softmax(0)
 
 
 def _mean(texts: Texts) -> Tensor:
