@@ -44,7 +44,8 @@ class _Rows:
         self._vectors = iter(torch.from_numpy(halves))
 
     def of(self, _key: str) -> Tensor:
-        return next(self._vectors)
+        vector: Tensor = next(self._vectors)
+        return vector
 
 
 class MadeUp(OwnModel):

@@ -4,9 +4,9 @@
 
 ``--work`` names a folder with room for 1,600 bytes a picture while the index is made, and 1,000 afterwards; what is
 complete there is used again, so a run that was ended goes on. Vectors and queries are those of ``made_up.py``, of the
-model (by default the champion, which ``make run`` leaves) and of what it has seen. The server is ``wukong serve`` on two
-cores, which its clients use too; each query is a text. Recall is the share of the exact ten best, by the products of
-the stored vectors.
+model (by default the champion, which ``make run`` leaves) and of what it has seen. The server is ``wukong serve`` on
+two cores, which its clients use too; each query is a text. Recall is the share of the exact ten best, by the products
+of the stored vectors.
 
 ``--peer`` asks clip-retrieval's server (``peer.py``) for the same vectors, with the index that its own library makes of
 them. It gets the vector of a query and so encodes no text, since CLIP's weights cannot be had everywhere.

@@ -26,7 +26,7 @@ PACKAGES = ("numpy", "faiss-cpu==1.15.1", "usearch==2.26.6", "lancedb==0.40.0", 
 QUERIES = 400
 BEST = 10
 RECALL = 0.98
-CANDIDATES = (100, 200, 400, 800)
+CANDIDATES = (100, 400)
 EFFORTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Search = Callable[[Any, int, int], Any]
@@ -66,9 +66,9 @@ def faiss_of(description: str) -> Callable[[Any, Path], tuple[Path, Callable[[Pa
 
 def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
     def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
-        Index = import_module("usearch.index").Index  # noqa: N806
+        index_of = import_module("usearch.index").Index
 
-        index = Index(ndim=vectors.shape[1], metric="ip", dtype=kind)
+        index = index_of(ndim=vectors.shape[1], metric="ip", dtype=kind)
         for start in range(0, len(vectors), 65_536):
             rows = np.arange(start, min(start + 65_536, len(vectors)))
             index.add(rows, vectors[start : start + 65_536].astype(np.float32), threads=2)
@@ -77,9 +77,9 @@ def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], 
         return file, opened
 
     def opened(file: Path) -> Search:
-        Index = import_module("usearch.index").Index  # noqa: N806
+        index_of = import_module("usearch.index").Index
 
-        index = Index.restore(str(file), view=True)
+        index = index_of.restore(str(file), view=True)
 
         def search(query: Any, count: int, effort: int) -> Any:
             index.expansion_search = max(effort, count)

@@ -27,7 +27,7 @@ from wukong.serve.vectors import Vectors
 
 FIRST_PASS = 200
 DIGITS = 4
-_CANDIDATES = 200
+_CANDIDATES = 100
 _FEW = 50_000
 """Up to so many pictures that a filter leaves are all compared."""
 _BLOCK_SCORES = 2**24
