@@ -285,7 +285,7 @@ def test_the_index_by_ray(page: Served, found: list[str]) -> None:
     try:
         for _ in range(2):
             began = time.monotonic()
-            kube.kubectl("-n", "wukong", "exec", pod, "--", "env", "RAY_ADDRESS=auto", *command)
+            kube.kubectl("-n", "wukong", "exec", pod, "--", "env", "RAY_ADDRESS=auto", *command, timeout=900)
             found.append(f"{time.monotonic() - began:.0f} s")
         (made,) = (manifest.load(uri) for uri in storage.list_files(f"{elsewhere}/index", "/manifest.json"))
         theirs = manifest.load(f"s3://wukong/indexes/index/{made.uri.rsplit('/', 1)[1]}")
