@@ -227,8 +227,8 @@ def main() -> None:
     parser.add_argument("--step", choices=("build", "search"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        step = built if options.step == "build" else searched
-        print(json.dumps(step(options.measure, options.work)))
+        run = built if options.step == "build" else searched
+        print(json.dumps(run(options.measure, options.work)))
         return
     options.work.mkdir(parents=True, exist_ok=True)
     prepare(options.work, options.vectors, options.model, options.data)
