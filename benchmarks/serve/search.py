@@ -240,17 +240,21 @@ def main() -> None:
         storage.write_json(storage.from_path(record), {"build_s": seconds})
     answers = exact(options.work, made, queries[:RECALLED])
     results = {"wukong": own(options, texts, answers) | json.loads(record.read_text())}
+    report("wukong", results["wukong"], options)
     if options.peer:
         results["clip-retrieval"] = peer(options, made, queries, answers)
-    for name, found in results.items():
-        found["load"] = os.getloadavg()[0]
-        print(f"{name}, {options.pictures:,} pictures, a load of {found['load']:.1f} on {os.cpu_count()} cores")
-        for key, value in found.items():
-            what, limit, sign = TARGETS.get(key, (key, None, 0))
-            target = "" if limit is None else f" (target {limit}: {'met' if sign * (value - limit) >= 0 else 'MISSED'})"
-            print(f"  {what}: {value:.4g}{target if name == 'wukong' else ''}")
+        report("clip-retrieval", results["clip-retrieval"], options)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def report(name: str, found: dict[str, float], options: argparse.Namespace) -> None:
+    found["load"] = os.getloadavg()[0]
+    print(f"{name}, {options.pictures:,} pictures, a load of {found['load']:.1f} on {os.cpu_count()} cores")
+    for key, value in found.items():
+        what, limit, sign = TARGETS.get(key, (key, None, 0))
+        target = "" if limit is None else f" (target {limit}: {'met' if sign * (value - limit) >= 0 else 'MISSED'})"
+        print(f"  {what}: {value:.4g}{target if name == 'wukong' else ''}", flush=True)
 
 
 if __name__ == "__main__":
