@@ -27,6 +27,8 @@ _SAMPLED = 40
 _LISTS = 4_096
 """Most lists of an index."""
 _BLOCK = 65_536
+_FEW = 8
+"""The centre of a cluster with fewer vectors says much of each."""
 _GROWTH = 2
 """Up to so many times the vectors that its clusters were made of, an index keeps them."""
 
@@ -65,6 +67,7 @@ def build(vectors: Vectors, write: Callable[[bytes], None], before: Before | Non
     if before is not None and len(vectors) <= _GROWTH * len(before.candidates):
         index, of_row = before.candidates.emptied()
         lists = of_row[before.rows]
+        _forget(index, vectors, lists)
     else:
         index = _trained(faiss, vectors, seed)
     for start in range(0, len(vectors), _BLOCK):
@@ -87,6 +90,16 @@ def _trained(faiss: Any, vectors: Vectors, seed: int) -> Any:
     sample = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), _SAMPLED * lists), replace=False)
     index.train(vectors[torch.from_numpy(np.sort(sample))].numpy())
     return index
+
+
+def _forget(index: Any, vectors: Vectors, lists: Rows) -> None:
+    """Make the centres of small clusters of the vectors that are left: the others may be gone for a reason."""
+    centres = index.quantizer.reconstruct_n(0, index.nlist)
+    for number in np.flatnonzero(np.bincount(lists[lists >= 0], minlength=index.nlist) < _FEW).tolist():
+        left = vectors[torch.from_numpy(np.flatnonzero(lists == number))]
+        centres[number] = left.mean(0).numpy() if len(left) else 0
+    index.quantizer.reset()
+    index.quantizer.add(centres)
 
 
 def _index(faiss: Any, quantizer: Any, width: int, lists: int) -> Any:
