@@ -4,7 +4,6 @@ import io
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from heapq import nlargest
 
 from PIL import Image
 from torch import Tensor
@@ -60,7 +59,6 @@ class Service(Embedder):
         super().__init__(model, limits)
         self.index = index.open_index(found, model)
         self.collection, self._counts = collection, found.counts
-        self._row_of = {key: row for row, key in enumerate(self.index.keys)}
         self._searcher = Searcher(self.index, model)
         self._files = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._search = Batcher(self._searched, self._texts, BATCH, limits.waiting)
@@ -192,7 +190,7 @@ class Service(Embedder):
         Raises:
             RefusedError: (404) there is none with this key.
         """
-        row = self._row_of.get(key)
+        row = self.index.row_of(key)
         if row is None:
             raise RefusedError(404, "the collection has no picture with this key: search for one")
         return Picture(row, await self._in(self._files, self.collection.read, self.index.places[row]))
@@ -219,7 +217,8 @@ class Service(Embedder):
 
     def urls_of(self, keys: Sequence[str]) -> dict[str, str]:
         """The URLs of pictures of the collection, by key; see ``Collection.urls``."""
-        return self.collection.urls({key: self.index.places[self._row_of[key]] for key in keys})
+        rows = {key: self.index.row_of(key) for key in keys}
+        return self.collection.urls({key: self.index.places[row] for key, row in rows.items() if row is not None})
 
     def spread(self, count: int) -> list[answers.ShownPicture]:
         """Return some pictures, spread evenly over the collection."""
@@ -232,9 +231,8 @@ class Service(Embedder):
 
         Some share one, or there are fewer, where the collection has no others.
         """
-        pictures_of, captions = self.index.pictures_of, self.index.captions
-        frequent = nlargest(_FREQUENT, range(len(captions)), key=lambda row: len(pictures_of[row]))
-        short = [captions[row] for row in frequent if len(captions[row]) in _SHORT and has_han(captions[row])]
+        frequent = [self.index.captions[row] for row in self.index.frequent(_FREQUENT)]
+        short = [caption for caption in frequent if len(caption) in _SHORT and has_han(caption)]
         chosen: list[str] = []
         for caption in short:
             if len(chosen) < count and not set(caption) & set("".join(chosen)):
