@@ -1,5 +1,6 @@
 """The search page on a cluster: a RayService, by the overlay of docs/serving.md, of a run's model and pictures."""
 
+import asyncio
 import json
 import os
 import re
@@ -130,7 +131,7 @@ def expected(page: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     from wukong.serve.app import create_app
 
     made = start.service(page.trained, page.data, str(tmp_path_factory.mktemp("indexes")))
-    key = made.index.keys[0]
+    key = asyncio.run(made.spread(1))[0].picture
     questions = (
         f"/api/search?q={QUERY}",
         f"/api/captions?picture={key}",

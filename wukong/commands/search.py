@@ -139,7 +139,7 @@ async def _found(
         similar = await service.captions(await service.sent(_chunks(picture), None), top)
         answer = {"query": str(picture), "captions": [each.model_dump() for each in similar.captions]}
         hits = similar.similar
-    urls = service.urls_of([hit.picture for hit in hits])
+    urls = await service.urls_of([hit.picture for hit in hits])
     results = []
     for rank, hit in enumerate(hits, 1):
         file = await _save(service, rank, hit.picture, save) if save else None

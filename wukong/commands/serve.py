@@ -86,7 +86,7 @@ def _serve(
             else:
                 service = start.service(model, data, index, device, public_key=public_key)
                 app = create_app(service, hosts(listening, host))
-                ready = message(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
+                ready = message(f"{service.pictures} pictures at {url} (Ctrl-C ends it)")
         echo(ready)
         # Without a configuration of its own: that would close every handler of this process.
         config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)

@@ -13,7 +13,7 @@ data's digests, finished pieces have markers, and the manifest is written last. 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Index:
         caption_tokens: the token vectors of captions; None for a global model.
         counted: int64 [captions], how many of a caption's tokens count, from its second on.
         calibration: what ``calibration.json`` holds; empty where there is none.
+        columns: what pictures are filtered by, as far as the data have it, each [pictures]: ``source``, ``width``,
+            ``height``, ``date`` (days since 1970, -1 where it is unknown), ``licence``, and ``group``, the row of the
+            first of its near-duplicates in the collection.
     """
 
     uri: str
@@ -77,6 +80,7 @@ class Index:
     caption_tokens: "TokenVectors | None"
     counted: Tensor
     calibration: dict[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def caption_texts(self, rows: Tensor) -> Texts:
         """Read the token vectors of some captions, float32 [rows, tokens, d], and which of them count."""
@@ -147,6 +151,11 @@ def open_index(found: Manifest, model: OwnModel) -> Index:
     return open_parts(found.uri, found.parts, model)
 
 
+def calibration_of(found: Manifest) -> dict[str, Any]:
+    """Read the calibration of a finished index; empty where there is none."""
+    return _calibration(found.uri, found.parts)
+
+
 def open_parts(uri: str, parts: Sequence[Part], model: OwnModel) -> Index:
     """Open an index whose manifest is not written yet, by its parts; see ``open_index``."""
     width = model.saved.model.width
@@ -162,7 +171,6 @@ def open_parts(uri: str, parts: Sequence[Part], model: OwnModel) -> Index:
         captions_of.append(rows)
         for row in rows:
             pictures_of[row].append(picture)
-    calibrated = any(part.path == CALIBRATION for part in parts)
     return Index(
         uri=uri,
         keys=tuple(pictures["key"].to_pylist()),
@@ -175,8 +183,13 @@ def open_parts(uri: str, parts: Sequence[Part], model: OwnModel) -> Index:
         picture_tokens=_token_files(uri, parts, "pictures/") if model.token_wise else None,
         caption_tokens=_token_files(uri, parts, "captions/") if model.token_wise else None,
         counted=torch.tensor(captions["counted"].to_pylist(), dtype=torch.int64),
-        calibration=storage.read_json(storage.join(uri, CALIBRATION)) if calibrated else {},
+        calibration=_calibration(uri, parts),
     )
+
+
+def _calibration(uri: str, parts: Sequence[Part]) -> dict[str, Any]:
+    there = any(part.path == CALIBRATION for part in parts)
+    return storage.read_json(storage.join(uri, CALIBRATION)) if there else {}
 
 
 def _of_kind(parts: Sequence[Part], prefix: str, suffix: str) -> Iterator[Part]:

@@ -9,6 +9,7 @@ comparison of all tokens with all others; with at most ``FIRST_PASS`` pictures i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +43,7 @@ class SearchResult:
     Attributes:
         hits: the best pictures, the best first.
         stands_out: by how much the best score exceeds the mean score of pictures in general for the same text. Scores
-            of different texts cannot be compared: some texts are near to every picture.
+            of different texts cannot be compared: some texts are near to every picture. 0 without hits.
     """
 
     hits: list[Hit]
@@ -69,26 +70,37 @@ class Searcher:
         """Encode texts in the form in which they are searched; those that are too long for the model are cut."""
         return self.model.saved.encode_text(search_forms(texts), strict=False)
 
+    @property
+    def depth(self) -> int | None:
+        """How many of the nearest pictures are ranked; None where all are."""
+        return None if self.index.picture_tokens is None else FIRST_PASS
+
+    def pictures_of_texts(
+        self, texts: Sequence[str], count: int, allowed: np.ndarray | None = None
+    ) -> list[SearchResult]:
+        """Find the pictures that are most similar to each text; see ``pictures_of_encoded``."""
+        return self.pictures_of_encoded(self.encode_texts(texts), count, allowed)
+
     @torch.inference_mode()
-    def pictures_of_texts(self, texts: Sequence[str], count: int) -> list[SearchResult]:
+    def pictures_of_encoded(self, encoded: Texts, count: int, allowed: np.ndarray | None = None) -> list[SearchResult]:
         """Find the pictures that are most similar to each text, the best first.
 
         Args:
-            texts: the queries.
+            encoded: the queries, from ``encode_texts``.
             count: how many pictures of each.
+            allowed: bool [pictures], those that may be found; None for all.
         """
-        encoded = self.encode_texts(texts)
         if self.index.picture_tokens is None:
-            best = _best(encoded.vectors, self.index.picture_vectors, count)
+            best = _best(encoded.vectors, self.index.picture_vectors, count, allowed)
         else:
-            first = _best(_mean(encoded), self.index.picture_vectors, max(FIRST_PASS, count))
+            first = _best(_mean(encoded), self.index.picture_vectors, max(FIRST_PASS, count), allowed)
             best = [
                 self.rank(Texts(encoded.vectors[row : row + 1], encoded.counted[row : row + 1]), hits, count)
                 for row, hits in enumerate(first)
             ]
         means = self.model.similarity(self._reference, encoded).text_to_image.mean(0)
         return [
-            SearchResult(hits, round(hits[0].score - mean, DIGITS))
+            SearchResult(hits, round(hits[0].score - mean, DIGITS) if hits else 0.0)
             for hits, mean in zip(best, means.tolist(), strict=True)
         ]
 
@@ -103,7 +115,7 @@ class Searcher:
         """
         if self.index.picture_tokens is None:
             raise ValueError("a global model has no tokens")
-        rows = torch.tensor([hit.row for hit in first])
+        rows = torch.tensor([hit.row for hit in first], dtype=torch.int64)
         scores = self.model.similarity(self.index.picture_tokens.read(rows), text).text_to_image[:, 0]
         return _ranked(scores, rows, count)
 
@@ -120,10 +132,10 @@ class Searcher:
         return _ranked(scores, rows, count)
 
     @torch.inference_mode()
-    def similar_pictures(self, picture: Tensor, count: int) -> list[Hit]:
+    def similar_pictures(self, picture: Tensor, count: int, allowed: np.ndarray | None = None) -> list[Hit]:
         """Find the pictures that are most similar to an encoded picture: cosine of their (mean) vectors."""
         mean = F.normalize(picture.mean(0) if picture.ndim == 2 else picture, dim=-1)
-        return _best(mean[None], self._unit_vectors, count)[0]
+        return _best(mean[None], self._unit_vectors, count, allowed)[0]
 
     def stored_picture(self, row: int) -> Tensor:
         """Read the vectors of a picture of the index, [d] or [tokens, d]."""
@@ -131,16 +143,21 @@ class Searcher:
             return self.index.picture_vectors[row]
         return self.index.picture_tokens.read(torch.tensor([row]))[0]
 
-    @torch.inference_mode()
     def label_scores(self, picture: Tensor, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Compare an encoded picture with labels, each in the prompt ``一张{}的照片。`` (zero-shot classification).
+        """Compare an encoded picture with labels; see ``label_scores``."""
+        return label_scores(self.model, picture, labels)
 
-        Returns:
-            The similarities, and their softmax with the model's temperature: how the labels share the probability 1.
-        """
-        texts = self.encode_texts([_PROMPT.format(label) for label in labels])
-        scores = self.model.similarity(picture[None], texts).image_to_text[0]
-        return scores, (self.model.scale * scores).softmax(0)
+
+@torch.inference_mode()
+def label_scores(model: OwnModel, picture: Tensor, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Compare an encoded picture with labels, each in the prompt ``一张{}的照片。`` (zero-shot classification).
+
+    Returns:
+        The similarities, and their softmax with the model's temperature: how the labels share the probability 1.
+    """
+    texts = model.saved.encode_text(search_forms([_PROMPT.format(label) for label in labels]), strict=False)
+    scores = model.similarity(picture[None], texts).image_to_text[0]
+    return scores, (model.scale * scores).softmax(0)
 
 
 def _mean(texts: Texts) -> Tensor:
@@ -149,15 +166,17 @@ def _mean(texts: Texts) -> Tensor:
     return (texts.vectors * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-def _best(queries: Tensor, vectors: Tensor, count: int) -> list[list[Hit]]:
+def _best(queries: Tensor, vectors: Tensor, count: int, allowed: np.ndarray | None = None) -> list[list[Hit]]:
     """Find the largest dot products of each query, the largest first; equal ones, rounded, are in the order of rows."""
     step = max(1, _BLOCK_SCORES // max(1, len(queries)))
     best: list[list[tuple[float, int]]] = [[] for _ in queries]
     for start in range(0, len(vectors), step):
         scores = queries @ vectors[start : start + step].T
+        if allowed is not None:
+            scores[:, torch.from_numpy(~allowed[start : start + step])] = -torch.inf
         last = scores.topk(min(count, scores.shape[1]), dim=1).values[:, -1:]
         # With all that may be equal to the last one when they are rounded, so that a block's size decides nothing.
-        query, row = (scores >= last - 10**-DIGITS).nonzero(as_tuple=True)
+        query, row = ((scores >= last - 10**-DIGITS) & (scores > -torch.inf)).nonzero(as_tuple=True)
         for number, place, score in zip(
             query.tolist(), (row + start).tolist(), scores[query, row].tolist(), strict=True
         ):

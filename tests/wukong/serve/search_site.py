@@ -18,8 +18,10 @@ from fastapi import FastAPI
 
 from wukong.crawl.uploads import Limits
 from wukong.serve import app, collection, encode
+from wukong.serve.index import Index
 from wukong.serve.listening import listen
 from wukong.serve.service import Service
+from wukong.serve.shard import LocalShard
 from wukong.store import storage
 
 HOSTILE = """<script>alert(1)</script>"' onerror=alert(2) {{7*7}} </main>黑"""
@@ -60,8 +62,18 @@ class Site(Server):
     service: Service
 
     @property
+    def index(self) -> Index:
+        """Of a service that has it in this process, as one shard."""
+        (shard,) = self.service.router.shards
+        assert isinstance(shard, LocalShard)
+        return shard.index
+
+    def captions_of(self, row: int) -> list[str]:
+        return [self.index.captions[each] for each in self.index.captions_of[row]]
+
+    @property
     def key_of_hostile(self) -> str:
-        return next(key for row, key in enumerate(self.service.index.keys) if HOSTILE in self.service.captions_of(row))
+        return next(key for row, key in enumerate(self.index.keys) if HOSTILE in self.captions_of(row))
 
 
 @contextmanager

@@ -139,8 +139,8 @@ def test_a_chinese_page_has_no_english_word(open_page: Callable[[str], Any], sit
         visit(page, path)
         assert foreign(page) <= set(page.input_value("#q").split()), path
         assert page.locator("html").get_attribute("lang") == "zh-CN"
-    none = next(row for row in range(len(site.service.index.keys)) if not site.service.captions_of(row))
-    visit(page, f"/pictures/{site.service.index.keys[none]}")
+    none = next(row for row in range(len(site.index.keys)) if not site.captions_of(row))
+    visit(page, f"/pictures/{site.index.keys[none]}")
     assert foreign(page) == set()
 
 
