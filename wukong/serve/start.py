@@ -1,6 +1,8 @@
 """Load a model, and open or make the index: the start of a server, by ``wukong serve`` or Ray Serve, or of a search."""
 
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,9 +15,14 @@ from wukong.runtime import environment
 from wukong.serve import collection, encode
 from wukong.serve.collection import Collection
 from wukong.serve.embedder import Embedder
+from wukong.serve.index import open_parts
+from wukong.serve.router import SECONDS
+from wukong.serve.search import Searcher
 from wukong.serve.service import Service
-from wukong.store import storage
-from wukong.store.manifest import Manifest
+from wukong.serve.shard import LocalShard, Shard
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest, Part
+from wukong.tracking import model_versions
 
 
 def service(
@@ -28,6 +35,8 @@ def service(
     *,
     encodes: bool = True,
     public_key: Path | None = None,
+    connect: Callable[[Manifest], Sequence[Shard]] | None = None,
+    seconds: float = SECONDS,
 ) -> Service:
     """Load what a server needs; the collection is encoded first if its index is not finished.
 
@@ -40,6 +49,8 @@ def service(
         cores: processor cores to compute with; None for all that this process may use.
         encodes: false to refuse a collection whose index is not finished.
         public_key: by which key the model must be signed; see ``wukong.load``.
+        connect: makes what asks the shards of an index in other processes; None to open it in this one.
+        seconds: how long an answer waits for a shard.
 
     Raises:
         DataError: model, collection or index is damaged, the model is not signed as it must be, or the index is not
@@ -48,7 +59,57 @@ def service(
         ConfigError: this machine has no such device.
     """
     _share(cores)
-    return Service(*indexed(model, data, root, device, encodes=encodes, public_key=public_key), limits or Limits())
+    pictures, loaded, found = indexed(model, data, root, device, encodes=encodes, public_key=public_key)
+    shards = None if connect is None else connect(found)
+    return Service(pictures, loaded, found, limits or Limits(), shards, seconds)
+
+
+def version(model: str, data: str) -> tuple[str, str]:
+    """Say what model and data are at this moment, in little time: if it is another thing, ``service`` loads others.
+
+    Args:
+        model: as of ``service``; of an alias in MLflow the version that holds it.
+        data: as of ``service``.
+
+    Raises:
+        DataError, StorageError, ConfigError: that cannot be said.
+    """
+    aliased = model.startswith("models:/") and "@" in model
+    return model_versions.folder_of(model) if aliased else model, collection.of(data).digest
+
+
+def shard(model: str, index: str, number: int, of: int, cores: int | None = None) -> LocalShard:
+    """Load a shard of an index.
+
+    Args:
+        model: URI of the model that the index was made with.
+        index: URI of the index.
+        number: number of the shard, from 0.
+        of: how many shards there are.
+        cores: processor cores to compute with; None for all that this process may use.
+
+    Raises:
+        DataError: the index is not finished, is damaged, or was made with another model; it has fewer blocks than
+            shards are asked for.
+        StorageError: there is nothing at a URI.
+    """
+    _share(cores)
+    found, loaded = manifest.load(index), OwnModel(wukong.load(model), model)
+    if found.config["model"] != loaded.digest:
+        raise DataError(f"{index} was made with another model than {model}: start the shards with that model")
+    texts, pictures = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("texts", "pictures"))
+    opened = open_parts(found.uri, _parts_of(found, number, of), loaded)
+    return LocalShard(Searcher(opened, loaded), texts, pictures, Limits().waiting)
+
+
+def _parts_of(found: Manifest, number: int, of: int) -> list[Part]:
+    """Return the parts of a shard: all captions, and its share of the blocks of pictures, in the order of the index."""
+    pictures = [part for part in found.parts if part.path.startswith("pictures/")]
+    blocks = sorted({part.path.partition(".")[0] for part in pictures})
+    if len(blocks) < of:
+        raise DataError(f"{found.uri} has {len(blocks)} blocks of pictures: divide it into at most as many shards")
+    mine = {block for place, block in enumerate(blocks) if place * of // len(blocks) == number}
+    return [part for part in found.parts if part not in pictures or part.path.partition(".")[0] in mine]
 
 
 def embedder(
