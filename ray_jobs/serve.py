@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from wukong.store.manifest import Manifest
 
 _NEEDED = ("model", "data", "index")
-_SETTINGS = {"replicas": 1, "cpus": 2, "gpus": 0, "shards": 1, "shard_replicas": 1, "shard_cpus": 1, "memory": 0.0,
+_SETTINGS = {"replicas": 1, "cpus": 2, "gpus": 0, "shards": 1, "shard_replicas": 1, "shard_cpus": 1.0, "memory": 0.0,
              "seconds": 3.0, "watch": 60.0}  # fmt: skip
 """The other arguments and their defaults; ``memory`` is in GiB, of each replica that holds an index."""
 _ONGOING = 256
@@ -284,10 +284,10 @@ class Shard:
     Args:
         number: its number, from 0.
         of: how many shards there are.
-        cpus: processor cores to compute with.
+        cpus: processor cores to compute with; a part of one counts as one.
     """
 
-    def __init__(self, number: int, of: int, cpus: int) -> None:
+    def __init__(self, number: int, of: int, cpus: float) -> None:
         self._number, self._of, self._cpus = number, of, cpus
         self._loaded: dict[Version, asyncio.Future[LocalShard]] = {}
 
@@ -322,7 +322,7 @@ class Shard:
         with garbage.kept():
             from wukong.serve import start
 
-            return start.shard(version.model, version.index, self._number, self._of, self._cpus)
+            return start.shard(version.model, version.index, self._number, self._of, max(1, int(self._cpus)))
 
     def _forget_failed(self, version: Version, loading: "asyncio.Future[LocalShard]") -> None:
         if not loading.cancelled() and loading.exception():

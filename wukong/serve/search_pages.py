@@ -86,8 +86,8 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
         except RefusedError as error:
             return await home_page(error.status, **asked, problem=str(error))
         given = {name: fields[name] for name in ("q", *Filters.model_fields) if fields.get(name)}
-        links = {number: f"/?{urlencode({**given, 'page': number})}" for number in (found.page - 1, found.page + 1)}
-        return await home_page(**asked, found=found, links=links)
+        turns = {number: f"/?{urlencode({**given, 'page': number})}" for number in (found.page - 1, found.page + 1)}
+        return await home_page(**asked, found=found, turns=turns)
 
     @app.get("/about", include_in_schema=False)
     async def about_page() -> HTMLResponse:
