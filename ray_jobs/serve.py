@@ -28,8 +28,8 @@ from wukong.serve import garbage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wukong.serve.served_shard import Description, Item, LocalShard, Neighbours, Question, Ranked
     from wukong.serve.service import Service
-    from wukong.serve.shard import Description, Item, LocalShard, Neighbours, Question, Ranked
     from wukong.serve.versions import Switch
     from wukong.store.manifest import Manifest
 
@@ -198,7 +198,7 @@ class Search:
 
 
 class RemoteShard:
-    """Asks a deployment of a shard as ``wukong.serve.shard.Shard`` is asked.
+    """Asks a deployment of a shard as ``wukong.serve.served_shard.Shard`` is asked.
 
     Args:
         handle: its handle.
@@ -298,7 +298,7 @@ class Shard:
         return name
 
     async def ask(self, version: Version, method: str, *arguments: Any) -> Any:
-        """Answer as ``wukong.serve.shard.LocalShard`` does, whose method is named."""
+        """Answer as ``wukong.serve.served_shard.LocalShard`` does, whose method is named."""
         from wukong.crawl.uploads import RefusedError
 
         shard = await self._shard(version)

@@ -88,8 +88,9 @@ def _serve(
     public_key: Path | None,
     watch: float,
 ) -> None:
-    from wukong.serve.listening import USUAL_PORT, address, hosts, listen
+    from wukong.serve.listening import USUAL_PORT, Protocol, address, allow_connections, hosts, listen
 
+    allow_connections()
     with listen(host, port) as listening:
         taken = listening.getsockname()[1]
         if port is None and taken != USUAL_PORT:
@@ -117,6 +118,6 @@ def _serve(
                 ready = message(f"{service.pictures} pictures at {url} (Ctrl-C ends it)")
         echo(ready)
         # Without a configuration of its own: that would close every handler of this process.
-        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
+        config = uvicorn.Config(app, http=Protocol, log_config=None, log_level="warning", access_log=False)
         # It ends in order when a signal comes, and then sends itself that signal again.
         uvicorn.Server(config).run([listening])

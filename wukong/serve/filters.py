@@ -51,7 +51,9 @@ class Filters(BaseModel, frozen=True):
         "which queries are read: half width, lower case, Simplified characters.",
     )
     fold: bool = Field(
-        False, description="Whether of near-duplicates only the one that is nearest to the query is among the results."
+        False,
+        description="Whether of near-duplicates only the one that is nearest to the query is among the results; those "
+        "in different shards of the index are not compared.",
     )
 
     @classmethod

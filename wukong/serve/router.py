@@ -18,7 +18,7 @@ from torch import Tensor
 from wukong.crawl.uploads import RefusedError
 from wukong.runtime.language import message
 from wukong.serve.search import DIGITS
-from wukong.serve.shard import PICTURES_OF_A_CAPTION, Caption, Description, Item, Question, Ranked, Shard
+from wukong.serve.served_shard import PICTURES_OF_A_CAPTION, Caption, Description, Item, Question, Ranked, Shard
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +114,10 @@ class Router:
 
     Args:
         shards: the shards, in the order of the collection.
-        seconds: how long an answer waits for one.
+        seconds: how long an answer waits for one; None for as long as it takes, as within one process.
     """
 
-    def __init__(self, shards: Sequence[Shard], seconds: float = SECONDS) -> None:
+    def __init__(self, shards: Sequence[Shard], seconds: float | None = SECONDS) -> None:
         self.shards, self.seconds = tuple(shards), seconds
         self.states = tuple(State() for _ in shards)
         self._tries: dict[int, asyncio.Task[None]] = {}
@@ -150,20 +150,11 @@ class Router:
         """
         found = await self._ask(lambda _, shard: shard.search(question))
         ranked = sorted((-hit.score, number, hit.row) for number, each in found.given.items() for hit in each.hits)
-        groups = {(number, hit.row): hit.group for number, each in found.given.items() for hit in each.hits}
-        seen: set[int] = set()
-        kept = []
-        for score, number, row in ranked:
-            group = groups[number, row]
-            if group is None or group not in seen:
-                kept.append((-score, number, row))
-            if group is not None:
-                seen.add(group)
-        hits, lost = await self._shown(kept[first:last])
+        hits, lost = await self._shown([(-score, number, row) for score, number, row in ranked[first:last]])
         return Found(
             hits=hits,
-            more=len(kept) > last,
-            stands_out=_stands_out(found.given.values(), kept[0][0]) if kept else None,
+            more=len(ranked) > last,
+            stands_out=_stands_out(found.given.values(), -ranked[0][0]) if ranked else None,
             matching=sum(each.matching for each in found.given.values()),
             looked_at=sum(each.looked_at for each in found.given.values()),
             missing=tuple(sorted({*found.missing, *lost})),
@@ -248,7 +239,7 @@ class Router:
             given: dict[int, T] = {}
             for number, task in tasks.items():
                 if not task.done():
-                    self._failed(number, message(f"it did not answer within {self.seconds:g} s"))
+                    self._failed(number, self._late())
                 elif (error := task.exception()) is None:
                     given[number] = task.result()
                 elif isinstance(error, RefusedError):
@@ -259,7 +250,8 @@ class Router:
             for task in tasks.values():
                 task.cancel()
         if not given:
-            names = "; ".join(f"{self.name(number)}: {self.states[number].reason}" for number in asked)
+            late = self._late()
+            names = "; ".join(f"{self.name(number)}: {self.states[number].reason or late}" for number in asked)
             raise RefusedError(503, f"no part of the index answers, so nothing can be searched now ({names})")
         return _Answers(given, tuple(number for number in asked if number not in given))
 
@@ -272,6 +264,9 @@ class Router:
         elif isinstance(answer, Ranked):
             state.seconds = took if state.seconds is None else _REMEMBERED * state.seconds + (1 - _REMEMBERED) * took
         return answer
+
+    def _late(self) -> str:
+        return message(f"it did not answer within {self.seconds or 0:g} s")
 
     def _lost(self, number: int) -> bool:
         return bool(self.states[number].reason)

@@ -78,11 +78,11 @@ class Searcher:
     def pictures_of_texts(
         self, texts: Sequence[str], count: int, allowed: np.ndarray | None = None
     ) -> list[SearchResult]:
-        """Find the pictures that are most similar to each text; see ``pictures_of_encoded``."""
-        return self.pictures_of_encoded(self.encode_texts(texts), count, allowed)
+        """Find the pictures that are most similar to each text; see ``pictures_of``."""
+        return self.pictures_of(self.encode_texts(texts), count, allowed)
 
     @torch.inference_mode()
-    def pictures_of_encoded(self, encoded: Texts, count: int, allowed: np.ndarray | None = None) -> list[SearchResult]:
+    def pictures_of(self, encoded: Texts, count: int, allowed: np.ndarray | None = None) -> list[SearchResult]:
         """Find the pictures that are most similar to each text, the best first.
 
         Args:

@@ -25,7 +25,7 @@ from wukong.serve.filters import NO_FILTERS, Filters
 from wukong.serve.query import search_forms
 from wukong.serve.router import SECONDS, At, Hit, Router
 from wukong.serve.search import DIGITS, Searcher, label_scores
-from wukong.serve.shard import LocalShard, Question, Shard
+from wukong.serve.served_shard import LocalShard, Question, Shard
 from wukong.store.manifest import Manifest
 
 _READERS = 4
@@ -59,7 +59,7 @@ class Service(Embedder):
         found: manifest of the index of both.
         limits: what a request may hold.
         shards: the shards of the index; None to open it in this process, as one.
-        seconds: how long an answer waits for a shard.
+        seconds: how long an answer waits for a shard of ``shards``.
 
     Attributes:
         calibration: what ``calibration.json`` holds; empty where there is none.
@@ -81,10 +81,11 @@ class Service(Embedder):
         self.calibration = index.calibration_of(found)
         self._files = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._encode = Batcher(self._encoded_texts, self._texts, BATCH, limits.waiting)
+        within = None if shards is None else seconds
         if shards is None:
             searcher = Searcher(index.open_index(found, model), model)
             shards = [LocalShard(searcher, self._texts, self._pictures, limits.waiting)]
-        self.router = Router(shards, seconds)
+        self.router = Router(shards, within)
 
     def close(self) -> None:
         """End the threads and the child process."""

@@ -18,8 +18,8 @@ from wukong.serve.embedder import Embedder
 from wukong.serve.index import open_parts
 from wukong.serve.router import SECONDS
 from wukong.serve.search import Searcher
+from wukong.serve.served_shard import LocalShard, Shard
 from wukong.serve.service import Service
-from wukong.serve.shard import LocalShard, Shard
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part
 from wukong.tracking import model_versions

@@ -15,8 +15,8 @@ from wukong.crawl.uploads import Limits
 from wukong.serve import collection, encode, index
 from wukong.serve.index import Index
 from wukong.serve.search import Searcher
+from wukong.serve.served_shard import LocalShard
 from wukong.serve.service import Service
-from wukong.serve.shard import LocalShard
 from wukong.store import storage
 
 EPOCH = date(1970, 1, 1)

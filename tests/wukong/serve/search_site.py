@@ -14,14 +14,14 @@ from urllib.parse import urlencode
 
 import colours
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from wukong.crawl.uploads import Limits
 from wukong.serve import app, collection, encode
 from wukong.serve.index import Index
-from wukong.serve.listening import listen
+from wukong.serve.listening import Protocol, listen
+from wukong.serve.served_shard import LocalShard
 from wukong.serve.service import Service
-from wukong.serve.shard import LocalShard
 from wukong.store import storage
 
 HOSTILE = """<script>alert(1)</script>"' onerror=alert(2) {{7*7}} </main>黑"""
@@ -97,10 +97,10 @@ def served(service: Service) -> Iterator[Site]:
 
 
 @contextmanager
-def started(application: FastAPI) -> Iterator[Server]:
+def started(application: ASGIApp) -> Iterator[Server]:
     """A server on loopback, until the block ends."""
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(application, log_config=None, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(application, http=Protocol, log_config=None, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:

@@ -19,8 +19,8 @@ from wukong.serve import collection, encode, index, start
 from wukong.serve.collection import Collection
 from wukong.serve.router import Router
 from wukong.serve.search import Searcher
+from wukong.serve.served_shard import LocalShard
 from wukong.serve.service import Service
-from wukong.serve.shard import LocalShard
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 

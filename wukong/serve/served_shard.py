@@ -48,17 +48,6 @@ class Question:
     filters: Filters
 
 
-class RankedHit(NamedTuple):
-    """A picture that was found: its row in the shard, its similarity, and its near-duplicates where these are folded.
-
-    A group has the same number in all shards.
-    """
-
-    row: int
-    score: float
-    group: int | None
-
-
 @dataclass(frozen=True)
 class Ranked:
     """What a shard finds.
@@ -71,7 +60,7 @@ class Ranked:
         looked_at: how many of these were ranked: all, or the nearest alone.
     """
 
-    hits: tuple[RankedHit, ...]
+    hits: tuple[Hit, ...]
     mean: float | None
     pictures: int
     matching: int
@@ -250,9 +239,9 @@ class LocalShard:
             else:
                 count = max(asked[number].count for number in numbers)
                 texts = _together([asked[number].text for number in numbers])
-                results = self._searcher.pictures_of_encoded(texts, count, allowed)
+                results = self._searcher.pictures_of(texts, count, allowed)
                 for number, result in zip(numbers, results, strict=True):
-                    hits = tuple(RankedHit(hit.row, hit.score, None) for hit in result.hits[: asked[number].count])
+                    hits = tuple(result.hits[: asked[number].count])
                     found[number] = Ranked(hits, _mean(result), pictures, matching, self._most(matching))
         return [found[number] for number in range(len(asked))]
 
@@ -261,14 +250,14 @@ class LocalShard:
         most = min(self._most(matching), _MOST_FOLDED)
         looked_at = min(2 * question.count, most)
         while True:
-            (result,) = self._searcher.pictures_of_encoded(question.text, looked_at, allowed)
+            (result,) = self._searcher.pictures_of(question.text, looked_at, allowed)
             groups = self._selection.groups([hit.row for hit in result.hits])
             first: dict[int, Hit] = {}
             for hit, group in zip(result.hits, groups, strict=True):
                 first.setdefault(group, hit)
             if len(first) >= question.count or looked_at >= most:
-                hits = [RankedHit(hit.row, hit.score, group) for group, hit in first.items()]
-                return Ranked(tuple(hits[: question.count]), _mean(result), len(self.index.keys), matching, most)
+                hits = tuple(first.values())[: question.count]
+                return Ranked(hits, _mean(result), len(self.index.keys), matching, most)
             looked_at = min(4 * looked_at, most)
 
     def _most(self, matching: int) -> int:
