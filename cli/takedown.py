@@ -69,9 +69,9 @@ def takedown(
     when, why, by which list, and which pairs; it has hashes, no URL. Run nothing else on the experiment meanwhile.
 
     Reports and pages that show the pairs are deleted, also in MLflow and on this machine; `wukong run` makes those of
-    a run anew. Indexes of a search are deleted; end a server that runs, it keeps what it has read. Trained models and
-    measured numbers stay; models that were trained on the pairs are named. Name the same list in
-    crawl.politeness.opt_out, so that the next crawl does not fetch the pictures again. Example:
+    a run anew. The pairs go from the indexes of a search, which keep all others; end a server that runs, it keeps what
+    it has read. Trained models and measured numbers stay; models that were trained on the pairs are named. Name the
+    same list in crawl.politeness.opt_out, so that the next crawl does not fetch the pictures again. Example:
 
         wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
 
@@ -99,7 +99,7 @@ def takedown(
     tell = partial(console.out, translated("Deleted"))
     indexes = _roots_of_indexes(experiment.storage if root.startswith(experiment.storage) else None, index)
     copies = [] if at else _copies(experiment.name)
-    copies.append(partial(_delete_indexes, indexes, root))
+    copies.append(partial(_update_indexes, indexes, root))
     shown = () if at else _files_of_copies(experiment.name)
     if (begun := library.pending(root)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
@@ -195,11 +195,15 @@ def _roots_of_indexes(store: str | None, named: str | None) -> list[str]:
     return list(dict.fromkeys(filter(None, [*usual, uri_of(named) if named else None])))
 
 
-def _delete_indexes(roots: Sequence[str], place: str, _traces: "Traces") -> list[str]:
-    """Delete the indexes of what has changed at a place; a search makes them anew."""
+def _update_indexes(roots: Sequence[str], place: str, _traces: "Traces") -> list[str]:
+    """Take the pairs out of the indexes of what has changed at a place; return those that were replaced or deleted."""
     from wukong.publish import superseded
 
-    return [folder for root in roots for folder in superseded.delete_below(root, place)]
+    if not any(superseded.changed_below(root, place) for root in roots):
+        return []
+    from wukong.serve import taken_down  # it imports torch
+
+    return [folder for root in roots for folder in taken_down.update(root, place)]
 
 
 def _files_of_copies(name: str) -> Iterator[tuple[str, bytes]]:

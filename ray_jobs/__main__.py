@@ -16,13 +16,14 @@ import ray
 import ray.exceptions
 
 from ray_jobs import machines
+from ray_jobs.connection import connect
 from wukong import stages
 from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
-from wukong.runtime import forwarded, logs
+from wukong.runtime import logs
 from wukong.runtime.cancel import end_with_parent
 from wukong.stages import preflight
 from wukong.store import fence, manifest, storage
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
         fence.claim(experiment.root, options.run, filed_as)
-        _connect()
+        connect()
         if sum(machine["Alive"] for machine in ray.nodes()) > 1:
             preflight.check_shared_storage(experiment)
         preflight.check_weights(experiment)  # the component that checks the rest of a pipeline's run has no torch
@@ -120,18 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--filed-as", default="", help="name of the record, by default the stage's")
     parser.add_argument("--parent", action="append", default=[], help="URI of a parent's manifest (repeatable)")
     return parser
-
-
-def _connect() -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    variables = {name: os.environ[name] for name in forwarded.TO_WORKERS if name in os.environ}
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        runtime_env={"env_vars": variables},
-        configure_logging=False,
-        log_to_driver=True,
-        include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
-    )
 
 
 def _explained_cause(error: BaseException) -> WukongError | None:

@@ -2,8 +2,8 @@
 
 It is the application of ``wukong serve`` (``wukong.serve``). With ``shards=1`` each replica holds model and index. With
 more, the deployment ``search`` holds the model and asks the deployments ``shard-0``, ``shard-1`` and so on, each of
-which holds a range of the pictures (``wukong.serve.router``). The index should be made before, so that replicas find
-it: ``wukong serve`` does, or the first replica.
+which holds shards of the index, a range of the pictures (``wukong.serve.router``). The index should be made before, so
+that replicas find it: ``wukong serve`` does, or the first replica.
 
 Which index is searched is the ``user_config`` of ``search``, by default ``model``, ``data`` and ``index`` of the
 arguments. Ray Serve gives another one to the replicas that run (``reconfigure``), which load it beside the one that
@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from wukong.serve.service import Service
     from wukong.serve.versions import Switch
     from wukong.store.manifest import Manifest
+
+    _Opened = dict[int, LocalShard | DataError]
 
 _NEEDED = ("model", "data", "index")
 _SETTINGS = {"replicas": 1, "cpus": 2, "gpus": 0, "shards": 1, "shard_replicas": 1, "shard_cpus": 1.0, "memory": 0.0,
@@ -54,9 +57,10 @@ def search(arguments: Mapping[str, Any]) -> serve.Application:
     Args:
         arguments: ``model``, ``data`` and ``index``, URIs that ``wukong serve`` takes and all replicas reach; perhaps
             ``replicas`` (1), ``cpus`` of each (2) and ``gpus`` of each (0; 1 encodes there, or does not start);
-            ``shards`` (1), and with more ``shard_replicas`` of each (1) and ``shard_cpus`` of each (1); ``memory`` in
-            GiB that each replica that holds an index reserves; ``seconds`` (3) that an answer waits for a shard;
-            ``watch`` (60), the seconds after which it is looked whether the data have changed, or never if 0.
+            ``shards`` (1), the deployments that hold the index, and with more ``shard_replicas`` of each (1) and
+            ``shard_cpus`` of each (1); ``memory`` in GiB that each replica reserves that holds an index; ``seconds``
+            (3) that an answer waits for a shard; ``watch`` (60), the seconds after which it is looked whether the data
+            have changed, or never if 0.
 
     Raises:
         ConfigError: an argument is missing, unknown or out of range.
@@ -76,7 +80,7 @@ def search(arguments: Mapping[str, Any]) -> serve.Application:
     memory = {"memory": given["memory"] * 2**30} if given["memory"] else {}
     handles = [
         serve.deployment(
-            Shard,
+            Shards,
             name=f"shard-{number}",
             num_replicas=given["shard_replicas"],
             max_ongoing_requests=_ONGOING,
@@ -174,8 +178,11 @@ class Search:
         shards: list[RemoteShard] = []
 
         def connect(found: "Manifest") -> "Sequence[RemoteShard]":
-            version = Version(source["model"], found.uri)
-            shards.extend(RemoteShard(each, version, settings["shard_replicas"]) for each in self._shards)
+            from wukong.serve import index
+
+            version, held = Version(source["model"], found.uri), _held(index.shards(found), len(self._shards))
+            for handle, numbers in zip(self._shards, held, strict=True):
+                shards.extend(RemoteShard(handle, version, n, settings["shard_replicas"]) for n in numbers)
             return shards
 
         def load() -> "Service":
@@ -203,11 +210,12 @@ class RemoteShard:
     Args:
         handle: its handle.
         version: the index that is searched.
+        number: number of the shard in the index.
         replicas: how many replicas it has.
     """
 
-    def __init__(self, handle: DeploymentHandle, version: Version, replicas: int) -> None:
-        self._handle, self._version, self._replicas = handle, version, replicas
+    def __init__(self, handle: DeploymentHandle, version: Version, number: int, replicas: int) -> None:
+        self._handle, self._version, self._number, self._replicas = handle, version, number, replicas
 
     async def load(self, within: float) -> str:
         """Have all replicas load the index; return what is wrong if they have not within some seconds, else nothing."""
@@ -215,7 +223,7 @@ class RemoteShard:
         try:
             async with asyncio.timeout(within):
                 while len(loaded) < self._replicas:
-                    loaded.add(await self._answer(self._handle.load.remote(self._version)))
+                    loaded.add(await self._answer(self._handle.load.remote(self._version, self._number)))
                     await asyncio.sleep(_ASKED_AGAIN * (len(loaded) < self._replicas))
         except TimeoutError:
             return f"{len(loaded)} of {self._replicas} replicas of a shard have loaded it within {within:g} s"
@@ -256,7 +264,7 @@ class RemoteShard:
     async def _ask(self, method: str, *arguments: Any) -> Any:
         from wukong.crawl.uploads import RefusedError
 
-        answer = await self._answer(self._handle.ask.remote(self._version, method, *arguments))
+        answer = await self._answer(self._handle.ask.remote(self._version, self._number, method, *arguments))
         if isinstance(answer, Refusal):
             raise RefusedError(answer.status, answer.reason)
         return answer
@@ -278,36 +286,36 @@ class RemoteShard:
             raise DataError(f"its process gives no answer ({type(error).__name__})") from error
 
 
-class Shard:
-    """A range of the pictures of an index.
+class Shards:
+    """Shards of an index, a range of its pictures; one replica of those that have the same.
 
     Args:
-        number: its number, from 0.
-        of: how many shards there are.
+        number: number of this range, from 0.
+        of: how many ranges there are.
         cpus: processor cores to compute with; a part of one counts as one.
     """
 
     def __init__(self, number: int, of: int, cpus: float) -> None:
         self._number, self._of, self._cpus = number, of, cpus
-        self._loaded: dict[Version, asyncio.Future[LocalShard]] = {}
+        self._loaded: dict[Version, asyncio.Future[_Opened]] = {}
 
-    async def load(self, version: Version) -> str:
+    async def load(self, version: Version, shard: int) -> str:
         """Load an index, if it is not loaded, and return the name of this replica."""
-        await self._shard(version)
+        await self._shard(version, shard)
         name: str = serve.get_replica_context().replica_tag
         return name
 
-    async def ask(self, version: Version, method: str, *arguments: Any) -> Any:
+    async def ask(self, version: Version, shard: int, method: str, *arguments: Any) -> Any:
         """Answer as ``wukong.serve.served_shard.LocalShard`` does, whose method is named."""
         from wukong.crawl.uploads import RefusedError
 
-        shard = await self._shard(version)
+        opened = await self._shard(version, shard)
         try:
-            return await getattr(shard, method)(*arguments)
+            return await getattr(opened, method)(*arguments)
         except RefusedError as error:
             return Refusal(error.status, str(error))
 
-    async def _shard(self, version: Version) -> "LocalShard":
+    async def _shard(self, version: Version, shard: int) -> "LocalShard":
         loading = self._loaded.pop(version, None)
         if loading is None:
             while len(self._loaded) >= _KEPT:
@@ -316,14 +324,29 @@ class Shard:
             loading.add_done_callback(partial(self._forget_failed, version))
         self._loaded[version] = loading  # the last: it was used last
         # Who asks may not wait so long; it is loaded all the same.
-        return await asyncio.shield(loading)
+        opened = (await asyncio.shield(loading))[shard]
+        if isinstance(opened, DataError):
+            raise opened
+        return opened
 
-    def _open(self, version: Version) -> "LocalShard":
+    def _open(self, version: Version) -> "_Opened":
         with garbage.kept():
-            from wukong.serve import start
+            from wukong.serve import index, start
+            from wukong.store import manifest
 
-            return start.shard(version.model, version.index, self._number, self._of, max(1, int(self._cpus)))
+            numbers = _held(index.shards(manifest.load(version.index)), self._of)[self._number]
+            return start.shards(version.model, version.index, numbers, max(1, int(self._cpus)))
 
-    def _forget_failed(self, version: Version, loading: "asyncio.Future[LocalShard]") -> None:
-        if not loading.cancelled() and loading.exception():
+    def _forget_failed(self, version: Version, loading: "asyncio.Future[_Opened]") -> None:
+        """Have an index of which something could not be loaded loaded again, but not at each question."""
+        wrong = loading.cancelled() or loading.exception() or DataError in map(type, loading.result().values())
+        if wrong:
             asyncio.get_running_loop().call_later(_LOADED_AGAIN, self._loaded.pop, version, None)
+
+
+def _held(shards: int, deployments: int) -> list[range]:
+    """Return which shards of an index each deployment holds: ranges, of which the sizes differ by one at most."""
+    if shards < deployments:
+        raise DataError(f"the index has {shards} shards: start as many deployments of shards, or fewer")
+    ends = [number * shards // deployments for number in range(deployments + 1)]
+    return [range(*each) for each in pairwise(ends)]

@@ -51,7 +51,7 @@ from wukong.config import documents
 from wukong.store import storage
 
 experiment = documents.parse(storage.read_json(sys.argv[1]))
-job._connect()
+job.connect()
 made = {}
 for stage in sys.argv[2:]:
     print("begins", stage, flush=True)
@@ -68,7 +68,7 @@ for event in ray.timeline():
 def test_a_folder_is_refused_where_there_are_several_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crawl = {"queries": storage.from_path(tmp_path / "none.txt"), "endpoint": "http://site.invalid/search"}
     experiment = documents.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
-    monkeypatch.setattr(job, "_connect", lambda: None)
+    monkeypatch.setattr(job, "connect", lambda: None)
     monkeypatch.setattr("ray_jobs.machines.noted", lambda *_: nullcontext())  # there is no Ray to ask
     monkeypatch.setattr(job, "end_with_parent", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])

@@ -8,9 +8,10 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 import wukong
@@ -33,6 +34,7 @@ NEAREST = 20
 """Stored pictures that are shown for each example."""
 
 _BYTES_AT_ONCE = 64 << 20
+_INDEX_ROWS = 65_536
 _EVALUATION_VIEW = ".view00.safetensors"
 
 Blocks = Iterator[tuple[Sequence[str], Tensor]]
@@ -129,7 +131,8 @@ def _stored(
             continue
         vectors = model.saved.encode_image([example.open() for example in examples])
         queries = vectors.mean(1) if model.token_wise else vectors
-        yield _Stored(queries, _of_index(found.part_uris("pictures/", ".parquet")), found.counts["pictures"])
+        shards = [superseded.shard_uri(folder, key) for key in superseded.listed(folder).keys]
+        yield _Stored(queries, _of_index(shards, queries.shape[1]), found.counts["pictures"])
 
 
 def _through_tower(made: Manifest, examples: Sequence[Example]) -> Tensor:
@@ -155,10 +158,17 @@ def _of_features(parts: Iterable[tuple[str, int]]) -> Blocks:
             start += len(keys)
 
 
-def _of_index(files: Iterable[str]) -> Blocks:
-    for uri in files:
-        keys = storage.read_table(uri, ["key"])["key"].to_pylist()
-        yield keys, load_tensors(storage.read_bytes(uri.removesuffix(".parquet") + ".safetensors"))["vectors"]
+def _of_index(shards: Iterable[str], width: int) -> Blocks:
+    for uri in shards:
+        with (
+            storage.open_input(storage.join(uri, "pictures.arrow")) as table,
+            storage.open_input(storage.join(uri, "pictures.f16")) as halves,
+        ):
+            keys = pa.ipc.open_file(table).read_all()["key"]
+            for start in range(0, len(keys), _INDEX_ROWS):
+                some = keys.slice(start, _INDEX_ROWS).to_pylist()
+                block = np.frombuffer(halves.read(2 * width * len(some)), np.float16).reshape(-1, width)
+                yield some, torch.from_numpy(block.astype(np.float32))
 
 
 class _Models:

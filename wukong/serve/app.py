@@ -250,4 +250,4 @@ def _add_server(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics_text() -> PlainTextResponse:
-        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(await metrics.text(), media_type="text/plain; version=0.0.4")

@@ -13,15 +13,16 @@ a weak model tells the two kinds apart for none or few of the texts.
 """
 
 import random
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from wukong.curate.names import word_lists
 from wukong.evaluate.model import OwnModel
 from wukong.serve.index import Index
-from wukong.serve.query import search_forms
 from wukong.serve.search import Searcher
 
 MISSES = 0.05
@@ -32,13 +33,15 @@ _AT_A_TIME = 64
 _COMMON = 100
 """Least frequency, in jieba's dictionary, of the words that texts about other things are made of."""
 _WORDS = 2_000
+_SEARCHED = 200_000
+"""Most captions of a shard in which words must not occur."""
 
 
-def calibrate(index: Index, model: OwnModel, seed: int = 0) -> dict[str, Any]:
+def calibrate(found: Sequence[Index], model: OwnModel, seed: int = 0) -> dict[str, Any]:
     """Determine the threshold of an index.
 
     Args:
-        index: the index, not calibrated yet.
+        found: the shards of the index, not calibrated yet.
         model: the model that it was made with.
         seed: decides which captions are taken and which texts about other things are made.
 
@@ -48,7 +51,7 @@ def calibrate(index: Index, model: OwnModel, seed: int = 0) -> dict[str, Any]:
         ``used``, whether the threshold is used. Empty where the collection has fewer than 20 captions, or nearly every
         common word.
     """
-    captions = search_forms(index.captions)
+    captions = [form for index in found for form in _some(index.forms)]
     if len(captions) < _LEAST_TEXTS:
         return {}
     numbers = random.Random(seed)
@@ -56,9 +59,9 @@ def calibrate(index: Index, model: OwnModel, seed: int = 0) -> dict[str, Any]:
     words = _words_of_none(captions, numbers)
     if len(words) < _LEAST_TEXTS:
         return {}
-    searcher = Searcher(index, model)
+    searchers = [Searcher(index, model) for index in found]
     about_others = [_text(words, len(caption), numbers) for caption in taken]
-    there, foreign = _stand_out(searcher, taken), _stand_out(searcher, about_others)
+    there, foreign = _stand_out(searchers, taken), _stand_out(searchers, about_others)
     half = len(taken) // 2
     threshold = round(float(torch.quantile(there[:half], MISSES)), 4)
     missed, refused = there[half:] < threshold, foreign[half:] < threshold
@@ -71,6 +74,12 @@ def calibrate(index: Index, model: OwnModel, seed: int = 0) -> dict[str, Any]:
         "p": p,
         "used": p <= SIGNIFICANCE,
     }
+
+
+def _some(forms: pa.ChunkedArray) -> list[str]:
+    """Captions spread over a shard; all of them where they are not very many."""
+    step = max(1, -(-len(forms) // _SEARCHED))
+    return list(forms.take(pa.array(range(0, len(forms), step), pa.int64())).to_pylist())
 
 
 def _words_of_none(captions: list[str], numbers: random.Random) -> list[str]:
@@ -89,14 +98,19 @@ def _text(words: list[str], length: int, numbers: random.Random) -> str:
     return text[: max(2, length)]
 
 
-def _stand_out(searcher: Searcher, texts: list[str]) -> torch.Tensor:
-    return torch.tensor(
-        [
-            best.stands_out
+def _stand_out(searchers: Sequence[Searcher], texts: list[str]) -> torch.Tensor:
+    """By how much the best score of all shards exceeds the mean of their pictures in general, for each text."""
+    bests, means = [], []
+    for searcher in searchers:
+        found = [
+            each
             for start in range(0, len(texts), _AT_A_TIME)
-            for best in searcher.pictures_of_texts(texts[start : start + _AT_A_TIME], 1)
+            for each in searcher.pictures_of_texts(texts[start : start + _AT_A_TIME], 1)
         ]
-    )
+        best = [each.hits[0].score if each.hits else 0.0 for each in found]
+        bests.append(best)
+        means.append([score - each.stands_out for score, each in zip(best, found, strict=True)])
+    return torch.tensor(bests).amax(0) - torch.tensor(means).mean(0)
 
 
 def _more(one: int, other: int, of: int) -> float:

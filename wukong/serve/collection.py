@@ -1,13 +1,20 @@
 """The pictures and captions that are searched: shards of a stage, a folder of pictures, or a list of them."""
 
+import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from wukong.config.crawl import Crawl
 from wukong.crawl import own_files
@@ -26,6 +33,8 @@ _SEVERAL = "captions"
 _FOLDER_PIECE = 1_000
 _WHOLE_FILE = 0
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -42,22 +51,50 @@ class Place:
     size: int = _WHOLE_FILE
 
 
+ROWS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("digest", pa.binary(16)),
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("date", pa.int32()),
+        ("licence", pa.string()),
+        ("image_hash", pa.uint64()),
+    ]
+)
+"""What is known of a picture. ``digest`` identifies the content of its file, ``source`` is the host that it came from,
+``date`` counts days since 1970, and pictures of one ``image_hash`` are nearly the same; null where nothing is known."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part of a collection that is encoded at a time.
 
     Attributes:
         name: unique in the collection; letters, digits, ``-``.
-        captions: the captions of each of its pictures, by the picture's key. A picture that several pairs have is in
-            one piece only, with the captions of all of them.
+        digest: SHA-256 of what it holds.
+        pictures: how many pictures it has. One that several pairs have is in one piece only, with all their captions.
+        rows: reads what is known of them (``ROWS``).
         files: URIs of single files by key; None for a shard.
         tar: path of the shard's tar below the collection's URI; empty for single files.
+        tar_digest: SHA-256 of the tar; empty for single files.
     """
 
     name: str
-    captions: Mapping[str, tuple[str, ...]]
+    digest: str
+    pictures: int
+    rows: Callable[[], pa.Table]
     files: Mapping[str, str] | None = None
     tar: str = ""
+    tar_digest: str = ""
+
+    @property
+    def captions(self) -> dict[str, tuple[str, ...]]:
+        """The captions of each of its pictures, by the picture's key; they are read each time."""
+        table = self.rows()
+        return dict(zip(table["key"].to_pylist(), map(tuple, table["captions"].to_pylist()), strict=True))
 
 
 @dataclass(frozen=True)
@@ -68,22 +105,33 @@ class Collection:
         uri: where it is.
         digest: SHA-256 of what it holds: of the stage's manifest; for single files of their names, captions, sizes and
             times of change.
-        pieces: its parts.
+        divide: finds its parts, which an index that is finished does not need.
     """
 
     uri: str
     digest: str
-    pieces: tuple[Piece, ...]
+    divide: Callable[[], tuple[Piece, ...]]
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Its parts."""
+        return self.divide()
 
     @property
     def pictures(self) -> int:
         """How many distinct pictures it has."""
-        return sum(len(piece.captions) for piece in self.pieces)
+        return sum(piece.pictures for piece in self.pieces)
 
-    def read_piece(self, piece: Piece) -> Iterator[tuple[str, Place, Callable[[], bytes]]]:
+    def read_piece(
+        self, piece: Piece, keys: Iterable[str] | None = None
+    ) -> Iterator[tuple[str, Place, Callable[[], bytes]]]:
         """Iterate over the pictures of a piece in one stream: key, place, and what reads the bytes of the file.
 
         They are read before the next picture is asked for, or not at all.
+
+        Args:
+            piece: the piece.
+            keys: the keys of its pictures, if they are known.
 
         Raises:
             DataError: a shard is damaged or lacks a picture.
@@ -93,7 +141,7 @@ class Collection:
                 place = Place(url)
                 yield key, place, partial(self.read, place)
             return
-        missing = set(piece.captions)
+        missing = set(piece.captions if keys is None else keys)
         tar = storage.join(self.uri, piece.tar)
         for member in shards.members(tar):
             if member.suffix == "jpg" and member.key in missing:
@@ -141,12 +189,13 @@ class Collection:
         return found
 
 
-def of(uri: str) -> Collection:
-    """Read what a collection holds: keys and captions, no pictures.
+def of(uri: str, *, during_takedown: bool = False) -> Collection:
+    """Find a collection; what it holds is read when its pieces are asked for.
 
     Args:
         uri: a stage's output or its manifest (crawl, filter), a folder of pictures with captions beside them, or a list
             of pictures. A path is allowed where the URI has no scheme.
+        during_takedown: whether a takedown that changes it and has not ended is no reason to refuse it.
 
     Raises:
         DataError: there are no pictures; a list or a table cannot be read.
@@ -156,41 +205,29 @@ def of(uri: str) -> Collection:
     if named.endswith(f"/{_MANIFEST}"):
         named = named.removesuffix(f"/{_MANIFEST}")
     if storage.exists(storage.join(named, _MANIFEST)):
+        if not during_takedown:
+            _refuse_half_taken_down(named)
         return _of_stage(named)
     return _of_files(named)
 
 
 def _of_stage(uri: str) -> Collection:
-    """Each distinct picture belongs to its first pair, in the order of the manifest."""
     made = manifest.load(uri)
-    _refuse_half_taken_down(uri)
-    parts = set(made.parts.paths)
-    owner: dict[str, str] = {}
-    captions: dict[str, dict[str, None]] = defaultdict(dict)
-    of_piece: dict[str, list[str]] = {}
-    for part in made.parts:
-        stem = part.path.removesuffix(".parquet")
-        if stem == part.path or part.path.startswith(_NOT_KEPT) or f"{stem}.tar" not in parts or not part.rows:
-            continue
-        table = _rows(storage.join(uri, part.path))
-        mine = of_piece.setdefault(stem, [])
-        several = table[_SEVERAL].to_pylist() if _SEVERAL in table.column_names else [None] * len(table)
-        for key, caption, digest, others in zip(*(table[name].to_pylist() for name in _COLUMNS), several, strict=True):
-            first = owner.setdefault(digest or key, key)
-            captions[first].update({caption: None} | {each["caption"]: None for each in others or ()})
-            if first == key:
-                mine.append(key)
-    pieces = tuple(
-        Piece(stem.replace("/", "-"), {key: tuple(captions[key]) for key in keys}, tar=f"{stem}.tar")
-        for stem, keys in of_piece.items()
-        if keys
-    )
-    if not pieces:
+    digests = {part.path: part.sha256 for part in made.parts}
+    shards = [
+        _Shard(uri, stem, digests[f"{stem}.tar"], part.sha256)
+        for part in made.parts
+        if (stem := part.path.removesuffix(".parquet")) != part.path
+        and not part.path.startswith(_NOT_KEPT)
+        and f"{stem}.tar" in digests
+        and part.rows
+    ]
+    if not shards:
         raise DataError(
             f"{uri} is the output of the stage {made.stage}, which holds no shards with pictures: give --data the "
             "output of filter or crawl, or a folder of pictures"
         )
-    return Collection(uri, made.digest, pieces)
+    return Collection(uri, made.digest, partial(_divide, shards))
 
 
 def _refuse_half_taken_down(uri: str) -> None:
@@ -203,35 +240,135 @@ def _refuse_half_taken_down(uri: str) -> None:
             )
 
 
-def _rows(uri: str) -> pa.Table:
-    """Read the rows of a shard's table that have a picture."""
-    table = storage.read_table(uri)
-    lacking = [name for name in _COLUMNS if name not in table.column_names]
-    if lacking:
-        raise DataError(f"{uri} lacks the columns {', '.join(lacking)}: it is not a table of pairs")
-    if "status" in table.column_names:
-        import pyarrow.compute as pc
+class _Shard(NamedTuple):
+    """A shard of a stage: the stage's URI, its path without a suffix, the digests of its tar and of its table."""
 
-        table = table.filter(pc.equal(table["status"], "success"))
-    return table.select([name for name in table.column_names if name in (*_COLUMNS, _SEVERAL)])
+    uri: str
+    stem: str
+    tar_digest: str
+    table_digest: str
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Read columns of those rows that have a picture; a column that is not there is left out."""
+        uri = storage.join(self.uri, f"{self.stem}.parquet")
+        table = storage.read_table(uri, [*_COLUMNS, "status", *columns], present_only=True)
+        lacking = [name for name in _COLUMNS if name not in table.column_names]
+        if lacking:
+            raise DataError(f"{uri} lacks the columns {', '.join(lacking)}: it is not a table of pairs")
+        if "status" in table.column_names:
+            table = table.filter(pc.equal(table["status"], "success"))
+        return table
+
+
+def _divide(shards: Sequence[_Shard]) -> tuple[Piece, ...]:
+    """Make a piece of each shard. Each distinct picture belongs to its first pair, in the order of the shards.
+
+    Only hashes of all pictures are in memory, and the captions of those that several pairs have.
+    """
+    hashes = []
+    for shard in shards:
+        table = shard.read(())
+        identity = pl.Series(pc.coalesce(table["sha256"], table["key"]), dtype=pl.String)
+        hashes.append(identity.hash().to_numpy())
+    values, numbers = np.unique(np.concatenate(hashes), return_counts=True)
+    repeated = values[numbers > 1]
+    owners: dict[str, tuple[int, int]] = {}
+    captions: dict[tuple[int, int], dict[str, None]] = defaultdict(dict)
+    gone: list[list[int]] = [[] for _ in shards]
+    for number, shard in enumerate(shards):
+        rows = np.flatnonzero(np.isin(hashes[number], repeated))
+        if len(rows):
+            table = shard.read([_SEVERAL]).take(rows)
+            keys, digests = table["key"].to_pylist(), table["sha256"].to_pylist()
+            for row, key, digest, mine in zip(rows.tolist(), keys, digests, _captions_of(table), strict=True):
+                first = owners.setdefault(digest or key, (number, row))
+                captions[first].update(dict.fromkeys(mine))
+                if first != (number, row):
+                    gone[number].append(row)
+    shared: list[dict[int, tuple[str, ...]]] = [{} for _ in shards]
+    for (number, row), each in captions.items():
+        shared[number][row] = tuple(each)
+    pieces = []
+    for number, shard in enumerate(shards):
+        if (count := len(hashes[number]) - len(gone[number])) > 0:
+            changes = [gone[number], sorted(shared[number].items())]
+            digest = manifest.digest_of([shard.tar_digest, shard.table_digest, *changes])
+            rows_of = partial(_rows, shard, gone[number], shared[number])
+            name, tar = shard.stem.replace("/", "-"), f"{shard.stem}.tar"
+            pieces.append(Piece(name, digest, count, rows_of, tar=tar, tar_digest=shard.tar_digest))
+    return tuple(pieces)
+
+
+def _captions_of(table: pa.Table) -> Iterator[tuple[str, ...]]:
+    several = table[_SEVERAL].to_pylist() if _SEVERAL in table.column_names else [None] * len(table)
+    for caption, others in zip(table["caption"].to_pylist(), several, strict=True):
+        yield tuple(dict.fromkeys([caption, *(each["caption"] for each in others or ())]))
+
+
+def _rows(shard: _Shard, gone: Sequence[int], shared: Mapping[int, tuple[str, ...]]) -> pa.Table:
+    """Read what is known of the pictures of a shard.
+
+    Args:
+        shard: the shard.
+        gone: rows whose picture belongs to another pair.
+        shared: the captions of pictures that several pairs have, by row.
+    """
+    table = shard.read([_SEVERAL, "url", *ROWS.names[4:]])
+    captions = [shared.get(row, mine) for row, mine in enumerate(_captions_of(table))]
+    digests = [each and hashlib.sha256(each.encode()).digest()[:16] for each in table["sha256"].to_pylist()]
+    urls = table["url"].to_pylist() if "url" in table.column_names else [None] * len(table)
+    columns = [table["key"], captions, digests, [url and urlsplit(url).hostname for url in urls]]
+    columns += [_column(table, ROWS.field(name)) for name in ROWS.names[4:]]
+    known = pa.table(
+        [
+            pa.array(column, field.type) if isinstance(column, list) else column
+            for column, field in zip(columns, ROWS, strict=True)
+        ],
+        schema=ROWS,
+    )
+    if not gone:
+        return known
+    kept = np.ones(len(table), bool)
+    kept[list(gone)] = False
+    return known.filter(pa.array(kept))
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    """A column as it is stored in an index; null where the table lacks it, or has something else under its name."""
+    if field.name in table.column_names:
+        column = table[field.name]
+        try:
+            if field.name == "date" and not pa.types.is_integer(column.type):
+                column = column.cast(pa.date32())
+            return column.cast(field.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            log.warning("the column %s is left out of the index: %s", field.name, error)
+    return pa.chunked_array([pa.nulls(len(table), field.type)])
 
 
 def _of_files(uri: str) -> Collection:
     settings = _limits(uri)
     captions: dict[str, list[str]] = defaultdict(list)
+    stamps: dict[str, str] = {}
     named = list(own_files.pictures_of(settings))
     for picture in named:
-        mine = captions[own_files.file_of(picture.url)]
+        file = own_files.file_of(picture.url)
+        mine = captions[file]
+        stamps.setdefault(file, picture.stamp)
         if picture.caption and picture.caption not in mine:
             mine.append(picture.caption)
     urls = iter(captions)
     pieces: list[Piece] = []
     while some := list(islice(urls, _FOLDER_PIECE)):
         keys = {key_of(url): url for url in some}
-        pieces.append(
-            Piece(f"files-{len(pieces):05d}", {key: tuple(captions[url]) for key, url in keys.items()}, files=keys)
-        )
-    return Collection(uri, own_files.digest_of(named), tuple(pieces))
+        stamped = [[url, stamps[url]] for url in keys.values()]
+        digest = manifest.digest_of([stamped, [captions[url] for url in keys.values()]])
+        identities = [hashlib.sha256(" ".join(each).encode()).digest()[:16] if each[1] else None for each in stamped]
+        known = {"key": list(keys), "captions": [captions[url] for url in keys.values()], "digest": identities}
+        columns = [pa.array(known.get(field.name, [None] * len(keys)), field.type) for field in ROWS]
+        rows = partial(pa.table, columns, schema=ROWS)
+        pieces.append(Piece(f"files-{len(pieces):05d}", digest, len(keys), rows, files=keys))
+    return Collection(uri, own_files.digest_of(named), partial(tuple, pieces))
 
 
 def _limits(endpoint: str) -> Crawl:

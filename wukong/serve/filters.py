@@ -136,11 +136,6 @@ class Selection:
         found: list[int] = pc.take(self._columns["group"], pa.array(rows, pa.int64())).to_pylist()
         return found
 
-    @cached_property
-    def _forms(self) -> pa.Array:
-        """The captions in the form in which queries are read; computed when the first word is asked."""
-        return pa.array(search_forms(self._index.captions), pa.large_string())
-
     def _computed(self, filters: Filters) -> Mask:
         mask = np.ones(len(self._index.keys), np.bool_)
 
@@ -167,8 +162,8 @@ class Selection:
 
     def _with_word(self, form: str) -> Mask:
         mask = np.zeros(len(self._index.keys), np.bool_)
-        for caption in pc.indices_nonzero(pc.match_substring(self._forms, form)).to_pylist():
-            mask[list(self._index.pictures_of[caption])] = True
+        captions = pc.indices_nonzero(pc.match_substring(self._index.forms, form))
+        mask[self._index.pictures_of.values(captions)] = True
         return mask
 
 

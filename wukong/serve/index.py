@@ -1,86 +1,166 @@
-"""The stored vectors of a collection, in memory and on the disk; ``wukong.serve.encode`` makes them.
+"""An index of a collection on the disk, in shards of some million pictures; ``wukong.serve.encode`` makes it.
 
 An index is an output like that of a stage (``wukong.store.manifest``): its key is a digest of the model's and the
-data's digests, finished pieces have markers, and the manifest is written last. It holds
+data's digests, and its manifest is written last. It holds ``collection.json``, what it was made of, ``shards.json``,
+the keys of its shards (``wukong.publish.superseded``), and ``calibration.json`` (``wukong.serve.calibration``).
 
-- ``pictures/PIECE-NNN.safetensors``: float32 ``vectors`` [pictures, d], beside a Parquet file with one row a picture;
-- ``captions/NNNNN.safetensors``: float32 ``vectors`` [captions, d] of the distinct captions, beside a Parquet file;
-- for a token-wise model, ``tokens`` of the same names: float16 [items, tokens, d], and ``vectors`` is the mean of each
-  item's tokens, for the first pass of a search;
-- ``calibration.json``: see ``wukong.serve.calibration``.
+A shard is an output too, ``index-shard/KEY`` beside the indexes. Its key is a digest of the model's and of the digests
+of the pieces of the collection that it is of. So an index of a collection that has grown names the earlier shards, and
+makes those that are new. A shard holds, of its pictures and of their distinct captions,
+
+- ``pictures.f16``, ``captions.f16``: vectors, float16 [items, d] (``wukong.serve.vectors``); of a token-wise model the
+  mean of each item's tokens, for the first pass of a search;
+- ``pictures.arrow``, ``captions.arrow``: what is known of each, a table that is mapped and looked up by row;
+- ``pictures.faiss``, ``captions.faiss``, where there are many: candidates (``wukong.serve.approximate``);
+- ``tokens/``, ``caption-tokens/``, for a token-wise model: float16 [items, tokens, d] in blocks;
+- ``recall.arrow``, ``pieces.json``: see ``wukong.serve.recall`` and ``wukong.serve.earlier``.
 """
 
+import bisect
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from wukong.errors import DataError
+from wukong.errors import DataError, StorageError
 from wukong.evaluate.model import OwnModel
 from wukong.model.dual import Texts
+from wukong.publish import superseded
+from wukong.serve.approximate import Candidates
 from wukong.serve.collection import Place
-from wukong.serve.query import search_forms
-from wukong.store import storage
+from wukong.serve.vectors import Vectors
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part
 
+Row = TypeVar("Row")
+Rows = npt.NDArray[np.int32]
+
 CALIBRATION = "calibration.json"
-PLACES = pa.schema(
+RECALL = "recall.arrow"
+PICTURES = pa.schema(
     [
         ("key", pa.string()),
         ("file", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
-        ("captions", pa.list_(pa.string())),
+        ("captions", pa.list_(pa.int32())),
+        ("digest", pa.binary(16)),
+        ("by_key", pa.int32()),
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("date", pa.int32()),
+        ("licence", pa.string()),
+        ("group", pa.int64()),
     ]
 )
-CAPTIONS = pa.schema([("caption", pa.string()), ("form", pa.string()), ("counted", pa.int32())])
+"""``captions`` are rows of captions; ``by_key`` has in its n-th row the row of the n-th key, as keys are sorted."""
+CAPTIONS = pa.schema(
+    [("caption", pa.string()), ("form", pa.string()), ("counted", pa.int32()), ("pictures", pa.list_(pa.int32()))]
+)
+"""``form`` is what the model reads of a caption, ``counted`` how many of its tokens count, ``pictures`` are rows."""
+FILTERS = ("source", "width", "height", "date", "licence", "group")
+
+
+class Looked(Sequence[Row], Generic[Row]):
+    """A column, or several of them, of a table that is mapped: rows are read when they are asked for.
+
+    Args:
+        columns: the columns.
+        made: makes a row of their values.
+    """
+
+    def __init__(self, columns: Sequence[pa.ChunkedArray], made: Callable[..., Row]) -> None:
+        self._columns, self._made = columns, made
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, row: Any) -> Any:
+        """Return one row, or a list of those of a slice."""
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        place = range(len(self))[row]
+        return self._made(*(column[place].as_py() for column in self._columns))
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """How many values each row of a column of lists has."""
+        lengths: npt.NDArray[np.int32] = pc.list_value_length(self._columns[0]).to_numpy()
+        return lengths
+
+    def values(self, rows: pa.Array) -> Rows:
+        """The values of some rows of a column of lists, one after the other."""
+        values: Rows = pc.list_flatten(pc.take(self._columns[0], rows)).to_numpy()
+        return values
 
 
 @dataclass(frozen=True)
 class Index:
-    """An index in memory; of a token-wise model the token vectors stay on the disk.
+    """One shard of an index, or all of a small one. Tables, vectors and tokens stay on the disk.
 
     Attributes:
-        uri: where it lies.
+        uri: where the index lies.
         keys: the key of each picture.
         places: where each picture's file is.
         captions: the distinct captions, as they are shown.
         captions_of: for each picture the rows of its captions.
         pictures_of: for each caption the rows of its pictures.
-        picture_vectors: float32 [pictures, d].
-        caption_vectors: float32 [captions, d].
+        picture_vectors: the vector of each picture.
+        caption_vectors: the vector of each caption.
+        picture_candidates: finds candidates among many pictures; None where all are compared.
+        caption_candidates: the same for captions.
         picture_tokens: the token vectors of pictures, [pictures, tokens, d]; None for a global model.
         caption_tokens: the token vectors of captions; None for a global model.
         counted: int64 [captions], how many of a caption's tokens count, from its second on.
+        columns: what pictures are filtered by, as far as it is known: ``source`` and ``licence``, Arrow's strings;
+            ``width`` and ``height``, ``date`` in days since 1970, int32, -1 where it is not known; ``group``, int64,
+            the row of the first of the pictures that are nearly the same.
         calibration: what ``calibration.json`` holds; empty where there is none.
-        columns: what pictures are filtered by, as far as the data have it, each [pictures]: ``source``, ``width``,
-            ``height``, ``date`` (days since 1970, -1 where it is unknown), ``licence``, and ``group``, the row of the
-            first of its near-duplicates in the collection.
+        questions: int32, rows of captions whose best pictures are known (``wukong.serve.recall``).
+        answers: int32 [questions, 10], the rows of these pictures, the best first, -1 where there are fewer.
+        by_key: int32 [pictures], their rows in the order of their keys.
+        digests: what identifies the content of each picture's file; null where it is not known.
+        forms: what the model reads of each caption.
     """
 
     uri: str
-    keys: tuple[str, ...]
-    places: tuple[Place, ...]
-    captions: tuple[str, ...]
-    captions_of: tuple[tuple[int, ...], ...]
-    pictures_of: tuple[tuple[int, ...], ...]
-    picture_vectors: Tensor
-    caption_vectors: Tensor
+    keys: Sequence[str]
+    places: Sequence[Place]
+    captions: Sequence[str]
+    captions_of: Looked[tuple[int, ...]]
+    pictures_of: Looked[tuple[int, ...]]
+    picture_vectors: Vectors
+    caption_vectors: Vectors
+    picture_candidates: Candidates | None
+    caption_candidates: Candidates | None
     picture_tokens: "TokenVectors | None"
     caption_tokens: "TokenVectors | None"
     counted: Tensor
-    calibration: dict[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any]
+    calibration: dict[str, Any]
+    questions: Rows
+    answers: Rows
+    by_key: Rows
+    digests: pa.ChunkedArray
+    forms: pa.ChunkedArray
+
+    def row_of(self, key: str) -> int | None:
+        """Return the row of the picture that has a key; None if there is none."""
+        place = bisect.bisect_left(self.by_key, key, key=lambda row: self.keys[int(row)])
+        row = int(self.by_key[place]) if place < len(self.by_key) else None
+        return row if row is not None and self.keys[row] == key else None
 
     def caption_texts(self, rows: Tensor) -> Texts:
         """Read the token vectors of some captions, float32 [rows, tokens, d], and which of them count."""
@@ -138,92 +218,138 @@ class TokenVectors:
             os.close(self._files.pop())
 
 
-def open_index(found: Manifest, model: OwnModel) -> Index:
-    """Open a finished index.
+def shards(found: Manifest) -> int:
+    """Return how many shards a finished index has, each of which ``open_index`` opens."""
+    return len(superseded.listed(found.uri).keys)
+
+
+def open_index(found: Manifest, model: OwnModel, shard: int = 0) -> Index:
+    """Open a shard of a finished index.
 
     Args:
-        found: its manifest.
+        found: the index's manifest.
         model: the model that it was made with.
+        shard: the shard's number.
 
     Raises:
-        DataError: the index is damaged.
+        DataError: the index is of another model; the shard is missing or damaged.
+        ConfigError: it has so many pictures that FAISS is needed, which is not installed.
     """
-    return open_parts(found.uri, found.parts, model)
+    if found.config.get("model") != model.digest:
+        raise DataError(
+            f"the index at {found.uri} was made with another model than {model.name}: its vectors cannot be compared "
+            "with those of this model. Serve that model, or make an index with this one: `wukong search --encode`"
+        )
+    keys = superseded.listed(found.uri).keys
+    uri = superseded.shard_uri(found.uri, keys[shard])
+    named = f"shard {shard + 1} of {len(keys)} of the index at {found.uri}"
+    try:
+        made = manifest.load(uri)
+    except (DataError, StorageError) as error:
+        raise DataError(
+            f"{named} is missing or damaged ({error}). Delete {storage.join(found.uri, 'manifest.json')}: `wukong "
+            "search --encode` makes this shard anew and keeps the others"
+        ) from error
+    try:
+        return open_shard(made.model_copy(update={"uri": uri}), found.uri, calibration_of(found))
+    except (OSError, ValueError, pa.ArrowException, DataError, StorageError) as error:
+        raise DataError(
+            f"{named} is damaged: {error}. Delete {uri} and {storage.join(found.uri, 'manifest.json')}: `wukong search "
+            "--encode` makes this shard anew and keeps the others"
+        ) from error
 
 
 def calibration_of(found: Manifest) -> dict[str, Any]:
-    """Read the calibration of a finished index; empty where there is none."""
-    return _calibration(found.uri, found.parts)
+    """Read the calibration of an index; empty where there is none."""
+    there = any(part.path == CALIBRATION for part in found.parts)
+    return storage.read_json(storage.join(found.uri, CALIBRATION)) if there else {}
 
 
-def open_parts(uri: str, parts: Sequence[Part], model: OwnModel) -> Index:
-    """Open an index whose manifest is not written yet, by its parts; see ``open_index``."""
-    width = model.saved.model.width
-    pictures = _tables(uri, parts, "pictures/", PLACES)
-    captions = _tables(uri, parts, "captions/", CAPTIONS)
-    row_of = {form: row for row, form in enumerate(captions["form"].to_pylist())}
-    shown = pictures["captions"].to_pylist()
-    forms = iter(search_forms([caption for each in shown for caption in each]))
-    captions_of: list[tuple[int, ...]] = []
-    pictures_of: list[list[int]] = [[] for _ in row_of]
-    for picture, each in enumerate(shown):
-        rows = tuple(dict.fromkeys(row_of[form] for form in (next(forms) for _ in each) if form))
-        captions_of.append(rows)
-        for row in rows:
-            pictures_of[row].append(picture)
-    return Index(
-        uri=uri,
-        keys=tuple(pictures["key"].to_pylist()),
-        places=tuple(map(Place, *(pictures[name].to_pylist() for name in ("file", "offset", "size")))),
-        captions=tuple(captions["caption"].to_pylist()),
-        captions_of=tuple(captions_of),
-        pictures_of=tuple(map(tuple, pictures_of)),
-        picture_vectors=_vectors(uri, parts, "pictures/", width),
-        caption_vectors=_vectors(uri, parts, "captions/", width),
-        picture_tokens=_token_files(uri, parts, "pictures/") if model.token_wise else None,
-        caption_tokens=_token_files(uri, parts, "captions/") if model.token_wise else None,
-        counted=torch.tensor(captions["counted"].to_pylist(), dtype=torch.int64),
-        calibration=_calibration(uri, parts),
-    )
+def open_shard(made: Manifest, uri: str, calibration: dict[str, Any] | None = None) -> Index:
+    """Open a shard by its own manifest.
 
+    Args:
+        made: its manifest, with ``uri`` where it lies.
+        uri: URI of the index.
+        calibration: that of the index.
 
-def _calibration(uri: str, parts: Sequence[Part]) -> dict[str, Any]:
-    there = any(part.path == CALIBRATION for part in parts)
-    return storage.read_json(storage.join(uri, CALIBRATION)) if there else {}
-
-
-def _of_kind(parts: Sequence[Part], prefix: str, suffix: str) -> Iterator[Part]:
-    """The parts of a kind in the order of the index, which is that of their paths."""
-    mine = [part for part in parts if part.path.startswith(prefix) and part.path.endswith(suffix)]
-    return iter(sorted(mine, key=lambda part: part.path.partition(".")[0]))
-
-
-def _tables(uri: str, parts: Sequence[Part], prefix: str, schema: pa.Schema) -> pa.Table:
-    tables = [storage.read_table(storage.join(uri, part.path)) for part in _of_kind(parts, prefix, ".parquet")]
-    return pa.concat_tables([schema.empty_table(), *tables])
-
-
-def _vectors(uri: str, parts: Sequence[Part], prefix: str, width: int) -> Tensor:
-    """Read all vectors into one matrix, float32 [items, d]; one block is in memory twice."""
-    blocks = [part for part in _of_kind(parts, prefix, ".safetensors") if not part.path.endswith(".tokens.safetensors")]
-    vectors = torch.empty(sum(part.rows for part in blocks), width)
-    start = 0
-    for part in blocks:
-        vectors[start : start + part.rows] = load_tensors(storage.read_bytes(storage.join(uri, part.path)))["vectors"]
-        start += part.rows
-    return vectors
-
-
-def _token_files(uri: str, parts: Sequence[Part], prefix: str) -> TokenVectors:
-    """Open the files of token vectors; those in an object store are copied to this machine's temporary folder first."""
-    blocks = list(_of_kind(parts, prefix, ".tokens.safetensors"))
-    if urlsplit(uri).scheme == "file":
-        return TokenVectors([Path(unquote(urlsplit(storage.join(uri, part.path)).path)) for part in blocks])
-    with tempfile.TemporaryDirectory() as scratch:
-        # The files stay open after the folder is gone.
-        return TokenVectors(
-            [
-                storage.download(storage.join(uri, part.path), Path(scratch) / f"{number}.safetensors")
-                for number, part in enumerate(blocks)
-            ]
+    Raises:
+        DataError: it is damaged.
+    """
+    width, token_wise = int(made.config["width"]), bool(made.config["token_wise"])
+    probes = made.metrics
+    with ExitStack() as stack:
+        local = _Local(made, stack)
+        pictures, captions = table_of(local.file("pictures.arrow")), table_of(local.file("captions.arrow"))
+        recall = table_of(local.file(RECALL)) if local.has(RECALL) else None
+        candidates = {
+            name: Candidates(local.file(f"{name}.faiss"), len(table), int(probes.get(f"probes/{name}", 1)))
+            if local.has(f"{name}.faiss")
+            else None
+            for name, table in (("pictures", pictures), ("captions", captions))
+        }
+        return Index(
+            uri=uri,
+            keys=Looked([pictures["key"]], str),
+            places=Looked([pictures[name] for name in ("file", "offset", "size")], Place),
+            captions=Looked([captions["caption"]], str),
+            captions_of=Looked([pictures["captions"]], tuple),
+            pictures_of=Looked([captions["pictures"]], tuple),
+            picture_vectors=Vectors(local.file("pictures.f16"), len(pictures), width),
+            caption_vectors=Vectors(local.file("captions.f16"), len(captions), width),
+            picture_candidates=candidates["pictures"],
+            caption_candidates=candidates["captions"],
+            picture_tokens=TokenVectors(local.files("tokens/")) if token_wise else None,
+            caption_tokens=TokenVectors(local.files("caption-tokens/")) if token_wise else None,
+            counted=torch.from_numpy(captions["counted"].to_numpy().astype(np.int64)),
+            columns={name: column for name in FILTERS if (column := _filter(pictures[name])) is not None},
+            calibration=calibration or {},
+            questions=np.empty(0, np.int32) if recall is None else recall["caption"].to_numpy(),
+            answers=np.empty((0, 10), np.int32) if recall is None else np.stack(recall["pictures"].to_numpy()),
+            by_key=pictures["by_key"].to_numpy(),
+            digests=pictures["digest"],
+            forms=captions["form"],
         )
+
+
+def table_of(file: Path) -> pa.Table:
+    """Map a table that lies in a file of Arrow's format."""
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def _filter(column: pa.ChunkedArray) -> Any:
+    """A column that pictures are filtered by; None where nothing is known of any picture."""
+    if column.null_count == len(column):
+        return None
+    return column if pa.types.is_string(column.type) else column.fill_null(-1).to_numpy()
+
+
+class _Local:
+    """The files of a shard on this machine; those in an object store are copied to its temporary folder first.
+
+    Args:
+        made: the shard's manifest.
+        stack: deletes the copies at its end, after which what was opened stays open.
+    """
+
+    def __init__(self, made: Manifest, stack: ExitStack) -> None:
+        self._made = made
+        self._parts: dict[str, Part] = {part.path: part for part in made.parts}
+        self._folder: Path | None = None
+        if urlsplit(made.uri).scheme != "file":
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+    def has(self, path: str) -> bool:
+        return path in self._parts
+
+    def file(self, path: str) -> Path:
+        part, uri = self._parts[path], storage.join(self._made.uri, path)
+        local = Path(unquote(urlsplit(uri).path))
+        file = storage.download(uri, self._folder / path) if self._folder else local
+        if not file.exists() or file.stat().st_size != part.bytes:
+            raise DataError(f"{uri} is missing or has another size than when it was written")
+        return file
+
+    def files(self, prefix: str) -> list[Path]:
+        """The files below a folder, in the order of their paths."""
+        return [self.file(path) for path in sorted(self._parts) if path.startswith(prefix)]

@@ -102,13 +102,13 @@ def export(collection: Collection, model: OwnModel, found: Manifest, to: str, fo
 
 
 def _write_numpy(index: Index, items: pa.Table, folder: Path) -> None:
-    np.save(folder / "vectors.npy", index.picture_vectors.numpy())
+    np.save(folder / "vectors.npy", index.picture_vectors.read().numpy())
     storage.write_table(storage.from_path(folder / _ITEMS), items)
 
 
 def _write_faiss(index: Index, items: pa.Table, folder: Path) -> None:
     faiss = import_module("faiss")
-    vectors = index.picture_vectors.numpy()
+    vectors = index.picture_vectors.read().numpy()
     exact = faiss.IndexFlatIP(vectors.shape[1])
     exact.add(vectors)
     faiss.write_index(exact, str(folder / "index.faiss"))

@@ -50,8 +50,10 @@ class Metrics(Collector):
         self._seconds.labels(route).observe(seconds)
         self._recent[route].append(seconds)
 
-    def text(self) -> bytes:
+    async def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
+        if self._service:
+            await self._service.router.describe(again=True)
         return generate_latest(self._registry)
 
     def quantiles(self) -> Mapping[str, Mapping[float, float]]:
@@ -85,7 +87,7 @@ class Metrics(Collector):
 
 def _of_index(service: Service) -> Iterator[Metric]:
     if (recall := service.recall) is not None:
-        help_text = "Share of the 10 nearest pictures that a search finds, on the queries that are kept with the index."
+        help_text = "Share of the exact answers that a search finds of the questions that are kept with the index."
         yield GaugeMetricFamily("wukong_serve_index_recall", help_text, recall)
     up = GaugeMetricFamily("wukong_serve_shard_up", "Whether a shard of the index answers.", labels=("shard",))
     pictures = GaugeMetricFamily("wukong_serve_shard_pictures", "Pictures of a shard.", labels=("shard",))

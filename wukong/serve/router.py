@@ -128,9 +128,13 @@ class Router:
         for each in self._tries.values():
             each.cancel()
 
-    async def describe(self) -> Mapping[int, Description]:
-        """Return what the shards hold that have said so, by their numbers."""
-        unknown = [number for number, each in enumerate(self.states) if each.description is None and not each.reason]
+    async def describe(self, *, again: bool = False) -> Mapping[int, Description]:
+        """Return what the shards hold that have said so, by their numbers.
+
+        Args:
+            again: whether those are asked that have said it.
+        """
+        unknown = [n for n, each in enumerate(self.states) if (again or each.description is None) and not each.reason]
         if unknown:
             with suppress(RefusedError):
                 await self._ask(lambda _, shard: shard.describe(), unknown)

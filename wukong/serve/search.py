@@ -1,4 +1,7 @@
-"""Exact search: every query is compared with every picture or caption, in blocks; token-wise models rank the best anew.
+"""Search of a shard of an index: every query is compared with every picture or caption, or with candidates among many.
+
+The candidates of an approximate index (``wukong.serve.approximate``) are ranked by their exact scores, as all are where
+there is none. Both are the products of the stored vectors.
 
 A token-wise model has a vector for each token. A first pass compares the means of the tokens' vectors, whose product is
 the mean of all products of a picture's and a text's tokens. The best ``FIRST_PASS`` of it are ranked by the token-wise
@@ -10,22 +13,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wukong.evaluate.model import OwnModel
 from wukong.model.dual import Texts
+from wukong.serve.approximate import Candidates
 from wukong.serve.index import Index
 from wukong.serve.query import search_forms
+from wukong.serve.vectors import Vectors
 
 FIRST_PASS = 200
 DIGITS = 4
+_CANDIDATES = 200
+_FEW = 50_000
+"""Up to so many pictures that a filter leaves are all compared."""
 _BLOCK_SCORES = 2**24
 _REFERENCE = 256
 """Pictures, spread over the index, whose scores say how a text scores in general."""
 _PROMPT = "一张{}的照片。"
 """The paper's prompt for a class name (appendix A.1)."""
+
+
+Allowed = npt.NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True)
@@ -43,57 +55,110 @@ class SearchResult:
     Attributes:
         hits: the best pictures, the best first.
         stands_out: by how much the best score exceeds the mean score of pictures in general for the same text. Scores
-            of different texts cannot be compared: some texts are near to every picture. 0 without hits.
+            of different texts cannot be compared: some texts are near to every picture.
     """
 
     hits: list[Hit]
     stands_out: float
 
 
-class Searcher:
-    """Searches an index with its model.
+class Side:
+    """Vectors of one kind, of pictures or of captions, and how the best of them are found.
 
     Args:
-        index: the index.
+        vectors: the vectors, which are read into memory if all are compared.
+        candidates: finds candidates; None to compare all.
+        unit: whether vectors are brought to length 1 before they are compared.
+    """
+
+    def __init__(self, vectors: Vectors, candidates: Candidates | None, *, unit: bool = False) -> None:
+        self._stored, self._candidates, self._unit = vectors, candidates, unit
+        self._whole = self._scaled(vectors.read()) if candidates is None else None
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Read some vectors, float32 [rows, d]."""
+        return self._scaled(self._stored[rows]) if self._whole is None else self._whole[rows]
+
+    def best(self, queries: Tensor, count: int, allowed: Allowed = None) -> list[list[Hit]]:
+        """Find the largest dot products of each query, the largest first; equal ones, rounded, are in order of rows.
+
+        Args:
+            queries: float32 [queries, d].
+            count: how many of each.
+            allowed: which vectors may be found, bool [vectors]; None for all.
+        """
+        if self._candidates is None or (allowed is not None and allowed.sum() <= _FEW):
+            rows = None if allowed is None else torch.from_numpy(np.flatnonzero(allowed))
+            if self._whole is not None:
+                return _best(queries, self._whole if rows is None else self._whole[rows], count, rows)
+            return _best(queries, self.read(rows), count, rows) if rows is not None else []
+        found = self._candidates.search(queries, max(_CANDIDATES, 2 * count), allowed)
+        return [_ranked(self.read(rows) @ query, rows, count) for query, rows in zip(queries, found, strict=True)]
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self._unit else vectors
+
+
+class Searcher:
+    """Searches a shard of an index with its model.
+
+    Args:
+        index: the shard.
         model: the model that it was made with.
     """
 
     def __init__(self, index: Index, model: OwnModel) -> None:
         self.index = index
         self.model = model
-        vectors = index.picture_vectors
-        self._unit_vectors = vectors if index.picture_tokens is None else F.normalize(vectors, dim=-1)
-        spread = torch.linspace(0, len(vectors) - 1, min(_REFERENCE, len(vectors))).round().long()
-        self._reference = vectors[spread] if index.picture_tokens is None else index.picture_tokens.read(spread)
+        self._pictures = Side(index.picture_vectors, index.picture_candidates)
+        self._captions = Side(index.caption_vectors, index.caption_candidates)
+        self._similar = self._pictures
+        if index.picture_tokens is not None:
+            self._similar = Side(index.picture_vectors, index.picture_candidates, unit=True)
+        total = len(index.picture_vectors)
+        spread = torch.linspace(0, total - 1, min(_REFERENCE, total)).round().long()
+        self._reference = (
+            self._pictures.read(spread) if index.picture_tokens is None else index.picture_tokens.read(spread)
+        )
+
+    @property
+    def ranked(self) -> int | None:
+        """How many of the nearest pictures are ranked by their exact scores; None where all are compared."""
+        if self.index.picture_tokens is not None:
+            return FIRST_PASS
+        return None if self.index.picture_candidates is None else _CANDIDATES
+
+    @property
+    def depth(self) -> int | None:
+        """The last rank that does not depend on how many pictures are asked for; None where none does."""
+        approximate = self.index.picture_tokens is None and self.index.picture_candidates is not None
+        return _CANDIDATES // 2 if approximate else self.ranked
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Encode texts in the form in which they are searched; those that are too long for the model are cut."""
         return self.model.saved.encode_text(search_forms(texts), strict=False)
 
-    @property
-    def depth(self) -> int | None:
-        """How many of the nearest pictures are ranked; None where all are."""
-        return None if self.index.picture_tokens is None else FIRST_PASS
-
-    def pictures_of_texts(
-        self, texts: Sequence[str], count: int, allowed: np.ndarray | None = None
-    ) -> list[SearchResult]:
-        """Find the pictures that are most similar to each text; see ``pictures_of``."""
-        return self.pictures_of(self.encode_texts(texts), count, allowed)
-
     @torch.inference_mode()
-    def pictures_of(self, encoded: Texts, count: int, allowed: np.ndarray | None = None) -> list[SearchResult]:
+    def pictures_of_texts(self, texts: Sequence[str], count: int, allowed: Allowed = None) -> list[SearchResult]:
         """Find the pictures that are most similar to each text, the best first.
 
         Args:
-            encoded: the queries, from ``encode_texts``.
+            texts: the queries.
             count: how many pictures of each.
-            allowed: bool [pictures], those that may be found; None for all.
+            allowed: which pictures may be found, bool [pictures]; None for all.
         """
+        return self.pictures_of(self.encode_texts(texts), count, allowed)
+
+    @torch.inference_mode()
+    def pictures_of(self, encoded: Texts, count: int, allowed: Allowed = None) -> list[SearchResult]:
+        """Find pictures for texts that are encoded, as ``pictures_of_texts`` does."""
         if self.index.picture_tokens is None:
-            best = _best(encoded.vectors, self.index.picture_vectors, count, allowed)
+            best = self._pictures.best(encoded.vectors, count, allowed)
         else:
-            first = _best(_mean(encoded), self.index.picture_vectors, max(FIRST_PASS, count), allowed)
+            first = self._pictures.best(_mean(encoded), max(FIRST_PASS, count), allowed)
             best = [
                 self.rank(Texts(encoded.vectors[row : row + 1], encoded.counted[row : row + 1]), hits, count)
                 for row, hits in enumerate(first)
@@ -115,32 +180,48 @@ class Searcher:
         """
         if self.index.picture_tokens is None:
             raise ValueError("a global model has no tokens")
-        rows = torch.tensor([hit.row for hit in first], dtype=torch.int64)
+        if not first:
+            return []
+        rows = torch.tensor([hit.row for hit in first])
         scores = self.model.similarity(self.index.picture_tokens.read(rows), text).text_to_image[:, 0]
         return _ranked(scores, rows, count)
 
     @torch.inference_mode()
-    def captions_of_picture(self, picture: Tensor, count: int) -> list[Hit]:
-        """Find the captions that are most similar to an encoded picture, [d] or [tokens, d], the best first."""
+    def captions_of_picture(self, picture: Tensor, count: int, allowed: Allowed = None) -> list[Hit]:
+        """Find the captions that are most similar to an encoded picture, [d] or [tokens, d], the best first.
+
+        Args:
+            picture: the picture's vector, or those of its patches.
+            count: how many captions.
+            allowed: which captions may be found, bool [captions]; None for all.
+        """
         if not self.index.captions:
             return []
         if self.index.caption_tokens is None:
-            return _best(picture[None], self.index.caption_vectors, count)[0]
-        (first,) = _best(picture.mean(0, keepdim=True), self.index.caption_vectors, max(FIRST_PASS, count))
+            return self._captions.best(picture[None], count, allowed)[0]
+        (first,) = self._captions.best(picture.mean(0, keepdim=True), max(FIRST_PASS, count), allowed)
+        if not first:
+            return []
         rows = torch.tensor([hit.row for hit in first])
         scores = self.model.similarity(picture[None], self.index.caption_texts(rows)).image_to_text[0]
         return _ranked(scores, rows, count)
 
     @torch.inference_mode()
-    def similar_pictures(self, picture: Tensor, count: int, allowed: np.ndarray | None = None) -> list[Hit]:
-        """Find the pictures that are most similar to an encoded picture: cosine of their (mean) vectors."""
+    def similar_pictures(self, picture: Tensor, count: int, allowed: Allowed = None) -> list[Hit]:
+        """Find the pictures that are most similar to an encoded picture: cosine of their (mean) vectors.
+
+        Args:
+            picture: the picture's vector, or those of its patches.
+            count: how many pictures.
+            allowed: which pictures may be found, bool [pictures]; None for all.
+        """
         mean = F.normalize(picture.mean(0) if picture.ndim == 2 else picture, dim=-1)
-        return _best(mean[None], self._unit_vectors, count, allowed)[0]
+        return self._similar.best(mean[None], count, allowed)[0]
 
     def stored_picture(self, row: int) -> Tensor:
         """Read the vectors of a picture of the index, [d] or [tokens, d]."""
         if self.index.picture_tokens is None:
-            return self.index.picture_vectors[row]
+            return self._pictures.read(torch.tensor([row]))[0]
         return self.index.picture_tokens.read(torch.tensor([row]))[0]
 
     def label_scores(self, picture: Tensor, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -166,23 +247,29 @@ def _mean(texts: Texts) -> Tensor:
     return (texts.vectors * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-def _best(queries: Tensor, vectors: Tensor, count: int, allowed: np.ndarray | None = None) -> list[list[Hit]]:
-    """Find the largest dot products of each query, the largest first; equal ones, rounded, are in the order of rows."""
+def _best(queries: Tensor, vectors: Tensor, count: int, rows: Tensor | None = None) -> list[list[Hit]]:
+    """Find the largest dot products of each query, the largest first; equal ones, rounded, are in the order of rows.
+
+    Args:
+        queries: float32 [queries, d].
+        vectors: float32 [vectors, d].
+        count: how many of each query.
+        rows: the row of each vector in the index, in their order; None if they are all.
+    """
     step = max(1, _BLOCK_SCORES // max(1, len(queries)))
     best: list[list[tuple[float, int]]] = [[] for _ in queries]
     for start in range(0, len(vectors), step):
         scores = queries @ vectors[start : start + step].T
-        if allowed is not None:
-            scores[:, torch.from_numpy(~allowed[start : start + step])] = -torch.inf
         last = scores.topk(min(count, scores.shape[1]), dim=1).values[:, -1:]
         # With all that may be equal to the last one when they are rounded, so that a block's size decides nothing.
-        query, row = ((scores >= last - 10**-DIGITS) & (scores > -torch.inf)).nonzero(as_tuple=True)
+        query, row = (scores >= last - 10**-DIGITS).nonzero(as_tuple=True)
         for number, place, score in zip(
             query.tolist(), (row + start).tolist(), scores[query, row].tolist(), strict=True
         ):
             best[number].append((-round(score, DIGITS), place))
         best = [sorted(each)[:count] for each in best]
-    return [[Hit(row, -score) for score, row in each] for each in best]
+    of = range(len(vectors)) if rows is None else rows.tolist()
+    return [[Hit(of[place], -score) for score, place in each] for each in best]
 
 
 def _ranked(scores: Tensor, rows: Tensor, count: int) -> list[Hit]:

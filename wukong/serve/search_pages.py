@@ -91,7 +91,7 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/about", include_in_schema=False)
     async def about_page() -> HTMLResponse:
-        await service.router.describe()
+        await service.router.describe(again=True)
         return await page(
             "about.html.j2",
             shards=[(service.router.name(number), state) for number, state in enumerate(service.router.states)],

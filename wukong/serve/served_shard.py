@@ -6,10 +6,11 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from heapq import nlargest
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from wukong.crawl.uploads import RefusedError
 from wukong.curate.text.characters import has_han
 from wukong.model.dual import Texts
+from wukong.serve import recall
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Place
 from wukong.serve.filters import Filters, Mask, Selection
@@ -29,6 +31,8 @@ _FREQUENT = 1_000
 """Captions among which examples of queries are looked for."""
 _SHORT = range(2, 13)
 """Characters of such a caption."""
+_MEASURED_AT_ONCE, _MEASURED_EVERY = 20, 1.0
+"""So many of the kept questions are asked at a time, and so many seconds lie between them."""
 _MOST_FOLDED = 10_000
 """How many of the nearest pictures are looked at for different ones, where near-duplicates are folded."""
 
@@ -103,6 +107,8 @@ class Description:
         columns: what its pictures can be filtered by.
         licences: the licences that they have.
         frequent: short Chinese captions that many of them have, with the number of these.
+        recall: the share of the exact answers that it finds of the questions that are kept with it, and their number;
+            None where all pictures are compared, and until it is measured.
     """
 
     pictures: int
@@ -110,6 +116,7 @@ class Description:
     columns: frozenset[str]
     licences: tuple[str, ...]
     frequent: tuple[tuple[str, int], ...]
+    recall: tuple[float, int] | None = None
 
 
 class Shard(Protocol):
@@ -157,13 +164,22 @@ class LocalShard:
         self.index = searcher.index
         self._searcher, self._pictures = searcher, pictures
         self._selection = Selection(self.index)
-        self._row_of = {key: row for row, key in enumerate(self.index.keys)}
+        self._measured: tuple[float, int] | None = None
+        self._measuring: asyncio.Task[None] | None = None
         self._search = Batcher(self._answer, texts, BATCH, waiting)
         self._waiting, self._asked_of_pictures = waiting, 0
 
+    def close(self) -> None:
+        """Measure nothing more."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+
     async def describe(self) -> Description:
-        """Say what the shard holds."""
-        return await asyncio.to_thread(self._described)
+        """Say what the shard holds. Its recall is measured meanwhile, when it is asked for the first time."""
+        described = await asyncio.to_thread(lambda: self._described)
+        if self._measuring is None:
+            self._measuring = asyncio.create_task(self._measure())
+        return replace(described, recall=self._measured)
 
     async def search(self, question: Question) -> Ranked:
         """Find pictures for a text.
@@ -193,24 +209,41 @@ class LocalShard:
 
     async def find(self, key: str) -> Item | None:
         """Look up a picture by its key; None if it is not in this shard."""
-        row = self._row_of.get(key)
+        row = await asyncio.to_thread(self.index.row_of, key)
         return None if row is None else self._item(row)
 
     async def vectors(self, row: int) -> Tensor:
         """Read the stored vectors of a picture, [d] or [tokens, d]."""
         return await asyncio.to_thread(self._searcher.stored_picture, row)
 
+    @cached_property
     def _described(self) -> Description:
-        pictures_of, captions = self.index.pictures_of, self.index.captions
-        frequent = nlargest(_FREQUENT, range(len(captions)), key=lambda row: len(pictures_of[row]))
-        short = [row for row in frequent if len(captions[row]) in _SHORT and has_han(captions[row])]
+        times = self.index.pictures_of.lengths()
+        frequent = {row: self.index.captions[row] for row in np.argsort(-times, kind="stable")[:_FREQUENT].tolist()}
         return Description(
             pictures=len(self.index.keys),
             depth=self._searcher.depth,
             columns=self._selection.columns,
             licences=self._selection.licences,
-            frequent=tuple((captions[row], len(pictures_of[row])) for row in short),
+            frequent=tuple(
+                (caption, int(times[row]))
+                for row, caption in frequent.items()
+                if len(caption) in _SHORT and has_han(caption)
+            ),
         )
+
+    async def _measure(self) -> None:
+        """Ask what is kept with the index, a little at a time, so that those who search do not wait for it."""
+        found = asked = 0.0
+        for start in range(0, len(self.index.questions), _MEASURED_AT_ONCE):
+            some = slice(start, start + _MEASURED_AT_ONCE)
+            part = replace(self.index, questions=self.index.questions[some], answers=self.index.answers[some])
+            if (measured := await asyncio.to_thread(recall.measure, part)) is None:
+                return
+            found, asked = found + measured.found * measured.questions, asked + measured.questions
+            await asyncio.sleep(_MEASURED_EVERY)
+        if asked:
+            self._measured = found / asked, int(asked)
 
     def _item(self, row: int) -> Item:
         captions = tuple(self.index.captions[each] for each in self.index.captions_of[row])
@@ -247,7 +280,7 @@ class LocalShard:
 
     def _folded(self, question: Question, allowed: Mask | None, matching: int) -> Ranked:
         """Look at more and more of the nearest pictures, until enough of them are no near-duplicates of each other."""
-        most = min(self._most(matching), _MOST_FOLDED)
+        most = min(matching, self._searcher.depth or _MOST_FOLDED)
         looked_at = min(2 * question.count, most)
         while True:
             (result,) = self._searcher.pictures_of(question.text, looked_at, allowed)
@@ -262,7 +295,7 @@ class LocalShard:
 
     def _most(self, matching: int) -> int:
         """How many of the pictures that pass the filters are ranked."""
-        return matching if self._searcher.depth is None else min(matching, self._searcher.depth)
+        return matching if self._searcher.ranked is None else min(matching, self._searcher.ranked)
 
 
 def _mean(result: SearchResult) -> float | None:

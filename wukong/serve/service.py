@@ -58,7 +58,7 @@ class Service(Embedder):
         model: the model, with its image tower.
         found: manifest of the index of both.
         limits: what a request may hold.
-        shards: the shards of the index; None to open it in this process, as one.
+        shards: the shards of the index; None to open them in this process.
         seconds: how long an answer waits for a shard of ``shards``.
 
     Attributes:
@@ -82,14 +82,18 @@ class Service(Embedder):
         self._files = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._encode = Batcher(self._encoded_texts, self._texts, BATCH, limits.waiting)
         within = None if shards is None else seconds
+        self._local: list[LocalShard] = []
         if shards is None:
-            searcher = Searcher(index.open_index(found, model), model)
-            shards = [LocalShard(searcher, self._texts, self._pictures, limits.waiting)]
+            searchers = [Searcher(index.open_index(found, model, n), model) for n in range(index.shards(found))]
+            self._local = [LocalShard(each, self._texts, self._pictures, limits.waiting) for each in searchers]
+            shards = self._local
         self.router = Router(shards, within)
 
     def close(self) -> None:
         """End the threads and the child process."""
         self.router.close()
+        for shard in self._local:
+            shard.close()
         self._files.shutdown(cancel_futures=True)
         super().close()
 
@@ -102,8 +106,13 @@ class Service(Embedder):
 
     @property
     def recall(self) -> float | None:
-        """Share of the 10 nearest pictures that a search finds, measured when the index was made; None if not."""
-        return self.made.metrics.get("recall_at_10")
+        """Share of the exact answers that a search finds of the questions that are kept with the index.
+
+        None where all pictures are compared, and until it is measured.
+        """
+        measured = [each.description.recall for each in self.router.states if each.description]
+        known = [each for each in measured if each is not None]
+        return sum(share * count for share, count in known) / sum(count for _, count in known) if known else None
 
     def about(self) -> answers.AboutAnswer:
         """Describe collection, model and limits."""

@@ -1,5 +1,6 @@
 """Load a model, and open or make the index: the start of a server, by ``wukong serve`` or Ray Serve, or of a search."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,16 @@ from wukong.runtime import environment
 from wukong.serve import collection, encode
 from wukong.serve.collection import Collection
 from wukong.serve.embedder import Embedder
-from wukong.serve.index import open_parts
+from wukong.serve.index import open_index
 from wukong.serve.router import SECONDS
 from wukong.serve.search import Searcher
 from wukong.serve.served_shard import LocalShard, Shard
 from wukong.serve.service import Service
 from wukong.store import manifest, storage
-from wukong.store.manifest import Manifest, Part
+from wukong.store.manifest import Manifest
 from wukong.tracking import model_versions
+
+log = logging.getLogger(__name__)
 
 
 def service(
@@ -78,38 +81,36 @@ def version(model: str, data: str) -> tuple[str, str]:
     return model_versions.folder_of(model) if aliased else model, collection.of(data).digest
 
 
-def shard(model: str, index: str, number: int, of: int, cores: int | None = None) -> LocalShard:
-    """Load a shard of an index.
+def shards(
+    model: str, index: str, numbers: Sequence[int], cores: int | None = None
+) -> dict[int, LocalShard | DataError]:
+    """Load shards of an index.
 
     Args:
         model: URI of the model that the index was made with.
         index: URI of the index.
-        number: number of the shard, from 0.
-        of: how many shards there are.
+        numbers: the numbers of the shards.
         cores: processor cores to compute with; None for all that this process may use.
 
+    Returns:
+        The shards by their numbers; in the place of one that is missing or damaged, what is wrong with it.
+
     Raises:
-        DataError: the index is not finished, is damaged, or was made with another model; it has fewer blocks than
-            shards are asked for.
+        DataError: the index is not finished, or was made with another model.
         StorageError: there is nothing at a URI.
     """
     _share(cores)
     found, loaded = manifest.load(index), OwnModel(wukong.load(model), model)
-    if found.config["model"] != loaded.digest:
-        raise DataError(f"{index} was made with another model than {model}: start the shards with that model")
     texts, pictures = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("texts", "pictures"))
-    opened = open_parts(found.uri, _parts_of(found, number, of), loaded)
-    return LocalShard(Searcher(opened, loaded), texts, pictures, Limits().waiting)
-
-
-def _parts_of(found: Manifest, number: int, of: int) -> list[Part]:
-    """Return the parts of a shard: all captions, and its share of the blocks of pictures, in the order of the index."""
-    pictures = [part for part in found.parts if part.path.startswith("pictures/")]
-    blocks = sorted({part.path.partition(".")[0] for part in pictures})
-    if len(blocks) < of:
-        raise DataError(f"{found.uri} has {len(blocks)} blocks of pictures: divide it into at most as many shards")
-    mine = {block for place, block in enumerate(blocks) if place * of // len(blocks) == number}
-    return [part for part in found.parts if part not in pictures or part.path.partition(".")[0] in mine]
+    opened: dict[int, LocalShard | DataError] = {}
+    for number in numbers:
+        try:
+            searcher = Searcher(open_index(found, loaded, number), loaded)
+            opened[number] = LocalShard(searcher, texts, pictures, Limits().waiting)
+        except DataError as error:
+            log.warning("%s", error)
+            opened[number] = error
+    return opened
 
 
 def embedder(

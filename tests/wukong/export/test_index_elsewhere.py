@@ -90,7 +90,7 @@ def test_a_library_ranks_as_the_search_does(to: str, script: str, tmp_path: Path
     python = consumers.environment("indexes", PACKAGES)
     answer = consumers.run(python, script, tmp_path / "elsewhere", tmp_path / "queries.npz", "dot")
     # A search rounds scores to four digits.
-    check_ranking(answer, model, index, index.picture_vectors, 1e-4)
+    check_ranking(answer, model, index, index.picture_vectors.read(), 1e-4)
 
 
 def test_lancedb_compares_every_patch_with_every_word(tmp_path: Path) -> None:

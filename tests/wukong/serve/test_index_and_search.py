@@ -13,7 +13,7 @@ import torch
 from scipy.stats import binom
 
 from wukong.errors import DataError
-from wukong.publish import takedown, takedown_plan
+from wukong.publish import superseded, takedown, takedown_plan
 from wukong.serve import calibration, collection, encode, index, search
 from wukong.serve.query import search_forms
 from wukong.serve.search import Searcher
@@ -186,6 +186,8 @@ def test_what_was_taken_down_is_in_no_index(tmp_path: Path, monkeypatch: pytest.
     assert "不要看的画" not in searcher.index.captions and len(searcher.index.keys) == 5
     assert "9" * 20 not in [searcher.index.keys[hit.row] for hit in searcher.pictures_of_texts(["红黑"], 9)[0].hits]
     kept = {encode.build(collection.of(other), model, root).uri, made.uri}
+    assert {f"{root}/index/{name}" for name in storage.list_names(f"{root}/index")} == kept
+    kept |= {superseded.shard_uri(folder, key) for folder in kept for key in superseded.listed(folder).keys}
     assert {file.rsplit("/", 1)[0] for file in storage.list_files(root, "/manifest.json")} == kept
     left = [file for file in storage.list_files(root) if not file.startswith(tuple(kept))]
     assert left == [], "nothing of the earlier indexes of this collection"
@@ -195,7 +197,7 @@ def test_what_cannot_be_decoded_in_a_folder_is_left_out_and_counted(tmp_path: Pa
     data = colours.encoded(colours.picture("红"))
     uri = colours.folder(tmp_path / "p", {"a.png": ["红"], "b.png": ["坏"]}, {"a.png": data, "b.png": data[:60]})
     made = encode.build(collection.of(uri), colours.model("global"), storage.from_path(tmp_path / "i"))
-    assert made.counts == {"pictures": 1, "captions": 2, "left_out": 1}
+    assert made.counts == {"pictures": 1, "captions": 1, "left_out": 1}, "no caption without its picture"
 
 
 def test_texts_about_other_things_find_nothing_and_captions_their_pictures(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_texts_about_other_things_find_nothing_and_captions_their_pictures(tmp_p
     found = index.open_index(made, model).calibration
     assert found["texts"] == 40
     assert found["false_alarms"] <= 0.3 and found["misses"] <= 0.3 and found["used"]
-    assert calibration.calibrate(index.open_index(made, model), model) == found
+    assert calibration.calibrate([index.open_index(made, model)], model) == found
 
 
 @pytest.mark.parametrize(("one", "other"), [(8, 1), (12, 9), (0, 0), (3, 7)])
@@ -231,7 +233,7 @@ def test_a_model_that_tells_nothing_apart_has_no_threshold(searcher: Searcher, m
 
     monkeypatch.setattr(Searcher, "pictures_of_texts", by_chance)
     monkeypatch.setattr(calibration, "_words_of_none", lambda *_: ["词语"] * 20)  # the dictionary is long
-    used = [calibration.calibrate(searcher.index, searcher.model, seed)["used"] for seed in range(60)]
+    used = [calibration.calibrate([searcher.index], searcher.model, seed)["used"] for seed in range(60)]
     assert sum(used) <= binom.ppf(0.999, 60, calibration.SIGNIFICANCE)
 
 

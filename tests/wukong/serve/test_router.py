@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import drawn
@@ -15,6 +16,7 @@ from search_site import served
 from wukong.crawl.uploads import Limits, RefusedError
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
+from wukong.publish import superseded
 from wukong.serve import collection, encode, index, start
 from wukong.serve.collection import Collection
 from wukong.serve.router import Router
@@ -25,18 +27,19 @@ from wukong.store import storage
 from wukong.store.manifest import Manifest
 
 SECONDS = 2.0
+EACH = 50
 QUERY = drawn.QUERIES[0]
 Made = tuple[Collection, OwnModel, Manifest]
 
 
 @pytest.fixture(scope="module", params=["global", "token"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """150 pictures of noise in four blocks."""
+    """150 pictures of noise in three shards."""
     root = tmp_path_factory.mktemp("drawn")
     model = drawn.model(request.param)
-    found = collection.of(drawn.pictures(root / "filter").uri)
+    found = collection.of(drawn.pictures(root / "filter", shards=3).uri)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "_BLOCK", 40)
+        patch.setattr(encode, "SHARD_PICTURES", EACH)
         return found, model, encode.build(found, model, storage.from_path(root / "indexes"))
 
 
@@ -62,33 +65,37 @@ class Failing:
         return ask
 
 
-def shards_of(made: Made, of: int) -> list[LocalShard]:
-    _, model, found = made
-    pools = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-    return [
-        LocalShard(Searcher(index.open_parts(found.uri, start._parts_of(found, number, of), model), model), *pools, 256)
-        for number in range(of)
-    ]
+@pytest.fixture(scope="module")
+def whole(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """An index of the same pictures in one shard."""
+    found, model, _ = made
+    return found, model, encode.build(found, model, storage.from_path(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.fixture
-def failing(made: Made) -> list[Failing]:
-    return [Failing(shard) for shard in shards_of(made, 3)]
+def failing(made: Made) -> list[Any]:
+    _, model, found = made
+    pools = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    searchers = [Searcher(index.open_index(found, model, number), model) for number in range(index.shards(found))]
+    return [Failing(LocalShard(each, *pools, 256)) for each in searchers]
 
 
 @pytest.fixture(params=[60.0])
-def service(request: pytest.FixtureRequest, made: Made, failing: Sequence[Failing]) -> Iterator[Service]:
+def service(request: pytest.FixtureRequest, made: Made, failing: Sequence[Any]) -> Iterator[Service]:
     """One that waits for a shard however busy this machine is, if a test does not say another time."""
     opened = Service(*made, Limits(), failing, request.param)
     yield opened
     opened.close()
 
 
-def test_shards_hold_each_picture_once_and_answer_as_one_index(made: Made, service: Service) -> None:
-    whole = Service(*made, Limits())
-    held = [each.shard.index.keys for each in service.router.shards]  # type: ignore[attr-defined]
-    assert [len(keys) for keys in held] == [40 + 35, 40, 35]
-    assert [key for keys in held for key in keys] == list(index.open_index(made[2], made[1]).keys)
+def test_shards_hold_each_picture_once_and_answer_as_one_index(
+    whole: Made, service: Service, failing: Sequence[Any]
+) -> None:
+    alone = Service(*whole, Limits())
+    assert len(alone.router.shards) == 1
+    held = [list(each.shard.index.keys) for each in failing]
+    assert [len(keys) for keys in held] == [EACH] * 3
+    assert [key for keys in held for key in keys] == list(index.open_index(whole[2], whole[1]).keys)
 
     async def answers(of: Service) -> tuple[list[object], list[float | None]]:
         asked = [await of.search(query, 20, page) for query in drawn.QUERIES[:8] for page in (1, 2, 7)]
@@ -99,14 +106,14 @@ def test_shards_hold_each_picture_once_and_answer_as_one_index(made: Made, servi
         found.append(await of.urls_of(["00000000000000000003"]))
         return found, [each.stands_out for each in asked]
 
-    one, several = asyncio.run(answers(whole)), asyncio.run(answers(service))
-    whole.close()
+    one, several = asyncio.run(answers(alone)), asyncio.run(answers(service))
+    alone.close()
     assert several[0] == one[0]
     assert several[1] == pytest.approx(one[1], abs=1.5e-4)
 
 
-def test_pages_are_the_ranks_of_every_picture_compared(made: Made, service: Service) -> None:
-    _, model, found = made
+def test_pages_are_the_ranks_of_every_picture_compared(whole: Made, service: Service) -> None:
+    _, model, found = whole
     opened = index.open_index(found, model)
     text = model.saved.encode_text([QUERY])
     if model.token_wise:
@@ -115,7 +122,7 @@ def test_pages_are_the_ranks_of_every_picture_compared(made: Made, service: Serv
         best = np.einsum("npd,td->npt", pictures, text.vectors[0].numpy()).max(1)
         scores = best[:, text.counted[0].numpy()].mean(1)
     else:
-        scores = opened.picture_vectors.numpy() @ text.vectors[0].numpy()
+        scores = opened.picture_vectors.read().numpy() @ text.vectors[0].numpy()
     expected = [opened.keys[row] for row in np.lexsort((np.arange(150), -scores.round(4)))]
 
     async def pages() -> list[Any]:
@@ -137,7 +144,7 @@ def test_a_page_that_is_too_far_is_refused(made: Made, service: Service) -> None
 @pytest.mark.parametrize("service", [SECONDS], indirect=True)
 @pytest.mark.parametrize("wrong", ["silent", "damaged"])
 def test_a_lost_shard_is_named_within_the_time_and_then_not_waited_for(
-    service: Service, failing: Sequence[Failing], wrong: str
+    service: Service, failing: Sequence[Any], wrong: str
 ) -> None:
     whole = asyncio.run(service.search(QUERY, 150))
     mine = set(failing[1].shard.index.keys)
@@ -166,7 +173,7 @@ def test_a_lost_shard_is_named_within_the_time_and_then_not_waited_for(
 
 
 @pytest.mark.parametrize("service", [SECONDS], indirect=True)
-def test_a_shard_that_is_only_slow_is_asked_again(service: Service, failing: Sequence[Failing]) -> None:
+def test_a_shard_that_is_only_slow_is_asked_again(service: Service, failing: Sequence[Any]) -> None:
     async def ask() -> None:
         failing[0].wrong = "slow"
         assert (await service.search(QUERY, 3)).missing == ["shard 1 of 3"]
@@ -177,16 +184,14 @@ def test_a_shard_that_is_only_slow_is_asked_again(service: Service, failing: Seq
     asyncio.run(ask())
 
 
-def test_what_a_shard_refuses_is_refused(service: Service, failing: Sequence[Failing]) -> None:
+def test_what_a_shard_refuses_is_refused(service: Service, failing: Sequence[Any]) -> None:
     failing[2].wrong = "full"
     with pytest.raises(RefusedError, match="too many requests wait") as refused:
         asyncio.run(service.search(QUERY, 3))
     assert refused.value.status == 503
 
 
-def test_without_any_shard_it_is_said_that_nothing_can_be_searched(
-    service: Service, failing: Sequence[Failing]
-) -> None:
+def test_without_any_shard_it_is_said_that_nothing_can_be_searched(service: Service, failing: Sequence[Any]) -> None:
     for each in failing:
         each.wrong = "damaged"
     with served(service) as site:
@@ -202,7 +207,7 @@ def test_without_any_shard_it_is_said_that_nothing_can_be_searched(
         assert 'wukong_serve_shard_up{shard="3"} 0.0' in metrics
 
 
-def test_json_page_and_metrics_name_what_is_missing(service: Service, failing: Sequence[Failing]) -> None:
+def test_json_page_and_metrics_name_what_is_missing(service: Service, failing: Sequence[Any]) -> None:
     with served(service) as site:
         assert site.ask("/api/search", q=QUERY).json["missing"] == []
         failing[1].wrong = "damaged"
@@ -213,23 +218,34 @@ def test_json_page_and_metrics_name_what_is_missing(service: Service, failing: S
         assert about.count('<th scope="row"') > 5 and "lost" in about
         metrics = site.ask("/metrics").text.splitlines()
         assert 'wukong_serve_shard_up{shard="1"} 1.0' in metrics and 'wukong_serve_shard_up{shard="2"} 0.0' in metrics
-        assert 'wukong_serve_shard_pictures{shard="2"} 40.0' in metrics
+        assert 'wukong_serve_shard_pictures{shard="2"} 50.0' in metrics
         assert 'wukong_serve_shard_failures_total{shard="2"} 1.0' in metrics
 
 
-def test_more_shards_than_blocks_are_refused(made: Made) -> None:
-    with pytest.raises(DataError, match="has 4 blocks of pictures: divide it into at most as many shards"):
-        start._parts_of(made[2], 0, 5)
-
-
-def test_a_shard_of_another_model_is_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_another_model_are_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     other = drawn.model("global" if made[1].token_wise else "token").saved
     monkeypatch.setattr("wukong.load", lambda *_, **__: other)
-    with pytest.raises(DataError, match="was made with another model than models:/other@champion"):
-        start.shard("models:/other@champion", made[2].uri, 0, 2)
+    (wrong,) = start.shards("models:/other@champion", made[2].uri, [0]).values()
+    assert isinstance(wrong, DataError) and "was made with another model than models:/other@champion" in str(wrong)
 
 
-def test_a_router_of_nothing_known_asks_nobody_twice(failing: Sequence[Failing]) -> None:
+def test_of_the_shards_that_are_asked_for_those_that_are_whole_are_loaded(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, found = made
+    monkeypatch.setattr("wukong.load", lambda *_, **__: model.saved)
+    uri = superseded.shard_uri(found.uri, superseded.listed(found.uri).keys[1])
+    file = Path(uri.removeprefix("file://"), "pictures.f16")
+    file.rename(file.with_suffix(".kept"))
+    try:
+        opened = start.shards("m", found.uri, [0, 1, 2])
+    finally:
+        file.with_suffix(".kept").rename(file)
+    assert isinstance(opened[0], LocalShard) and isinstance(opened[2], LocalShard)
+    assert "shard 2 of 3" in str(opened[1]) and "is damaged" in str(opened[1])
+
+
+def test_a_router_of_nothing_known_asks_nobody_twice(failing: Sequence[Any]) -> None:
     router = Router(failing, SECONDS)
 
     async def describe() -> list[int]:

@@ -115,7 +115,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def vectors(made: Manifest, model: OwnModel) -> dict[str, Tensor]:
     opened = index.open_index(made, model)
     rows = torch.arange(len(opened.keys))
-    found = opened.picture_tokens.read(rows) if opened.picture_tokens else opened.picture_vectors
+    found = opened.picture_tokens.read(rows) if opened.picture_tokens else opened.picture_vectors[rows]
     return dict(zip(opened.keys, found, strict=True))
 
 

@@ -1,0 +1,237 @@
+"""Compare index structures on made-up vectors: FAISS, usearch and LanceDB, beside one another.
+
+    python benchmarks/serve/structures.py --work FOLDER [--vectors 1000000] [--only NAME ...] [--model URI --data URI]
+
+Vectors are those of ``made_up.py``. Each structure runs in a process of its own, in an environment with the packages
+``PACKAGES``, and gives candidates, whose order the products of the mapped float16 vectors decide, as in a search. For
+each structure the least effort is sought with which 98 % of the exact ten best are found. Times are those of a core, in
+one thread, so that other work on the machine changes them less than the clock's. Memory is what a process that searches
+has, besides pages of files, and with them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("numpy", "faiss-cpu==1.15.1", "usearch==2.26.6", "lancedb==0.40.0", "psutil")
+QUERIES = 400
+BEST = 10
+RECALL = 0.98
+CANDIDATES = (100, 200, 400, 800)
+LISTS = {1_000_000: 4096}
+EFFORTS = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+Search = Callable[[Any, int, int], Any]
+"""Takes a query, the number of candidates and the effort; returns rows."""
+
+
+def faiss_of(description: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
+    def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
+        import faiss
+
+        index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
+        sample = np.sort(np.random.default_rng(0).choice(len(vectors), min(len(vectors), 160_000), replace=False))
+        index.train(vectors[sample].astype(np.float32))
+        for start in range(0, len(vectors), 65_536):
+            index.add(vectors[start : start + 65_536].astype(np.float32))
+        file = folder / "index.faiss"
+        faiss.write_index(index, str(file))
+        return file, opened
+
+    def opened(file: Path) -> Search:
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        mapped = "fs" not in description and "HNSW" not in description
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP if mapped else 0)
+        space = faiss.ParameterSpace()
+        name = "efSearch" if "HNSW" in description else "nprobe"
+
+        def search(query: Any, count: int, effort: int) -> Any:
+            space.set_index_parameter(index, name, max(effort, count) if name == "efSearch" else effort)
+            return index.search(query[None], count)[1][0]
+
+        return search
+
+    return build
+
+
+def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
+    def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
+        from usearch.index import Index
+
+        index = Index(ndim=vectors.shape[1], metric="ip", dtype=kind)
+        for start in range(0, len(vectors), 65_536):
+            rows = np.arange(start, min(start + 65_536, len(vectors)))
+            index.add(rows, vectors[start : start + 65_536].astype(np.float32), threads=2)
+        file = folder / "index.usearch"
+        index.save(str(file))
+        return file, opened
+
+    def opened(file: Path) -> Search:
+        from usearch.index import Index
+
+        index = Index.restore(str(file), view=True)
+
+        def search(query: Any, count: int, effort: int) -> Any:
+            index.expansion_search = max(effort, count)
+            return index.search(query, count, threads=1).keys.astype(np.int64)
+
+        return search
+
+    return build
+
+
+def lancedb_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
+    def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
+        import lancedb
+        import pyarrow as pa
+
+        schema = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float16(), vectors.shape[1]))])
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for start in range(0, len(vectors), 65_536):
+                block = np.ascontiguousarray(vectors[start : start + 65_536])
+                lists = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), vectors.shape[1])
+                yield pa.record_batch([pa.array(range(start, start + len(block)), pa.int64()), lists], schema)
+
+        table = lancedb.connect(folder / "lance").create_table(
+            "v", pa.RecordBatchReader.from_batches(schema, batches())
+        )
+        table.create_index(metric="dot", index_type=kind, num_partitions=1024 if kind == "IVF_PQ" else 16)
+        return folder / "lance", opened
+
+    def opened(file: Path) -> Search:
+        import lancedb
+
+        table = lancedb.connect(file).open_table("v")
+
+        def search(query: Any, count: int, effort: int) -> Any:
+            asked = table.search(query).distance_type("dot").select(["row"]).limit(count)
+            asked = asked.nprobes(effort) if kind == "IVF_PQ" else asked.nprobes(16).ef(max(effort, count))
+            return asked.to_arrow()["row"].to_numpy()
+
+        return search
+
+    return build
+
+
+STRUCTURES = {
+    "faiss IVF4096,SQ8": faiss_of("IVF4096,SQ8"),
+    "faiss PCA128,IVF4096,SQ8": faiss_of("PCA128,IVF4096,SQ8"),
+    "faiss IVF4096,PQ64": faiss_of("IVF4096,PQ64"),
+    "faiss OPQ64_128,IVF4096,PQ64x4fsr": faiss_of("OPQ64_128,IVF4096,PQ64x4fsr"),
+    "faiss HNSW32,SQ8": faiss_of("HNSW32_SQ8"),
+    "usearch f16": usearch_of("f16"),
+    "usearch i8": usearch_of("i8"),
+    "lancedb IVF_PQ": lancedb_of("IVF_PQ"),
+    "lancedb IVF_HNSW_SQ": lancedb_of("IVF_HNSW_SQ"),
+}
+
+
+def measured(name: str, work: Path) -> dict[str, float]:
+    """Build a structure, open it, and search with growing effort."""
+    import psutil
+
+    folder = work / "structure"
+    folder.mkdir()
+    queries, exact = np.load(work / "queries.npy"), np.load(work / "exact.npy")
+    vectors = np.memmap(work / "vectors.f16", np.float16, "r").reshape(-1, queries.shape[1])
+    began, clock = time.process_time(), time.perf_counter()
+    file, opened = STRUCTURES[name](vectors, folder)
+    found: dict[str, float] = {"build_core_s": time.process_time() - began, "build_s": time.perf_counter() - clock}
+    files = [file] if file.is_file() else [each for each in file.rglob("*") if each.is_file()]
+    found["mib"] = sum(each.stat().st_size for each in files) / 2**20
+    search = opened(file)
+    for count in CANDIDATES:
+        for effort in EFFORTS:
+            began, right = time.process_time(), 0
+            for query, answer in zip(queries, exact, strict=True):
+                rows = np.asarray(search(query, count, effort))
+                rows = rows[rows >= 0]
+                scores = vectors[rows].astype(np.float32) @ query
+                right += len(set(rows[np.argsort(-scores)[:BEST]].tolist()) & set(answer.tolist()))
+            core_ms = 1e3 * (time.process_time() - began) / len(queries)
+            recall = right / exact.size
+            print(f"  {name}: {count} candidates, effort {effort}: {recall:.4f}, {core_ms:.2f} ms", file=sys.stderr)
+            if recall >= RECALL and core_ms < found.get("core_ms", np.inf):
+                found |= {"recall": recall, "core_ms": core_ms, "candidates": count, "effort": effort}
+            if recall >= RECALL or core_ms > 50:
+                break
+    memory = psutil.Process().memory_full_info()
+    return found | {"private_mib": memory.uss / 2**20, "resident_mib": memory.rss / 2**20}
+
+
+def prepare(work: Path, count: int, model: str | None, data: str | None) -> None:
+    """Write the vectors, the queries and their exact answers, where they are not there."""
+    import made_up
+
+    found = made_up.fitted(work / "mixture.npz", model, data)
+    queries = found.queries[:QUERIES]
+    file = work / "vectors.f16"
+    if not file.exists():
+        with file.with_suffix(".partial").open("wb") as stream:
+            for number, start in enumerate(range(0, count, made_up.BLOCK)):
+                stream.write(found.block(number, min(made_up.BLOCK, count - start)).tobytes())
+        file.with_suffix(".partial").rename(file)
+    vectors = np.memmap(file, np.float16, "r").reshape(-1, queries.shape[1])
+    best = np.empty((len(queries), 0), np.float32)
+    rows = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(vectors), made_up.BLOCK):
+        scores = queries @ vectors[start : start + made_up.BLOCK].astype(np.float32).T
+        top = np.argpartition(-scores, BEST, 1)[:, :BEST]
+        best = np.concatenate([best, np.take_along_axis(scores, top, 1)], 1)
+        rows = np.concatenate([rows, top + start], 1)
+        kept = np.argsort(-best, 1)[:, :BEST]
+        best, rows = np.take_along_axis(best, kept, 1), np.take_along_axis(rows, kept, 1)
+    np.save(work / "queries.npy", queries)
+    np.save(work / "exact.npy", rows)
+
+
+def environment(folder: Path) -> Path:
+    """Return the Python of an environment with the packages, which is made once."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    return python
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--vectors", type=int, default=1_000_000)
+    parser.add_argument("--only", nargs="+", choices=STRUCTURES, default=list(STRUCTURES))
+    parser.add_argument("--model")
+    parser.add_argument("--data")
+    parser.add_argument("--measure", choices=STRUCTURES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measured(options.measure, options.work)))
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
+    prepare(options.work, options.vectors, options.model, options.data)
+    python = environment(options.work / "environment")
+    for name in options.only:
+        command = [python, __file__, "--work", options.work, "--measure", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        subprocess.run(["rm", "-r", options.work / "structure"], check=True)
+        if done.returncode:
+            print(f"{name}: failed")
+            continue
+        found = json.loads(done.stdout)
+        with (options.work / "structures.jsonl").open("a") as results:
+            results.write(json.dumps({"structure": name, "vectors": options.vectors, **found}) + "\n")
+        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in found.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

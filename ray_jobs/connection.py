@@ -1,0 +1,20 @@
+"""The connection of a driver to its Ray cluster."""
+
+import os
+
+import ray
+
+from wukong.runtime import forwarded
+
+
+def connect() -> None:
+    """Connect to the Ray cluster that ``RAY_ADDRESS`` names, or start Ray on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    variables = {name: os.environ[name] for name in forwarded.TO_WORKERS if name in os.environ}
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS") or "local",
+        runtime_env={"env_vars": variables},
+        configure_logging=False,
+        log_to_driver=True,
+        include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
+    )
