@@ -51,7 +51,12 @@ class Data:
         made = encode.build(found, self._model, storage.from_path(self._root / "indexes"))
         service = Service(found, self._model, made, LIMITS)
         close = service.close
-        service.close = lambda: (close(), self.closed.append(service))[0]  # type: ignore[method-assign]
+
+        def closed() -> None:
+            close()
+            self.closed.append(service)
+
+        service.close = closed  # type: ignore[method-assign]
         self.loaded.append(service)
         return service
 
