@@ -27,12 +27,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import aiohttp
+import made_up_index
 import numpy as np
 import psutil
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
@@ -43,7 +42,6 @@ from wukong.model.image_encoder import ImageEncoder
 from wukong.serve import collection, encode, index
 from wukong.serve.search import FIRST_PASS, Hit, Searcher
 from wukong.store import storage
-from wukong.store.manifest import Part, Stage
 
 PLACES = ("model", "pictures", "indexes")
 CAPTIONS = 2_048
@@ -69,40 +67,20 @@ def make(folder: Path, similarity: str, pictures: int) -> None:
     tokenizer = Tokenizer(packaged_vocabulary())
     model = storage.from_path(folder / "model")
     saved_model.save(model, DualEncoder(settings, tokenizer, ImageEncoder(settings.image)), tokenizer)
-    numbers = np.random.default_rng(0)
-    made = folder / "pictures"
-    made.mkdir()
-    pixels = numbers.integers(0, 256, (256, 256, 3), np.uint8)
-    Image.fromarray(pixels).save(made / "one.jpg")
-    (made / "one.txt").write_text("红色的猫", encoding="utf-8")
-    # The index of the one picture, whose parts are then replaced by those of many.
-    found = collection.of(str(made))
     own = OwnModel(saved_model.load(model), model)
-    first = encode.build(found, own, storage.from_path(folder / "indexes"))
-    place = collection.Place(storage.from_path(made / "one.jpg"))
-    distinct = sorted({"".join(numbers.choice(list(WORDS), 6)) for _ in range(CAPTIONS)})
-    parts = []
-    stage = Stage(storage.from_path(folder / "indexes"), encode.STAGE, first.config, version=encode._VERSION)
+    numbers = np.random.default_rng(0)
+    captions = sorted({"".join(numbers.choice(list(WORDS), 6)) for _ in range(CAPTIONS)})
     tokens = own.saved.model.image.token_count if own.saved.model.image is not None else 0
     noise = torch.from_numpy(numbers.standard_normal((64, tokens, 256), np.float32)) / 16
-    for begin in range(0, pictures, encode._BLOCK):
-        rows = range(begin, min(begin + encode._BLOCK, pictures))
-        vectors = F.normalize(torch.from_numpy(numbers.standard_normal((len(rows), 256), np.float32)), dim=-1)
-        stored = {"vectors": vectors}
+
+    def draw(number: int, rows: int) -> made_up_index.Halves:
+        drawn = np.random.default_rng([0, number]).standard_normal((rows, 256), np.float32)
+        vectors = F.normalize(torch.from_numpy(drawn), dim=-1)
         if similarity == "token":
-            stored["tokens"] = F.normalize(vectors[:, None] + noise[torch.arange(len(rows)) % 64], dim=-1).half()
-        columns = [
-            [f"{row:020d}" for row in rows],
-            *([value] * len(rows) for value in (place.file, place.offset, place.size)),
-            [[distinct[row % len(distinct)]] for row in rows],
-        ]
-        name = f"pictures/block-{begin // encode._BLOCK:05d}"
-        parts += encode._written(stage, name, stored, pa.table(columns, index.PLACES))
-    for begin in range(0, len(distinct), encode._BLOCK):
-        block = [(form, form) for form in distinct[begin : begin + encode._BLOCK]]
-        written = encode._encode_captions(stage, f"captions/{begin // encode._BLOCK:05d}", block, own)
-        parts += map(Part.model_validate, written)
-    stage.commit(parts, counts={"pictures": pictures, "captions": len(distinct), "left_out": 0})
+            vectors = F.normalize(vectors[:, None] + noise[torch.arange(rows) % 64], dim=-1)
+        return vectors.half().numpy()
+
+    made_up_index.build(folder, own, pictures, captions, draw, encode._BLOCK)
 
 
 @contextmanager

@@ -52,11 +52,12 @@ def fit(pictures: Floats, queries: Floats) -> Fit:
     clusters = faiss.Kmeans(pictures.shape[1], COMPONENTS, niter=20, seed=1, min_points_per_centroid=1)
     clusters.train(pictures)
     component = clusters.index.search(pictures, 1)[1][:, 0]
-    left = pictures - clusters.centroids[component]
+    centres = np.asarray(clusters.centroids)
+    left = pictures - centres[component]
     covariance = left.T @ left / (len(pictures) - COMPONENTS)
     values, axes = np.linalg.eigh(covariance)
     root = (axes * np.sqrt(np.maximum(values, 0))).T
-    return Fit(clusters.centroids, component, root.astype(np.float32), queries)
+    return Fit(centres, component, root.astype(np.float32), queries)
 
 
 def fitted(file: Path, model: str | None, data: str | None) -> Fit:

@@ -11,30 +11,38 @@ has, besides pages of files, and with them.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
 import venv
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-PACKAGES = ("numpy", "faiss-cpu==1.15.1", "usearch==2.26.6", "lancedb==0.40.0", "psutil")
+PACKAGES = ("numpy", "faiss-cpu==1.15.1", "usearch==2.26.6", "lancedb==0.40.0")
 QUERIES = 400
 BEST = 10
 RECALL = 0.98
-CANDIDATES = (100, 200, 400, 800)
-LISTS = {1_000_000: 4096}
+CANDIDATES = (100, 400)
 EFFORTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Search = Callable[[Any, int, int], Any]
 """Takes a query, the number of candidates and the effort; returns rows."""
 
 
-def faiss_of(description: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
-    def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
+class Structure(NamedTuple):
+    """How a structure is built of vectors in a folder, which returns what it wrote, and how it is opened there."""
+
+    build: Callable[[Any, Path], Path]
+    opened: Callable[[Path], Search]
+
+
+def faiss_of(description: str) -> Structure:
+    def build(vectors: Any, folder: Path) -> Path:
         import faiss
 
         index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
@@ -42,16 +50,15 @@ def faiss_of(description: str) -> Callable[[Any, Path], tuple[Path, Callable[[Pa
         index.train(vectors[sample].astype(np.float32))
         for start in range(0, len(vectors), 65_536):
             index.add(vectors[start : start + 65_536].astype(np.float32))
-        file = folder / "index.faiss"
-        faiss.write_index(index, str(file))
-        return file, opened
+        faiss.write_index(index, str(folder / "index.faiss"))
+        return folder / "index.faiss"
 
-    def opened(file: Path) -> Search:
+    def opened(folder: Path) -> Search:
         import faiss
 
         faiss.omp_set_num_threads(1)
         mapped = "fs" not in description and "HNSW" not in description
-        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP if mapped else 0)
+        index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP if mapped else 0)
         space = faiss.ParameterSpace()
         name = "efSearch" if "HNSW" in description else "nprobe"
 
@@ -61,25 +68,20 @@ def faiss_of(description: str) -> Callable[[Any, Path], tuple[Path, Callable[[Pa
 
         return search
 
-    return build
+    return Structure(build, opened)
 
 
-def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
-    def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
-        from usearch.index import Index
-
-        index = Index(ndim=vectors.shape[1], metric="ip", dtype=kind)
+def usearch_of(kind: str) -> Structure:
+    def build(vectors: Any, folder: Path) -> Path:
+        index = import_module("usearch.index").Index(ndim=vectors.shape[1], metric="ip", dtype=kind)
         for start in range(0, len(vectors), 65_536):
             rows = np.arange(start, min(start + 65_536, len(vectors)))
             index.add(rows, vectors[start : start + 65_536].astype(np.float32), threads=2)
-        file = folder / "index.usearch"
-        index.save(str(file))
-        return file, opened
+        index.save(str(folder / "index.usearch"))
+        return folder / "index.usearch"
 
-    def opened(file: Path) -> Search:
-        from usearch.index import Index
-
-        index = Index.restore(str(file), view=True)
+    def opened(folder: Path) -> Search:
+        index = import_module("usearch.index").Index.restore(str(folder / "index.usearch"), view=True)
 
         def search(query: Any, count: int, effort: int) -> Any:
             index.expansion_search = max(effort, count)
@@ -87,41 +89,42 @@ def usearch_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], 
 
         return search
 
-    return build
+    return Structure(build, opened)
 
 
-def lancedb_of(kind: str) -> Callable[[Any, Path], tuple[Path, Callable[[Path], Search]]]:
-    def build(vectors: Any, folder: Path) -> tuple[Path, Callable[[Path], Search]]:
+def lancedb_of(kind: Literal["IVF_PQ", "IVF_HNSW_SQ"]) -> Structure:
+    def build(vectors: Any, folder: Path) -> Path:
         import lancedb
         import pyarrow as pa
 
-        schema = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float16(), vectors.shape[1]))])
+        width = vectors.shape[1]
+        schema = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float16(), width))])
 
         def batches() -> Iterator[pa.RecordBatch]:
             for start in range(0, len(vectors), 65_536):
                 block = np.ascontiguousarray(vectors[start : start + 65_536])
-                lists = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), vectors.shape[1])
+                lists = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), width)
                 yield pa.record_batch([pa.array(range(start, start + len(block)), pa.int64()), lists], schema)
 
-        table = lancedb.connect(folder / "lance").create_table(
-            "v", pa.RecordBatchReader.from_batches(schema, batches())
-        )
+        reader = pa.RecordBatchReader.from_batches(schema, batches())
+        table = lancedb.connect(folder / "lance").create_table("v", reader)
         table.create_index(metric="dot", index_type=kind, num_partitions=1024 if kind == "IVF_PQ" else 16)
-        return folder / "lance", opened
+        return folder / "lance"
 
-    def opened(file: Path) -> Search:
+    def opened(folder: Path) -> Search:
         import lancedb
 
-        table = lancedb.connect(file).open_table("v")
+        table = lancedb.connect(folder / "lance").open_table("v")
 
         def search(query: Any, count: int, effort: int) -> Any:
-            asked = table.search(query).distance_type("dot").select(["row"]).limit(count)
+            asked: Any = table.search(query)
+            asked = asked.distance_type("dot").select(["row"]).limit(count)
             asked = asked.nprobes(effort) if kind == "IVF_PQ" else asked.nprobes(16).ef(max(effort, count))
             return asked.to_arrow()["row"].to_numpy()
 
         return search
 
-    return build
+    return Structure(build, opened)
 
 
 STRUCTURES = {
@@ -137,20 +140,22 @@ STRUCTURES = {
 }
 
 
-def measured(name: str, work: Path) -> dict[str, float]:
-    """Build a structure, open it, and search with growing effort."""
-    import psutil
-
+def built(name: str, work: Path) -> dict[str, float]:
+    """Build a structure."""
     folder = work / "structure"
     folder.mkdir()
-    queries, exact = np.load(work / "queries.npy"), np.load(work / "exact.npy")
-    vectors = np.memmap(work / "vectors.f16", np.float16, "r").reshape(-1, queries.shape[1])
     began, clock = time.process_time(), time.perf_counter()
-    file, opened = STRUCTURES[name](vectors, folder)
-    found: dict[str, float] = {"build_core_s": time.process_time() - began, "build_s": time.perf_counter() - clock}
+    file = STRUCTURES[name].build(vectors_of(work), folder)
+    found = {"build_core_s": time.process_time() - began, "build_s": time.perf_counter() - clock}
     files = [file] if file.is_file() else [each for each in file.rglob("*") if each.is_file()]
-    found["mib"] = sum(each.stat().st_size for each in files) / 2**20
-    search = opened(file)
+    return found | {"mib": sum(each.stat().st_size for each in files) / 2**20}
+
+
+def searched(name: str, work: Path) -> dict[str, float]:
+    """Open a structure and search with growing effort."""
+    queries, exact, vectors = np.load(work / "queries.npy"), np.load(work / "exact.npy"), vectors_of(work)
+    search = STRUCTURES[name].opened(work / "structure")
+    found: dict[str, float] = {}
     for count in CANDIDATES:
         for effort in EFFORTS:
             began, right = time.process_time(), 0
@@ -166,8 +171,14 @@ def measured(name: str, work: Path) -> dict[str, float]:
                 found |= {"recall": recall, "core_ms": core_ms, "candidates": count, "effort": effort}
             if recall >= RECALL or core_ms > 50:
                 break
-    memory = psutil.Process().memory_full_info()
-    return found | {"private_mib": memory.uss / 2**20, "resident_mib": memory.rss / 2**20}
+    status = Path("/proc/self/status").read_text()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.endswith(" kB")}
+    return found | {"private_mib": (kib["VmRSS"] - kib["RssFile"]) / 1024, "resident_mib": kib["VmRSS"] / 1024}
+
+
+def vectors_of(work: Path) -> Any:
+    """The vectors, mapped, float16 [vectors, d]."""
+    return np.memmap(work / "vectors.f16", np.float16, "r").reshape(-1, np.load(work / "queries.npy").shape[1])
 
 
 def prepare(work: Path, count: int, model: str | None, data: str | None) -> None:
@@ -213,21 +224,21 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--data")
     parser.add_argument("--measure", choices=STRUCTURES, help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=("build", "search"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measured(options.measure, options.work)))
+        run = built if options.step == "build" else searched
+        print(json.dumps(run(options.measure, options.work)))
         return
     options.work.mkdir(parents=True, exist_ok=True)
     prepare(options.work, options.vectors, options.model, options.data)
     python = environment(options.work / "environment")
     for name in options.only:
-        command = [python, __file__, "--work", options.work, "--measure", name]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        subprocess.run(["rm", "-r", options.work / "structure"], check=True)
-        if done.returncode:
-            print(f"{name}: failed")
-            continue
-        found = json.loads(done.stdout)
+        found: dict[str, float] = {}
+        for step in "build", "search":
+            command = [python, __file__, "--work", options.work, "--measure", name, "--step", step]
+            found |= json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        shutil.rmtree(options.work / "structure")
         with (options.work / "structures.jsonl").open("a") as results:
             results.write(json.dumps({"structure": name, "vectors": options.vectors, **found}) + "\n")
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in found.items()), flush=True)

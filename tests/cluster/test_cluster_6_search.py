@@ -272,3 +272,25 @@ def test_prometheus_reads_the_page(page: Served, prometheus: Prometheus, address
     everything = {"ray": {"up"}, "search": {"up"}, "object-store": {"up"}}
     kube.until("the targets", lambda: prometheus.health() == everything, 120)
     found.append(f"{read:.0f} pictures")
+
+
+@pytest.mark.cluster(
+    claim="The index of the page is made by Ray tasks too, under the same key and with the same counts; a second job "
+    "finds it",
+    how="`python -m ray_jobs.index` in the page's pod, on its Ray cluster, below another prefix; the manifests of both",
+)
+def test_the_index_by_ray(page: Served, found: list[str]) -> None:
+    elsewhere = "s3://wukong/indexes/by-ray"
+    pod = kube.listed("pods", HEAD)[0]["metadata"]["name"]
+    command = ["python", "-m", "ray_jobs.index", "--model", page.trained, "--data", page.data, "--index", elsewhere]
+    try:
+        for _ in range(2):
+            began = time.monotonic()
+            kube.kubectl("-n", "wukong", "exec", pod, "--", "env", "RAY_ADDRESS=auto", *command, timeout=900)
+            found.append(f"{time.monotonic() - began:.0f} s")
+        (made,) = (manifest.load(uri) for uri in storage.list_files(f"{elsewhere}/index", "/manifest.json"))
+        theirs = manifest.load(f"s3://wukong/indexes/index/{made.uri.rsplit('/', 1)[1]}")
+        assert (made.config, made.counts) == (theirs.config, theirs.counts)
+        found.append(f"{made.counts['pictures']} pictures, {made.counts['captions']} captions")
+    finally:
+        storage.delete(elsewhere)

@@ -118,6 +118,7 @@ NOT_EXECUTED = {
     ("docs/serving.md", "kubectl apply -k $OVERLAY"): CLUSTER,
     ("docs/serving.md", "kubectl -n wukong delete rayservice"): CLUSTER,
     ("docs/serving.md", "serve run"): "needs Ray Serve, and serves until it is ended",
+    ("docs/serving.md", "python -m ray_jobs.index"): "needs a cluster; tests/ray_jobs/test_index_job.py runs it on Ray",
     ("docs/operating.md", "for image in data ray mlflow"): "needs the images, Docker and a registry",
     ("docs/operating.md", "kubectl -n wukong get rayjobs"): CLUSTER,
     ("docs/removing.md", "wukong takedown --like"): "changes a set; tests/wukong/publish/test_alike.py takes pairs out",

@@ -143,6 +143,10 @@ def _tokens(vectors: TokenVectors | None, rows: Numbers) -> Halves:
 
 
 def _heads(digests: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """The first eight bytes of each digest as a number; 0 for those that are null."""
-    joined = b"".join(each or bytes(16) for each in digests.to_pylist())
-    return np.frombuffer(joined, np.uint64)[::2]
+    """The first eight bytes of each digest as a number; anything for those that are null."""
+    numbers = [np.empty(0, np.uint64)]
+    for chunk in digests.chunks:
+        if len(chunk):
+            stored = np.frombuffer(chunk.buffers()[1], np.uint64)
+            numbers.append(stored[2 * chunk.offset : 2 * (chunk.offset + len(chunk)) : 2])
+    return np.concatenate(numbers)

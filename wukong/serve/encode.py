@@ -207,7 +207,10 @@ def _make(
         opened = [open_index(unfinished, model, number) for number in range(len(shards))]
         calibrated = calibration.calibrate(opened, model)
     storage.write_json(stage.path(CALIBRATION), calibrated)
-    return stage.commit([stage.describe(path) for path in (CALIBRATION, COLLECTION, SHARDS)], counts=counts)
+    measured = [each.metrics["recall"] for each in made if "recall" in each.metrics]
+    metrics = {"recall_at_10": round(float(np.mean(measured)), 4)} if measured else {}
+    parts = [stage.describe(path) for path in (CALIBRATION, COLLECTION, SHARDS)]
+    return stage.commit(parts, counts=counts, metrics=metrics)
 
 
 def _grouped(pieces: Sequence[Piece], before: Sequence[Sequence[str]]) -> list[list[Piece]]:

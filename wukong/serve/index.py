@@ -95,11 +95,6 @@ class Looked(Sequence[Row], Generic[Row]):
         place = range(len(self))[row]
         return self._made(*(column[place].as_py() for column in self._columns))
 
-    def lengths(self) -> npt.NDArray[np.int32]:
-        """How many values each row of a column of lists has."""
-        lengths: npt.NDArray[np.int32] = pc.list_value_length(self._columns[0]).to_numpy()
-        return lengths
-
     def values(self, rows: pa.Array) -> Rows:
         """The values of some rows of a column of lists, one after the other."""
         values: Rows = pc.list_flatten(pc.take(self._columns[0], rows)).to_numpy()
@@ -133,6 +128,7 @@ class Index:
         by_key: int32 [pictures], their rows in the order of their keys.
         digests: what identifies the content of each picture's file; null where it is not known.
         forms: what the model reads of each caption.
+        shared: int32 [captions], how many pictures have each.
     """
 
     uri: str
@@ -155,12 +151,19 @@ class Index:
     by_key: Rows
     digests: pa.ChunkedArray
     forms: pa.ChunkedArray
+    shared: Rows
 
     def row_of(self, key: str) -> int | None:
         """Return the row of the picture that has a key; None if there is none."""
         place = bisect.bisect_left(self.by_key, key, key=lambda row: self.keys[int(row)])
         row = int(self.by_key[place]) if place < len(self.by_key) else None
         return row if row is not None and self.keys[row] == key else None
+
+    def frequent(self, count: int) -> list[int]:
+        """Return rows of the captions that most pictures have, the most frequent first."""
+        count = min(count, len(self.shared))
+        most = np.argpartition(-self.shared, count - 1)[:count] if count else np.empty(0, np.int64)
+        return sorted(most.tolist(), key=lambda row: (-int(self.shared[row]), row))
 
     def caption_texts(self, rows: Tensor) -> Texts:
         """Read the token vectors of some captions, float32 [rows, tokens, d], and which of them count."""
@@ -309,6 +312,7 @@ def open_shard(made: Manifest, uri: str, calibration: dict[str, Any] | None = No
             by_key=pictures["by_key"].to_numpy(),
             digests=pictures["digest"],
             forms=captions["form"],
+            shared=pc.list_value_length(captions["pictures"]).to_numpy(),
         )
 
 

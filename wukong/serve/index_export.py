@@ -4,7 +4,7 @@ A folder holds the vectors, what is known of each picture, and ``wukong_index.js
 their digests. It is a copy: a takedown does not reach it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from wukong.evaluate.model import OwnModel
 from wukong.export import folder as folders
 from wukong.runtime import installed
 from wukong.serve.collection import Collection
-from wukong.serve.index import Index, open_index
+from wukong.serve.index import Index, open_index, shards
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 
@@ -28,6 +28,7 @@ RECORD = "wukong_index.json"
 FORMAT = 1
 TABLE = "pictures"
 _ITEMS = "items.parquet"
+_VECTORS = 65_536
 _BLOCK = 1_000
 """Pictures whose token vectors are in memory at a time."""
 
@@ -37,13 +38,13 @@ class Form:
     """A layout of exported vectors.
 
     Attributes:
-        write: writes an index and the table of its pictures into an empty folder.
+        write: writes the shards of an index and the table of their pictures into an empty folder.
         module: what must be importable to write it; empty for nothing.
         package: what brings it.
         holds_tokens: whether it holds several vectors of a picture.
     """
 
-    write: Callable[[Index, pa.Table, Path], None]
+    write: Callable[[Sequence[Index], pa.Table, Path], None]
     module: str = ""
     package: str = ""
     holds_tokens: bool = False
@@ -78,13 +79,10 @@ def export(collection: Collection, model: OwnModel, found: Manifest, to: str, fo
             f"{model.name} has a vector for each patch of a picture, and {to} holds one for each picture: export to "
             "lancedb, which holds several, or search with `wukong serve`"
         )
-    index = open_index(found, model)
-    places = dict(zip(index.keys, index.places, strict=True))
-    urls = collection.urls(places)
-    captions = [[index.captions[row] for row in rows] for rows in index.captions_of]
-    items = pa.table([index.keys, captions, [urls[key] for key in index.keys]], _ITEM)
+    opened = [open_index(found, model, number) for number in range(shards(found))]
+    items = pa.concat_tables([_items_of(index, collection) for index in opened])
     with folders.whole(folder, [RECORD]) as written:
-        form.write(index, items, written)
+        form.write(opened, items, written)
         record = {
             "format": FORMAT,
             "to": to,
@@ -101,39 +99,56 @@ def export(collection: Collection, model: OwnModel, found: Manifest, to: str, fo
     return len(items)
 
 
-def _write_numpy(index: Index, items: pa.Table, folder: Path) -> None:
-    np.save(folder / "vectors.npy", index.picture_vectors.read().numpy())
+def _items_of(index: Index, collection: Collection) -> pa.Table:
+    keys = list(index.keys)
+    urls = collection.urls(dict(zip(keys, index.places, strict=True)))
+    captions = [[index.captions[row] for row in rows] for rows in index.captions_of]
+    return pa.table([keys, captions, [urls[key] for key in keys]], _ITEM)
+
+
+def _blocks(opened: Sequence[Index], size: int) -> Iterator[tuple[Index, Tensor]]:
+    """The rows of some pictures at a time, of shard after shard."""
+    for index in opened:
+        for start in range(0, len(index.keys), size):
+            yield index, torch.arange(start, min(start + size, len(index.keys)))
+
+
+def _write_numpy(opened: Sequence[Index], items: pa.Table, folder: Path) -> None:
+    shape = len(items), opened[0].picture_vectors.shape[1]
+    whole = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, shape)
+    start = 0
+    for index, rows in _blocks(opened, _VECTORS):
+        whole[start : start + len(rows)] = index.picture_vectors[rows].numpy()
+        start += len(rows)
+    whole.flush()
     storage.write_table(storage.from_path(folder / _ITEMS), items)
 
 
-def _write_faiss(index: Index, items: pa.Table, folder: Path) -> None:
+def _write_faiss(opened: Sequence[Index], items: pa.Table, folder: Path) -> None:
     faiss = import_module("faiss")
-    vectors = index.picture_vectors.read().numpy()
-    exact = faiss.IndexFlatIP(vectors.shape[1])
-    exact.add(vectors)
+    exact = faiss.IndexFlatIP(opened[0].picture_vectors.shape[1])
+    for index, rows in _blocks(opened, _VECTORS):
+        exact.add(index.picture_vectors[rows].numpy())
     faiss.write_index(exact, str(folder / "index.faiss"))
     storage.write_table(storage.from_path(folder / _ITEMS), items)
 
 
-def _write_lancedb(index: Index, items: pa.Table, folder: Path) -> None:
-    width = index.picture_vectors.shape[1]
+def _write_lancedb(opened: Sequence[Index], items: pa.Table, folder: Path) -> None:
+    width = opened[0].picture_vectors.shape[1]
     one = pa.list_(pa.float32(), width)
-    schema = _ITEM.append(pa.field("vector", one if index.picture_tokens is None else pa.list_(one)))
+    schema = _ITEM.append(pa.field("vector", one if opened[0].picture_tokens is None else pa.list_(one)))
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, len(items), _BLOCK):
-            block = items.slice(start, _BLOCK).combine_chunks()
-            vectors = _vectors(index, torch.arange(start, start + len(block)))
+        start = 0
+        for index, rows in _blocks(opened, _BLOCK):
+            block = items.slice(start, len(rows)).combine_chunks()
+            start += len(rows)
+            vectors = index.picture_vectors[rows] if index.picture_tokens is None else index.picture_tokens.read(rows)
             columns = [*(column.combine_chunks() for column in block.columns), _lists(vectors)]
             yield pa.record_batch(columns, schema)
 
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     import_module("lancedb").connect(str(folder)).create_table(TABLE, reader)
-
-
-def _vectors(index: Index, rows: Tensor) -> Tensor:
-    """The vectors of some pictures, float32 [rows, d], or of their patches, [rows, patches, d]."""
-    return index.picture_vectors[rows] if index.picture_tokens is None else index.picture_tokens.read(rows)
 
 
 def _lists(vectors: Tensor) -> pa.Array:

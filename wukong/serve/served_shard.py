@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -218,18 +217,13 @@ class LocalShard:
 
     @cached_property
     def _described(self) -> Description:
-        times = self.index.pictures_of.lengths()
-        frequent = {row: self.index.captions[row] for row in np.argsort(-times, kind="stable")[:_FREQUENT].tolist()}
+        frequent = [(self.index.captions[row], int(self.index.shared[row])) for row in self.index.frequent(_FREQUENT)]
         return Description(
             pictures=len(self.index.keys),
             depth=self._searcher.depth,
             columns=self._selection.columns,
             licences=self._selection.licences,
-            frequent=tuple(
-                (caption, int(times[row]))
-                for row, caption in frequent.items()
-                if len(caption) in _SHORT and has_han(caption)
-            ),
+            frequent=tuple(each for each in frequent if len(each[0]) in _SHORT and has_han(each[0])),
         )
 
     async def _measure(self) -> None:
@@ -265,23 +259,24 @@ class LocalShard:
             numbers = [number for number, question in enumerate(asked) if question.filters == filters]
             allowed = self._selection.allowed(filters)
             matching = pictures if allowed is None else int(allowed.sum())
+            looked_at = self._searcher.looked_at(matching, filtered=allowed is not None)
             if not matching:
                 found |= dict.fromkeys(numbers, Ranked((), None, pictures, 0, 0))
             elif filters.fold:
                 found |= {number: self._folded(asked[number], allowed, matching) for number in numbers}
             else:
-                count = max(asked[number].count for number in numbers)
+                count = self._searcher.depth or max(asked[number].count for number in numbers)
                 texts = _together([asked[number].text for number in numbers])
                 results = self._searcher.pictures_of(texts, count, allowed)
                 for number, result in zip(numbers, results, strict=True):
                     hits = tuple(result.hits[: asked[number].count])
-                    found[number] = Ranked(hits, _mean(result), pictures, matching, self._most(matching))
+                    found[number] = Ranked(hits, _mean(result), pictures, matching, looked_at)
         return [found[number] for number in range(len(asked))]
 
     def _folded(self, question: Question, allowed: Mask | None, matching: int) -> Ranked:
         """Look at more and more of the nearest pictures, until enough of them are no near-duplicates of each other."""
         most = min(matching, self._searcher.depth or _MOST_FOLDED)
-        looked_at = min(2 * question.count, most)
+        looked_at = self._searcher.depth or min(2 * question.count, most)
         while True:
             (result,) = self._searcher.pictures_of(question.text, looked_at, allowed)
             groups = self._selection.groups([hit.row for hit in result.hits])
@@ -292,10 +287,6 @@ class LocalShard:
                 hits = tuple(first.values())[: question.count]
                 return Ranked(hits, _mean(result), len(self.index.keys), matching, most)
             looked_at = min(4 * looked_at, most)
-
-    def _most(self, matching: int) -> int:
-        """How many of the pictures that pass the filters are ranked."""
-        return matching if self._searcher.ranked is None else min(matching, self._searcher.ranked)
 
 
 def _mean(result: SearchResult) -> float | None:

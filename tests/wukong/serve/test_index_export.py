@@ -1,6 +1,7 @@
 """Exported indexes; ``tests/wukong/export`` opens them with the libraries in environments of their own."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from wukong.errors import ConfigError, DataError
 from wukong.evaluate.model import OwnModel
 from wukong.serve import collection, encode, index_export
 from wukong.serve.collection import Collection
-from wukong.serve.index import Index, open_index
+from wukong.serve.index import Index, open_index, shards
 from wukong.serve.query import search_forms
 from wukong.serve.search import DIGITS, Searcher
 from wukong.store import storage
@@ -77,6 +78,22 @@ def test_faiss_ranks_as_the_search_does(indexed: Indexed, tmp_path: Path) -> Non
     assert best(by_row, keys) == searched(indexed)
 
 
+def test_shards_are_exported_one_after_the_other(
+    indexed: Indexed, stage: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(encode, "SHARD_PICTURES", 75)
+    found, model, whole = indexed
+    made = encode.build(found, model, storage.from_path(tmp_path / "indexes"))
+    assert (shards(made), shards(whole)) == (2, 1)
+    for form, file in (("numpy", "vectors.npy"), ("faiss", "index.faiss")):
+        for each, folder in ((made, "shards"), (whole, "whole")):
+            index_export.export(found, model, each, form, tmp_path / form / folder)
+        one, other = (tmp_path / form / folder for folder in ("shards", "whole"))
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+        assert pq.read_table(one / "items.parquet").equals(pq.read_table(other / "items.parquet"))
+
+
 def test_what_it_was_made_of_is_recorded(indexed: Indexed, stage: Manifest, tmp_path: Path) -> None:
     index_export.export(*indexed, "numpy", tmp_path / "x")
     record = json.loads((tmp_path / "x" / index_export.RECORD).read_text())
@@ -86,7 +103,7 @@ def test_what_it_was_made_of_is_recorded(indexed: Indexed, stage: Manifest, tmp_
 
 
 def test_a_part_of_a_folder_is_never_left(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_index: Index, _items: pa.Table, folder: Path) -> None:
+    def fail(_shards: Sequence[Index], _items: pa.Table, folder: Path) -> None:
         (folder / "vectors.npy").write_bytes(b"a part")
         raise KeyboardInterrupt
 

@@ -1,0 +1,87 @@
+"""The index of a search by Ray tasks, against the one that one process makes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from PIL import Image
+
+import ray_jobs.index as job
+from wukong.config.model import Model as Settings
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.errors import DataError
+from wukong.evaluate.model import OwnModel
+from wukong.model import saved_model
+from wukong.model.dual import DualEncoder
+from wukong.model.image_encoder import ImageEncoder
+from wukong.serve import collection, encode, index
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
+
+pytestmark = pytest.mark.slow
+PICTURES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_of_two_cores() -> Iterator[None]:
+    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    settings = Settings.model_validate(
+        {
+            "image": {"name": "resnet18", "weights": "random", "image_size": 32},
+            "text": {"layers": 1, "heads": 2, "width": 16},
+            "embedding": 8,
+            "similarity": "global",
+        }
+    )
+    tokenizer = Tokenizer(packaged_vocabulary())
+    uri = storage.from_path(tmp_path_factory.mktemp("model"))
+    saved_model.save(uri, DualEncoder(settings, tokenizer, ImageEncoder(settings.image)), tokenizer)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(PICTURES):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"第{number}张", encoding="utf-8")
+    return folder
+
+
+def opened(made: Manifest, model: str) -> index.Index:
+    return index.open_index(made, OwnModel(saved_model.load(model), model))
+
+
+def test_tasks_make_the_index_that_one_process_makes(
+    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "_FOLDER_PIECE", 5)
+    alone = encode.build(
+        collection.of(str(pictures)), OwnModel(saved_model.load(model), model), storage.from_path(tmp_path / "alone")
+    )
+    made = job.build(model, str(pictures), storage.from_path(tmp_path / "ray"))
+    assert (made.uri.rsplit("/", 1)[1], made.counts) == (alone.uri.rsplit("/", 1)[1], alone.counts)
+    one, other = opened(alone, model), opened(made, model)
+    assert list(one.keys) == list(other.keys) and list(one.captions) == list(other.captions)
+    assert np.allclose(one.picture_vectors.read(), other.picture_vectors.read(), atol=1e-3)
+    assert np.allclose(one.caption_vectors.read(), other.caption_vectors.read(), atol=1e-3)
+
+
+def test_an_error_in_a_task_is_said_in_its_own_words(model: str, tmp_path: Path) -> None:
+    stage = Stage(storage.from_path(tmp_path), "filter", {})
+    row = {"key": ["a" * 20], "caption": ["红"], "sha256": ["one"]}
+    storage.write_table(stage.path("train/00000.parquet"), pa.table(row))
+    storage.write_bytes(stage.path("train/00000.tar"), bytes(10_240))  # one without a file
+    stage.commit([stage.describe(f"train/00000.{suffix}", 1) for suffix in ("tar", "parquet")])
+    with pytest.raises(DataError, match=r"^file://.*00000\.tar lacks the pictures of 1 of its pairs"):
+        job.build(model, stage.uri, storage.from_path(tmp_path / "indexes"))
