@@ -17,7 +17,7 @@ from wukong.crawl.uploads import Limits, RefusedError
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
 from wukong.publish import superseded
-from wukong.serve import collection, encode, index, start
+from wukong.serve import collection, encode, index, search, shard, start
 from wukong.serve.collection import Collection
 from wukong.serve.router import Router
 from wukong.serve.search import Searcher
@@ -133,6 +133,28 @@ def test_pages_are_the_ranks_of_every_picture_compared(whole: Made, service: Ser
     assert [(each.page, each.more, each.matching) for each in answers] == [
         (1, True, 150), (2, True, 150), (3, True, 150), (4, False, 150),
     ]  # fmt: skip
+
+
+def test_pages_among_candidates_are_parts_of_one_ranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are so few of them that more would change the ranks, if other pages asked for more."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(shard, "EXACT_BELOW", 100)
+    monkeypatch.setattr(search, "_RANKS", 30)
+    monkeypatch.setattr(search, "_CANDIDATES", 2)
+    model = drawn.model("global")
+    found = collection.of(drawn.pictures(tmp_path / "filter", 300, 1).uri)
+    made = encode.build(found, model, storage.from_path(tmp_path / "indexes"))
+    service = Service(found, model, made, Limits())
+
+    async def shown(size: int, last: int) -> list[str]:
+        pages = [await service.search(QUERY, size, page) for page in range(1, last + 1)]
+        assert {(each.matching, each.looked_at) for each in pages} == {(300, 60)}
+        return [hit.picture for each in pages for hit in each.results]
+
+    whole = asyncio.run(shown(30, 1))
+    assert len(set(whole)) == 30
+    assert asyncio.run(shown(5, 6)) == asyncio.run(shown(1, 30)) == whole
+    service.close()
 
 
 def test_a_page_that_is_too_far_is_refused(made: Made, service: Service) -> None:
