@@ -98,7 +98,7 @@ def search(arguments: Mapping[str, Any]) -> serve.Application:
         ray_actor_options={
             "num_cpus": given["cpus"], "num_gpus": given["gpus"], **({} if handles else memory)
         },
-    ).bind(given, *handles)  # fmt: skip
+    ).bind({**given, **source}, *handles)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class Search:
     """The page and its API.
 
     Args:
-        settings: the arguments of ``search``.
+        settings: the arguments of ``search``, all of them.
         shards: the handles of the shards; none to hold the index in this replica.
     """
 
     def __init__(self, settings: Mapping[str, Any], *shards: DeploymentHandle) -> None:
         self._settings, self._shards = settings, shards
-        self._source: dict[str, str] = {}
+        self._source: dict[str, str] = {name: settings[name] for name in _NEEDED}
         self._tasks: set[asyncio.Task[None]] = set()
         with garbage.kept():
             from wukong.serve.app import create_app
@@ -145,14 +145,14 @@ class Search:
         """Search another index: the first one before this replica answers, others while it goes on answering.
 
         Args:
-            source: ``model``, ``data`` and ``index``; what is left out stays as it is.
+            source: ``model``, ``data`` and ``index``, as far as they differ from the arguments.
 
         Raises:
             ConfigError: there is something else in it.
         """
         if unknown := sorted(set(source) - {*_NEEDED}):
             raise ConfigError(f"the user_config of the deployment search does not know {unknown}: it has {_NEEDED}")
-        self._source |= source
+        self._source = {name: source.get(name, self._settings[name]) for name in _NEEDED}
         if not self._switch.is_loaded:
             await self._watch.change(self._switch)
             work = self._watch(self._switch) if self._settings["watch"] else None

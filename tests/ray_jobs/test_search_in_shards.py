@@ -69,8 +69,9 @@ def test_each_shard_is_held_once_and_evenly(shards: int, deployments: int) -> No
 def test_a_user_config_of_something_else_is_refused() -> None:
     from ray_jobs.serve import Search
 
+    search = Search({"watch": 0.0, "model": "m", "data": "d", "index": "i"})
     with pytest.raises(ConfigError, match=r"does not know \['datta'\]"):
-        asyncio.run(Search({"watch": 0.0}).reconfigure({"datta": "x"}))
+        asyncio.run(search.reconfigure({"datta": "x"}))
 
 
 @pytest.fixture
@@ -96,6 +97,51 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
         return str(place)
 
     return make
+
+
+@pytest.mark.slow
+def test_another_user_config_is_searched_without_a_gap(
+    tmp_path: Path, rebuilt: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, as Ray Serve calls a replica: what is left out is that of the arguments."""
+    import httpx
+
+    from ray_jobs.serve import Search
+    from wukong.serve import start
+
+    first = rebuilt(1)
+    second = str(tmp_path / "second")
+    Path(first).rename(second)
+    start.indexed(str(tmp_path / "model"), second, str(tmp_path / "indexes"))
+    first = rebuilt(2)
+    settings = {"model": str(tmp_path / "model"), "data": first, "index": str(tmp_path / "indexes"), "watch": 0.2}
+    settings |= {"gpus": 0, "cpus": 1, "seconds": SECONDS, "shard_replicas": 1}
+
+    async def change() -> list[tuple[int, int]]:
+        search = Search(settings)
+        await search.reconfigure({})
+        found: list[tuple[int, int]] = []
+        transport = httpx.ASGITransport(search.__serve_build_asgi_app__())
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+
+            async def until_pictures(count: int) -> None:
+                ends = time.monotonic() + PATIENCE
+                while not found or found[-1][1] != count:
+                    assert time.monotonic() < ends, found
+                    answer = await client.get("/api/search", params={"q": "红"})
+                    found.append((answer.status_code, answer.json()["matching"]))
+
+            await until_pictures(60)
+            await search.reconfigure({"data": str(tmp_path / "not there")})
+            await search.reconfigure({"data": second})
+            await until_pictures(30)
+            await search.reconfigure({})
+            await until_pictures(60)
+        for task in search._tasks:
+            task.cancel()
+        return found
+
+    assert {status for status, _ in asyncio.run(change())} == {200}
 
 
 @pytest.fixture
