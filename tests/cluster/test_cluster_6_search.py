@@ -303,17 +303,17 @@ def test_the_index_by_ray(page: Served, found: list[str]) -> None:
 
 @pytest.mark.cluster(
     claim="Another `user_config` of the page replaces the served data without a gap: every request is answered",
-    how="the overlay with `deployments: [{name: search, user_config: {data: …}}]` of the run's crawl; requests each half "
-    "second until `/api/about` names it",
+    how="the overlay with `deployments: [{name: search, user_config: {data: …}}]` of the run's crawl; requests each "
+    "half second until `/api/about` names it",
 )
 def test_other_data_without_a_gap(page: Served, overlay: str, address: str, found: list[str]) -> None:
     crawled = next(each.uri for each in manifest.load(page.data).parents if each.stage == "crawl")
+    model = str((_about(address) or {})["model"])
     pod = kube.listed("pods", HEAD)[0]["metadata"]["name"]
-    command = ["python", "-m", "ray_jobs.index", "--model", page.trained, "--data", crawled, "--index", INDEXES]
+    command = ["python", "-m", "ray_jobs.index", "--model", model, "--data", crawled, "--index", INDEXES]
     kube.kubectl("-n", "wukong", "exec", pod, "--", "env", "RAY_ADDRESS=auto", *command, timeout=900)
     # Not as another argument: that would end the replica.
     config = f"cpus: 2\n              deployments: [{{name: search, user_config: {{data: '{crawled}'}}}}]"
-    model = str((_about(address) or {})["model"])
     kube.kubectl("apply", "-k", str(_write_overlay(overlay, model, page.data, {"cpus: 2": config})))
     began, asked = time.monotonic(), 0
     while (about := _about(address)) is not None and about["data"] != crawled:
@@ -345,12 +345,12 @@ print(index.shards(made))
 )
 def test_shards(page: Served, overlay: str, address: str, found: list[str]) -> None:
     pod = kube.listed("pods", HEAD)[0]["metadata"]["name"]
-    arguments = [page.trained, page.data, IN_SHARDS]
-    shards = int(
-        kube.kubectl("-n", "wukong", "exec", pod, "--", "python", "-c", MAKE, *arguments, timeout=900).split()[-1]
-    )
+    made = ["python", "-c", MAKE, page.trained, page.data, IN_SHARDS]
+    shards = int(kube.kubectl("-n", "wukong", "exec", pod, "--", *made, timeout=900).split()[-1])
     if shards < 2:
         pytest.skip("the run's filter has one shard of pictures")
+    kube.kubectl("apply", "-k", str(_write_overlay(overlay, page.trained, page.data)))
+    kube.until("the page in one process", lambda: (_about(address) or {}).get("data") == page.data, 900)
     whole = _searched(address)
     assert whole is not None and whole["missing"] == []
     small = "{requests: {cpu: 100m, memory: 2Gi}, limits: {cpu: '2', memory: 2Gi}}"
