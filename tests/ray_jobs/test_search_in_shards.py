@@ -1,6 +1,7 @@
 """A search in shards under Ray Serve: the answers of one process, a replica that is lost, another index meanwhile."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -75,8 +77,8 @@ def test_a_user_config_of_something_else_is_refused() -> None:
 
 
 @pytest.fixture
-def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
-    """Writes a filter's output of so many shards at one place, with its index in shards, and returns the place."""
+def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a filter's output of so many shards at a place, with its index in shards, and returns the place."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "wukong" / "serve"))
     import drawn
     import searched
@@ -87,9 +89,9 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     searched.model(tmp_path / "model", "global")
     monkeypatch.setattr(encode, "SHARD_PICTURES", 30)
 
-    def make(shards: int) -> str:
+    def make(shards: int, name: str = "data") -> str:
         made = drawn.pictures(tmp_path / f"of-{shards}", 30 * shards, shards)
-        place = tmp_path / "data"
+        place = tmp_path / name
         if place.exists():
             storage.delete(storage.from_path(place))
         Path(made.uri.removeprefix("file://")).rename(place)
@@ -99,21 +101,34 @@ def rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     return make
 
 
+async def asked(application: Any, path: str, query: str) -> tuple[int, Any]:
+    """What an ASGI application answers, without a server."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+    }
+    scope |= {"path": path, "raw_path": path.encode(), "query_string": query.encode(), "headers": [], "root_path": ""}
+    await application(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(each.get("body", b"") for each in sent[1:]))
+
+
 @pytest.mark.slow
-def test_another_user_config_is_searched_without_a_gap(
-    tmp_path: Path, rebuilt: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_user_config_is_searched_without_a_gap(tmp_path: Path, rebuilt: Callable[..., str]) -> None:
     """In this process, as Ray Serve calls a replica: what is left out is that of the arguments."""
-    import httpx
-
     from ray_jobs.serve import Search
-    from wukong.serve import start
 
-    first = rebuilt(1)
-    second = str(tmp_path / "second")
-    Path(first).rename(second)
-    start.indexed(str(tmp_path / "model"), second, str(tmp_path / "indexes"))
-    first = rebuilt(2)
+    first, second = rebuilt(2), rebuilt(1, "second")
     settings = {"model": str(tmp_path / "model"), "data": first, "index": str(tmp_path / "indexes"), "watch": 0.2}
     settings |= {"gpus": 0, "cpus": 1, "seconds": SECONDS, "shard_replicas": 1}
 
@@ -121,22 +136,21 @@ def test_another_user_config_is_searched_without_a_gap(
         search = Search(settings)
         await search.reconfigure({})
         found: list[tuple[int, int]] = []
-        transport = httpx.ASGITransport(search.__serve_build_asgi_app__())
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        application = search.__serve_build_asgi_app__()
 
-            async def until_pictures(count: int) -> None:
-                ends = time.monotonic() + PATIENCE
-                while not found or found[-1][1] != count:
-                    assert time.monotonic() < ends, found
-                    answer = await client.get("/api/search", params={"q": "红"})
-                    found.append((answer.status_code, answer.json()["matching"]))
+        async def until_pictures(count: int) -> None:
+            ends = time.monotonic() + PATIENCE
+            while not found or found[-1][1] != count:
+                assert time.monotonic() < ends, found
+                status, answer = await asked(application, "/api/search", f"q={quote('红')}")
+                found.append((status, answer["matching"]))
 
-            await until_pictures(60)
-            await search.reconfigure({"data": str(tmp_path / "not there")})
-            await search.reconfigure({"data": second})
-            await until_pictures(30)
-            await search.reconfigure({})
-            await until_pictures(60)
+        await until_pictures(60)
+        await search.reconfigure({"data": str(tmp_path / "not there")})
+        await search.reconfigure({"data": second})
+        await until_pictures(30)
+        await search.reconfigure({})
+        await until_pictures(60)
         for task in search._tasks:
             task.cancel()
         return found
@@ -145,7 +159,7 @@ def test_another_user_config_is_searched_without_a_gap(
 
 
 @pytest.fixture
-def site(tmp_path: Path, rebuilt: Callable[[int], str], local_ray: None) -> Iterator[Any]:
+def site(tmp_path: Path, rebuilt: Callable[..., str], local_ray: None) -> Iterator[Any]:
     """Two deployments over three shards."""
     from ray import serve
     from search_site import Server
@@ -186,7 +200,7 @@ def kill(deployment: str) -> None:
 
 @pytest.mark.slow
 def test_shards_answer_as_one_process_and_a_lost_one_is_named(
-    tmp_path: Path, rebuilt: Callable[[int], str], site: Any
+    tmp_path: Path, rebuilt: Callable[..., str], site: Any
 ) -> None:
     import drawn
     from search_site import served
