@@ -70,10 +70,11 @@ def search(
         raise ConfigError(f"--picture: there is no file {picture}")
     chosen = model or champion()
     searched = data or data_of(chosen)
-    from wukong.crawl.uploads import RefusedError
+    from wukong.crawl.uploads import Limits, RefusedError
     from wukong.serve import start
 
-    service = start.service(chosen, searched, index, device, encodes=encode)
+    limits = Limits(ranks=max(top, Limits.ranks))
+    service = start.service(chosen, searched, index, device, limits, encodes=encode)
     try:
         document = asyncio.run(_found(service, text, picture, top, save))
     except RefusedError as error:

@@ -150,9 +150,11 @@ class Service(Embedder):
         filters.refuse_unknown(frozenset().union(*(each.columns for each in held.values())))
         depth = min([self.limits.ranks, *(each.depth for each in held.values() if each.depth is not None)])
         last = page * count
+        if count > depth:
+            raise RefusedError(422, f"{count} pictures are too many: only the first {depth} are ranked, ask for fewer")
         if last > depth:
             raise RefusedError(
-                422, f"page {page} is too far: the first {depth} pictures are ranked; ask for another text, or filter"
+                422, f"page {page} is too far: only the first {depth} pictures are ranked, so ask otherwise or filter"
             )
         question = Question(await self._encode(form), min(last + 1, depth), filters)
         found = await self.router.search(question, last - count, last)

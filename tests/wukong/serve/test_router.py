@@ -159,8 +159,10 @@ def test_pages_among_candidates_are_parts_of_one_ranking(tmp_path: Path, monkeyp
 
 def test_a_page_that_is_too_far_is_refused(made: Made, service: Service) -> None:
     depth = 200 if made[1].token_wise else 1_000
-    with pytest.raises(RefusedError, match=f"page 11 is too far: the first {depth} pictures are ranked"):
+    with pytest.raises(RefusedError, match=f"page 11 is too far: only the first {depth} pictures are ranked"):
         asyncio.run(service.search(QUERY, depth // 10, 11))
+    with pytest.raises(RefusedError, match=f"{depth + 1} pictures are too many: only the first {depth} are ranked"):
+        asyncio.run(service.search(QUERY, depth + 1))
 
 
 @pytest.mark.parametrize("service", [SECONDS], indirect=True)
