@@ -5,8 +5,9 @@
 ``--work`` names a folder with room for 1,600 bytes a picture while the index is made, and 1,000 afterwards; what is
 complete there is used again, so a run that was ended goes on. Vectors and queries are those of ``made_up.py``, of the
 model (by default the champion, which ``make run`` leaves) and of what it has seen. The server is ``wukong serve`` on
-two cores, which its clients use too; each query is a text. Recall is the share of the exact ten best, by the products
-of the stored vectors.
+two cores, which its clients use too; each query is a text. One half of the texts are the captions of the index, by
+which it decides how many lists a search looks through, and the other half are the queries. Recall is the share of the
+exact ten best, by the products of the stored vectors.
 
 ``--peer`` asks clip-retrieval's server (``peer.py``) for the same vectors, with the index that its own library makes of
 them. It gets the vector of a query and so encodes no text, since CLIP's weights cannot be had everywhere.
@@ -215,7 +216,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=10_000_000)
-    parser.add_argument("--captions", type=int, default=100_000, help="distinct captions; the tower encodes each")
     parser.add_argument("--model", help="the champion by default")
     parser.add_argument("--data", help="what the model has seen; by default what its run filtered")
     parser.add_argument("--clients", type=int, default=8)
@@ -228,13 +228,11 @@ def main() -> None:
     torch.set_num_threads(options.cores)
     os.sched_setaffinity(0, range(options.cores))
     mixture = made_up.fitted(options.work / "mixture.npz", options.model, options.data)
-    texts = texts_of(options.model, options.data)
+    every = texts_of(options.model, options.data)
+    texts, captions = every[::2], every[1::2]
     address = options.model or search.champion()
     model = OwnModel(wukong.load(address), address)
     queries = model.saved.encode_text(texts, strict=False).vectors.numpy()
-    words = "".join(sorted(set("".join(texts))))
-    numbers = np.random.default_rng(3)
-    captions = sorted({"".join(numbers.choice([*words], 7)) for _ in range(options.captions)})
     began = time.perf_counter()
     made = made_up_index.build(options.work, model, options.pictures, captions, mixture.block)
     seconds, record = time.perf_counter() - began, options.work / f"build-{options.pictures}.json"
@@ -242,17 +240,21 @@ def main() -> None:
         storage.write_json(storage.from_path(record), {"build_s": seconds})
     answers = exact(options.work, made, queries[:RECALLED])
     results = {"wukong": own(options, texts, answers) | json.loads(record.read_text())}
+    report("wukong", results["wukong"], options)
     if options.peer:
         results["clip-retrieval"] = peer(options, made, queries, answers)
-    for name, found in results.items():
-        found["load"] = os.getloadavg()[0]
-        print(f"{name}, {options.pictures:,} pictures, a load of {found['load']:.1f} on {os.cpu_count()} cores")
-        for key, value in found.items():
-            what, limit, sign = TARGETS.get(key, (key, None, 0))
-            target = "" if limit is None else f" (target {limit}: {'met' if sign * (value - limit) >= 0 else 'MISSED'})"
-            print(f"  {what}: {value:.4g}{target if name == 'wukong' else ''}")
+        report("clip-retrieval", results["clip-retrieval"], options)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def report(name: str, found: dict[str, float], options: argparse.Namespace) -> None:
+    found["load"] = os.getloadavg()[0]
+    print(f"{name}, {options.pictures:,} pictures, a load of {found['load']:.1f} on {os.cpu_count()} cores")
+    for key, value in found.items():
+        what, limit, sign = TARGETS.get(key, (key, None, 0))
+        target = "" if limit is None else f" (target {limit}: {'met' if sign * (value - limit) >= 0 else 'MISSED'})"
+        print(f"  {what}: {value:.4g}{target if name == 'wukong' else ''}", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b(?!\.md)")
 
 DATA = {
     ".csv",
+    ".arrow",
+    ".f16",
     ".faiss",
     ".html",
     ".json",

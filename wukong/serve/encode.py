@@ -54,6 +54,7 @@ _VERSION = 2
 _BLOCK = 2_048
 _BLOCKS_AT_ONCE = 16
 """Blocks whose items have one vector each are that many times as long."""
+_EARLIER = "earlier"
 _BATCH_PICTURES, _BATCH_TEXTS, _BATCH_FEATURES = 32, 256, 1_024
 
 
@@ -238,15 +239,33 @@ def _shard(root: str, group: Sequence[Piece], facts: Listed, before: Sequence[Li
         if key != stage.key and not names.isdisjoint(theirs)
     }
     uris = [storage.join(root, superseded.SHARD, key) for key in keys]
+    there = [uri for uri in uris if storage.exists(storage.join(uri, "manifest.json"))]
     return Made(
         stage=stage,
         pieces=tuple(piece.name for piece in group),
         tars={piece.tar: piece.tar_digest for piece in group if piece.tar},
-        earlier=tuple(uri for uri in uris if storage.exists(storage.join(uri, "manifest.json"))),
+        earlier=_same_earlier(stage, there),
         width=facts.width,
         token_wise=facts.token_wise,
         block=_BLOCK if facts.token_wise else _BLOCK * _BLOCKS_AT_ONCE,
     )
+
+
+def _same_earlier(stage: Stage, uris: Sequence[str]) -> tuple[str, ...]:
+    """Return the earlier shards of which a build that was killed has taken something, or these, if it has not begun.
+
+    What is complete names pictures and captions of them by number. If one is gone since, all begins anew.
+    """
+    if stage.finished() is not None:
+        return ()
+    record = stage.finished_task(_EARLIER)
+    if record is not None and not all(storage.exists(storage.join(uri, "manifest.json")) for uri in record["uris"]):
+        storage.delete(stage.uri)
+        record = None
+    if record is None:
+        record = {"uris": list(uris)}
+        stage.commit_task(_EARLIER, record)
+    return tuple(record["uris"])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from torch import Tensor
 from wukong.errors import DataError
 
 _AT_ONCE = 65_536
+_RESIDENT = 131_072
+"""Rows after whose reading a process gives their pages back, at most 512 MiB; the system keeps them in its cache."""
 
 
 class Vectors:
@@ -30,14 +32,16 @@ class Vectors:
         size, wanted = file.stat().st_size, 2 * items * width
         if size != wanted:
             raise DataError(f"{file} has {size} bytes and not {wanted}: delete the index, it is made anew")
+        self._file = file
+        self._mapped: mmap.mmap | None = None
         self._halves: npt.NDArray[np.float16] = np.empty(self.shape, np.float16)
+        self._read = 0
         if items:
             with file.open("rb") as stream:
-                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             # Candidates lie far apart: what is beside one would be read for nothing, and would fill the memory.
-            mapped.madvise(mmap.MADV_RANDOM)
-            self._halves = np.frombuffer(mapped, np.float16).reshape(self.shape)
-        self._file = file
+            self._mapped.madvise(mmap.MADV_RANDOM)
+            self._halves = np.frombuffer(self._mapped, np.float16).reshape(self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -45,7 +49,12 @@ class Vectors:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Read some vectors, float32 [rows, d]."""
         wanted = rows.numpy() if isinstance(rows, Tensor) else rows
-        return torch.from_numpy(self._halves[wanted].astype(np.float32))
+        found = torch.from_numpy(self._halves[wanted].astype(np.float32))
+        self._read += len(found)
+        if self._read > _RESIDENT and self._mapped is not None:
+            self._read = 0
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+        return found
 
     def halves(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
         """Read some vectors as they are stored, float16 [rows, d]."""

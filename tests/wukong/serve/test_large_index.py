@@ -192,6 +192,35 @@ def test_new_pictures_are_added_and_others_are_not_encoded_again(data: Data, see
     assert storage.list_names(f"{data.indexes}/index-shard") == sorted(superseded.listed(grown.uri).keys)
 
 
+def test_a_build_that_goes_on_takes_what_it_began_with(
+    data: Data, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of earlier pictures and captions mean the same after a kill, whatever other indexes there are then."""
+    data.build()
+    data.shards["train/00000"] = data.shards["train/00000"][5:]
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once, pytest.raises(KeyboardInterrupt):
+        once.setattr(shard, "finish", killed)
+        data.build()
+    other = Data(data.root / "other", data.model, {"train/00000": pairs(900)})
+    encode.build(collection.of(other.stage().uri), data.model, data.indexes)
+    seen.clear()
+    made = encode.build(collection.of(storage.from_path(data.root / "data")), data.model, data.indexes)
+    assert seen == []
+    shards = data.opened(made)
+    for each, shown in zip(shards, of_shards(data), strict=True):
+        assert [each.captions[row] for (row,) in each.captions_of] == [pair[1] for pair in shown]
+        texts = data.model.saved.encode_text([pair[1] for pair in shown]).vectors
+        stored = each.caption_vectors[torch.arange(len(shown))]
+        if not data.model.token_wise:
+            torch.testing.assert_close(stored, texts.half().float())
+    for query in drawn.QUERIES[:3]:
+        assert found(data, query, shards) == [exact(data, query, shown) for shown in of_shards(data)]
+
+
 def planned(data: Data, keys: list[str]) -> tuple[str, takedown_plan.Plan]:
     place = storage.from_path(data.root / "data")
     listed = storage.from_path(data.root / "listed.txt")
