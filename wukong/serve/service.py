@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -83,9 +84,12 @@ class Service(Embedder):
         self._encode = Batcher(self._encoded_texts, self._texts, BATCH, limits.waiting)
         within = None if shards is None else seconds
         self._local: list[LocalShard] = []
+        self._searches = self._texts
         if shards is None:
             searchers = [Searcher(index.open_index(found, model, n), model) for n in range(index.shards(found))]
-            self._local = [LocalShard(each, self._texts, self._pictures, limits.waiting) for each in searchers]
+            if len(searchers) > 1:  # several are searched side by side, as the threads of one are
+                self._searches = ThreadPoolExecutor(min(len(searchers), 2 * torch.get_num_threads()), "shards")
+            self._local = [LocalShard(each, self._searches, self._pictures, limits.waiting) for each in searchers]
             shards = self._local
         self.router = Router(shards, within)
 
@@ -94,7 +98,8 @@ class Service(Embedder):
         self.router.close()
         for shard in self._local:
             shard.close()
-        self._files.shutdown(cancel_futures=True)
+        for pool in (self._files, self._searches):
+            pool.shutdown(cancel_futures=True)
         super().close()
 
     # --- what is asked

@@ -89,10 +89,10 @@ def service(request: pytest.FixtureRequest, made: Made, failing: Sequence[Any]) 
 
 
 def test_shards_hold_each_picture_once_and_answer_as_one_index(
-    whole: Made, service: Service, failing: Sequence[Any]
+    made: Made, whole: Made, service: Service, failing: Sequence[Any]
 ) -> None:
-    alone = Service(*whole, Limits())
-    assert len(alone.router.shards) == 1
+    alone, within = Service(*whole, Limits()), Service(*made, Limits())
+    assert (len(alone.router.shards), len(within.router.shards)) == (1, 3)
     held = [list(each.shard.index.keys) for each in failing]
     assert [len(keys) for keys in held] == [EACH] * 3
     assert [key for keys in held for key in keys] == list(index.open_index(whole[2], whole[1]).keys)
@@ -106,10 +106,13 @@ def test_shards_hold_each_picture_once_and_answer_as_one_index(
         found.append(await of.urls_of(["00000000000000000003"]))
         return found, [each.stands_out for each in asked]
 
-    one, several = asyncio.run(answers(alone)), asyncio.run(answers(service))
+    one = asyncio.run(answers(alone))
+    for each in (service, within):
+        several = asyncio.run(answers(each))
+        assert several[0] == one[0]
+        assert several[1] == pytest.approx(one[1], abs=1.5e-4)
     alone.close()
-    assert several[0] == one[0]
-    assert several[1] == pytest.approx(one[1], abs=1.5e-4)
+    within.close()
 
 
 def test_pages_are_the_ranks_of_every_picture_compared(whole: Made, service: Service) -> None:
