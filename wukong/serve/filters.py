@@ -18,6 +18,8 @@ from wukong.serve.query import search_forms
 
 Mask = npt.NDArray[np.bool_]
 _EPOCH = date(1970, 1, 1)
+_UNKNOWN = -1
+"""In a column of numbers."""
 _KEPT = 8
 """Selections that are kept, because the pages of a result have the same filters."""
 _MOST_LICENCES = 50
@@ -152,8 +154,10 @@ class Selection:
         if filters.min_height:
             need("height", lambda column: pc.greater_equal(column, filters.min_height))
         if filters.since or filters.until:
-            first, last = _days(filters.since or _EPOCH), _days(filters.until or date.max)
-            need("date", lambda column: pc.and_(pc.greater_equal(column, first), pc.less_equal(column, last)))
+            first, last = _days(filters.since or date.min), _days(filters.until or date.max)
+            need("date", lambda column: pc.and_(
+                pc.not_equal(column, _UNKNOWN), pc.and_(pc.greater_equal(column, first), pc.less_equal(column, last))
+            ))  # fmt: skip
         if filters.licence:
             need("licence", lambda column: pc.equal(column, filters.licence))
         if filters.word:

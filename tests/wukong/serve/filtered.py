@@ -44,7 +44,7 @@ def rows(count: int = 150) -> list[Row]:
             numbers.choice(HOSTS),
             numbers.choice([None, 64, 256, 640]),
             numbers.choice([64, 256, 640]),
-            numbers.choice([None, date(2024, 1, 1) + timedelta(numbers.randrange(60))]),
+            numbers.choice([None, date(1966, 5, 4), *[date(2024, 1, 1) + timedelta(numbers.randrange(60))] * 4]),
             numbers.choice(LICENCES),
             numbers.randrange(row + 1) if numbers.random() < 0.5 else row,
             (f"第{row}张图片",),
