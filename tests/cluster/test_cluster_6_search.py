@@ -1,14 +1,17 @@
 """The search page on a cluster: a RayService, by the overlay of docs/serving.md, of a run's model and pictures."""
 
+import asyncio
 import json
 import os
 import re
 import shutil
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import image_search
 import kube
@@ -25,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "serving.md"
 FOLDER = table.FOLDER / "search"
 HEAD = "app.kubernetes.io/component=search,ray.io/node-type=head"
+WORKERS = "app.kubernetes.io/component=search,ray.io/node-type=worker"
+INDEXES = "s3://wukong/indexes"
 ADDRESS = "http://search-serve-svc.wukong:8000"
 VISITORS, STRANGERS = "wukong-cluster-visitors", "wukong-cluster-strangers"
 LABELS = {VISITORS: {"wukong/search": "true"}, STRANGERS: {}, MONITORING: {}}
@@ -62,8 +67,8 @@ class Served:
     seconds: float
 
 
-def _write_overlay(overlay: str, model: str, data: str) -> Path:
-    """The overlay of docs/serving.md, with a cluster's own overlay and a run's URIs."""
+def _write_overlay(overlay: str, model: str, data: str, more: Mapping[str, str] | None = None) -> Path:
+    """The overlay of docs/serving.md, with a cluster's own overlay and a run's URIs, and more that is replaced."""
     text = PAGE.read_text(encoding="utf-8")
     found = re.search(r"```text\n# k8s/overlays/mine/kustomization.yaml\n(.*?)```", text, re.DOTALL)
     assert found, "docs/serving.md has no overlay"
@@ -72,6 +77,7 @@ def _write_overlay(overlay: str, model: str, data: str) -> Path:
         "../kind": os.path.relpath(ROOT / overlay, FOLDER),
         "models:/demo@champion": model,
         "s3://wukong/demo/filter/KEY": data,
+        **(more or {}),
     }
     written = found[1]
     for before, after in replaced.items():
@@ -130,7 +136,7 @@ def expected(page: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     from wukong.serve.app import create_app
 
     made = start.service(page.trained, page.data, str(tmp_path_factory.mktemp("indexes")))
-    key = made.index.keys[0]
+    key = asyncio.run(made.spread(1))[0].picture
     questions = (
         f"/api/search?q={QUERY}",
         f"/api/captions?picture={key}",
@@ -293,3 +299,94 @@ def test_the_index_by_ray(page: Served, found: list[str]) -> None:
         found.append(f"{made.counts['pictures']} pictures, {made.counts['captions']} captions")
     finally:
         storage.delete(elsewhere)
+
+
+@pytest.mark.cluster(
+    claim="Another `user_config` of the page replaces the served data without a gap: every request is answered",
+    how="the overlay with `deployments: [{name: search, user_config: {data: …}}]` of the run's crawl; requests each "
+    "half second until `/api/about` names it",
+)
+def test_other_data_without_a_gap(page: Served, overlay: str, address: str, found: list[str]) -> None:
+    crawled = next(each.uri for each in manifest.load(page.data).parents if each.stage == "crawl")
+    model = str((_about(address) or {})["model"])
+    pod = kube.listed("pods", HEAD)[0]["metadata"]["name"]
+    command = ["python", "-m", "ray_jobs.index", "--model", model, "--data", crawled, "--index", INDEXES]
+    kube.kubectl("-n", "wukong", "exec", pod, "--", "env", "RAY_ADDRESS=auto", *command, timeout=900)
+    # Not as another argument: that would end the replica.
+    config = f"cpus: 2\n              deployments: [{{name: search, user_config: {{data: '{crawled}'}}}}]"
+    kube.kubectl("apply", "-k", str(_write_overlay(overlay, model, page.data, {"cpus: 2": config})))
+    began, asked = time.monotonic(), 0
+    while (about := _about(address)) is not None and about["data"] != crawled:
+        assert time.monotonic() - began < 600, about
+        asked += 1
+        time.sleep(0.5)
+    assert about is not None, "a request was not answered"
+    found.append(f"{asked} requests in {time.monotonic() - began:.0f} s")
+
+
+IN_SHARDS = f"{INDEXES}/in-shards"
+MAKE = """
+import sys
+import wukong
+from wukong.evaluate.model import OwnModel
+from wukong.serve import collection, encode, index
+encode.SHARD_PICTURES = 1  # a shard for each piece
+model, data, root = sys.argv[1:]
+made = encode.build(collection.of(data), OwnModel(wukong.load(model), model), root)
+print(index.shards(made))
+"""
+
+
+@pytest.mark.cluster(
+    claim="In two shards on pods of their own the page answers as in one process; without one of the pods it names the "
+    "shards that are missing, and they come back",
+    how="an index of one shard for each piece; the overlay with `shards: 2` and two pods of the group `shards`; the "
+    "answers before and after, and while one of these pods is deleted",
+)
+def test_shards(page: Served, overlay: str, address: str, found: list[str]) -> None:
+    pod = kube.listed("pods", HEAD)[0]["metadata"]["name"]
+    made = ["python", "-c", MAKE, page.trained, page.data, IN_SHARDS]
+    shards = int(kube.kubectl("-n", "wukong", "exec", pod, "--", *made, timeout=900).split()[-1])
+    if shards < 2:
+        pytest.skip("the run's filter has one shard of pictures")
+    kube.kubectl("apply", "-k", str(_write_overlay(overlay, page.trained, page.data)))
+    kube.until("the page in one process", lambda: (_about(address) or {}).get("data") == page.data, 900)
+    whole = _searched(address)
+    assert whole is not None and whole["missing"] == []
+    small = "{requests: {cpu: 100m, memory: 2Gi}, limits: {cpu: '2', memory: 2Gi}}"
+    group = "/spec/rayClusterConfig/workerGroupSpecs/0"
+    more = {
+        "index: s3://wukong/indexes": f"index: {IN_SHARDS}\n                shards: 2\n                shard_cpus: 1",
+        "      # A node of two cores": f"      - {{op: replace, path: {group}/replicas, value: 2}}\n"
+        f"      - {{op: replace, path: {group}/template/spec/containers/0/resources, value: {small}}}\n"
+        "      # A node of two cores",
+    }
+    try:
+        began = time.monotonic()
+        kube.kubectl("apply", "-k", str(_write_overlay(overlay, page.trained, page.data, more)))
+        kube.until("the shards", lambda: len(kube.listed("pods", WORKERS)) == 2 and _searched(address) == whole, 1200)
+        found.append(f"{shards} shards, the same answer after {time.monotonic() - began:.0f} s")
+        kube.kubectl(
+            "-n", "wukong", "delete", "pod", kube.listed("pods", WORKERS)[0]["metadata"]["name"], "--wait=false"
+        )
+        began = time.monotonic()
+        lost = kube.until("an answer without a shard", lambda: _with_missing(_searched(address)), 300, 0.5)
+        found.append(f"{', '.join(lost['missing'])} missing after {time.monotonic() - began:.0f} s")
+        kube.until("all shards", lambda: _searched(address) == whole, 1200)
+        found.append(f"whole again after {time.monotonic() - began:.0f} s")
+    finally:
+        storage.delete(IN_SHARDS)
+
+
+def _searched(address: str) -> dict[str, Any] | None:
+    """The answer to the query, but for how it stands out, which shards round each for itself; None if there is none."""
+    try:
+        with urllib.request.urlopen(f"{address}/api/search?q={quote(QUERY)}", timeout=30) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return {**found, "stands_out": None}
+    except OSError:
+        return None
+
+
+def _with_missing(answer: dict[str, Any] | None) -> dict[str, Any] | None:
+    return answer if answer and answer["missing"] else None

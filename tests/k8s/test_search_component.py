@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 import yaml
 from manifests import FOLDER, build, named
 
@@ -17,6 +18,8 @@ HERE = FOLDER / "components" / "serve"
 ROOT = FOLDER.parent
 (SERVICE,) = yaml.safe_load_all((HERE / "search.yaml").read_text(encoding="utf-8"))
 POD = SERVICE["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+(GROUP,) = SERVICE["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+SHARDS = GROUP["template"]
 
 
 def test_kuberay_accepts_the_cluster() -> None:
@@ -25,9 +28,10 @@ def test_kuberay_accepts_the_cluster() -> None:
     jsonschema.validate({"spec": SERVICE["spec"]["rayClusterConfig"]}, schema)
 
 
-def test_the_pod_is_restricted() -> None:
+@pytest.mark.parametrize("pod", [POD, SHARDS], ids=["page", "shards"])
+def test_the_pod_is_restricted(pod: dict[str, Any]) -> None:
     """What the namespace's Pod Security asks for, and a root file system that nobody can write to."""
-    spec = POD["spec"]
+    spec = pod["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -38,6 +42,18 @@ def test_the_pod_is_restricted() -> None:
         "capabilities": {"drop": ["ALL"]},
     }
     assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+
+
+def test_pods_of_shards_are_those_of_the_page_with_room_for_an_index() -> None:
+    """They hold the same secrets and are under the same policies; there is none until an overlay asks for some."""
+    assert (GROUP["replicas"], GROUP["minReplicas"]) == (0, 0)
+    assert SHARDS["metadata"]["labels"] == POD["metadata"]["labels"]
+    assert "annotations" not in SHARDS["metadata"], "the page alone has metrics of its own"
+    (head,), (shards,) = POD["spec"]["containers"], SHARDS["spec"]["containers"]
+    for name in ("image", "envFrom", "env", "volumeMounts", "securityContext"):
+        assert shards[name] == head[name], name
+    assert set(SHARDS["spec"]) == set(POD["spec"])
+    assert [each["name"] for each in SHARDS["spec"]["volumes"]] == [each["name"] for each in POD["spec"]["volumes"]]
 
 
 def test_its_cluster_and_image_are_those_of_the_jobs() -> None:
@@ -62,7 +78,12 @@ def test_the_application_exists_and_takes_these_arguments() -> None:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_NEEDED"
     )
-    assert set(needed) <= set(application["args"]) <= {*needed, "replicas", "cpus"}
+    settings = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_SETTINGS"
+    )
+    assert set(needed) <= set(application["args"]) <= {*needed, *settings}
 
 
 def test_on_a_gpu_it_is_where_the_jobs_with_gpus_are(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_replica_with_a_gpu_asks_for_it_and_one_without_holds_none(monkeypatch
 
     def deployment(_application: object, *, ray_actor_options: dict[str, int], **_: object) -> SimpleNamespace:
         asked.append(ray_actor_options)
-        return SimpleNamespace(bind=lambda: None)
+        return SimpleNamespace(bind=lambda *_: None)
 
     monkeypatch.setattr(serve, "deployment", deployment)
     for cards in ({}, {"gpus": 1}):
@@ -39,32 +39,15 @@ def test_a_replica_with_a_gpu_asks_for_it_and_one_without_holds_none(monkeypatch
 def test_answers_are_those_of_uvicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "wukong" / "serve"))
     import colours
-    import torch
+    import searched
     from ray import serve
     from search_site import Site, served
 
     from ray_jobs.serve import search
-    from wukong.config.model import Model as Settings
-    from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-    from wukong.model import saved_model
-    from wukong.model.dual import DualEncoder
-    from wukong.model.image_encoder import ImageEncoder
     from wukong.serve import start
-    from wukong.store import storage
 
-    torch.manual_seed(0)
-    settings = Settings.model_validate(
-        {
-            "image": {"name": "resnet18", "weights": "random", "image_size": 64},
-            "text": {"layers": 1, "heads": 2, "width": 16},
-            "embedding": 8,
-            "similarity": "token",
-        }
-    )
-    tokenizer = Tokenizer(packaged_vocabulary())
     model, data, index = (str(tmp_path / name) for name in ("model", "pictures", "indexes"))
-    image = ImageEncoder(settings.image, with_weights=False)
-    saved_model.save(storage.from_path(Path(model)), DualEncoder(settings, tokenizer, image), tokenizer)
+    searched.model(Path(model))
     colours.every_pair(Path(data))
     service = start.service(model, data, index)
     with socket.socket() as free:

@@ -70,10 +70,11 @@ def search(
         raise ConfigError(f"--picture: there is no file {picture}")
     chosen = model or champion()
     searched = data or data_of(chosen)
-    from wukong.crawl.uploads import RefusedError
+    from wukong.crawl.uploads import Limits, RefusedError
     from wukong.serve import start
 
-    service = start.service(chosen, searched, index, device, encodes=encode)
+    limits = Limits(ranks=max(top, Limits.ranks))
+    service = start.service(chosen, searched, index, device, limits, encodes=encode)
     try:
         document = asyncio.run(_found(service, text, picture, top, save))
     except RefusedError as error:
@@ -139,7 +140,7 @@ async def _found(
         similar = await service.captions(await service.sent(_chunks(picture), None), top)
         answer = {"query": str(picture), "captions": [each.model_dump() for each in similar.captions]}
         hits = similar.similar
-    urls = service.urls_of([hit.picture for hit in hits])
+    urls = await service.urls_of([hit.picture for hit in hits])
     results = []
     for rank, hit in enumerate(hits, 1):
         file = await _save(service, rank, hit.picture, save) if save else None

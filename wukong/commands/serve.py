@@ -1,9 +1,11 @@
 """``wukong serve``: the search page over a model and a collection of pictures."""
 
+import asyncio
 import logging
 import signal
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,9 @@ from wukong.model.signature import PUBLIC_KEY
 from wukong.runtime import cancel
 from wukong.runtime.language import message
 from wukong.serve import garbage
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 def serve(
@@ -44,6 +49,15 @@ def serve(
             help="Serve a model only if it is signed by this key, or by one of these certificates, in PEM.",
         ),
     ] = None,
+    watch: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How often to look whether the data, or the model that holds an alias, are others now, and to load "
+            "them while the old index answers; 0 for never.",
+        ),
+    ] = 60.0,
 ) -> None:
     """Serve a page on which people search pictures by Chinese text and captions by picture.
 
@@ -57,7 +71,7 @@ def serve(
     logging.getLogger("wukong").setLevel(logging.INFO)
     try:
         with cancel.end_on_signal():
-            _serve(model, data, index, host, port, device, public_key)
+            _serve(model, data, index, host, port, device, public_key, watch)
     except SystemExit as ended:
         echo("Ended." if data is None else "Ended. What was encoded is kept for the next start.")
         # To end a server by SIGTERM is the usual way; Ctrl-C ends any command with 130.
@@ -65,10 +79,18 @@ def serve(
 
 
 def _serve(
-    model: str, data: str | None, index: str | None, host: str, port: int | None, device: str, public_key: Path | None
+    model: str,
+    data: str | None,
+    index: str | None,
+    host: str,
+    port: int | None,
+    device: str,
+    public_key: Path | None,
+    watch: float,
 ) -> None:
-    from wukong.serve.listening import USUAL_PORT, address, hosts, listen
+    from wukong.serve.listening import USUAL_PORT, Protocol, address, allow_connections, hosts, listen
 
+    allow_connections()
     with listen(host, port) as listening:
         taken = listening.getsockname()[1]
         if port is None and taken != USUAL_PORT:
@@ -78,17 +100,24 @@ def _serve(
 
             from wukong.serve import start
             from wukong.serve.app import create_app
+            from wukong.serve.metrics import Metrics
+            from wukong.serve.versions import Switch, Watch
 
+            names = hosts(listening, host)
+            app: ASGIApp
             url = f"http://{address(listening)}:{taken}"
             if data is None:
-                app = create_app(start.embedder(model, device, public_key=public_key), hosts(listening, host))
+                app = create_app(start.embedder(model, device, public_key=public_key), names)
                 ready = message(f"Vectors of texts and pictures at {url}/v1 (Ctrl-C ends it)")
             else:
-                service = start.service(model, data, index, device, public_key=public_key)
-                app = create_app(service, hosts(listening, host))
-                ready = message(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
+                current = partial(start.version, model, data)
+                load = partial(start.service, model, data, index, device, public_key=public_key)
+                known, service = current(), load()
+                watching = Watch(current, partial(asyncio.to_thread, load), watch, known) if watch else None
+                app = Switch(partial(create_app, hosts=names, metrics=Metrics()), service, watching)
+                ready = message(f"{service.pictures} pictures at {url} (Ctrl-C ends it)")
         echo(ready)
         # Without a configuration of its own: that would close every handler of this process.
-        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
+        config = uvicorn.Config(app, http=Protocol, log_config=None, log_level="warning", access_log=False)
         # It ends in order when a signal comes, and then sends itself that signal again.
         uvicorn.Server(config).run([listening])

@@ -34,6 +34,7 @@ class Limits:
         labels: the most labels of a classification.
         inputs: the most texts of a request for vectors.
         results: the most results of an answer.
+        ranks: the last rank that the pages of a search reach.
         waiting: requests that wait for the model at a time.
         uploads: requests whose pictures are received and decoded at a time, and the most pictures of one.
     """
@@ -45,6 +46,7 @@ class Limits:
     labels: int = 32
     inputs: int = 2_048
     results: int = 100
+    ranks: int = 1_000
     waiting: int = 256
     uploads: int = 16
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 _TEXT: Any = {"type": "string"}
 _NOTHING: Any = {"type": "null"}
+_MISSING = "The parts of the index that did not answer in time, whose pictures are not among these; empty if all did."
 
 
 class Problem(BaseModel):
@@ -35,10 +36,19 @@ class SearchAnswer(BaseModel):
     read_as: str = Field(description="The text as the model reads it: half width, lower case, Simplified characters.")
     cut: bool = Field(description="Whether the model reads only the beginning of the text, because it is too long.")
     nothing_similar: bool = Field(description="Whether even the best picture stands out by less than the threshold.")
-    stands_out: float = Field(
-        description="By how much the best score exceeds the mean score of pictures in general for this text."
+    stands_out: float | None = Field(
+        description="By how much the best score exceeds the mean score of pictures in general for this text; null if "
+        "no picture passes the filters."
     )
     threshold: float | None = Field(description="Calibrated on the data (`/api/about`); null where none is used.")
+    page: int = Field(description="Which page of the results this is, from 1.")
+    more: bool = Field(description="Whether there is a next page.")
+    matching: int = Field(description="How many pictures pass the filters, in the parts of the index that answered.")
+    looked_at: int = Field(
+        description="How many of these were ranked: all, or, with a token-wise model or an approximate index, those "
+        "that are nearest to the text. No other can be among the results."
+    )
+    missing: list[str] = Field(description=_MISSING)
     results: list[PictureHit]
 
 
@@ -55,6 +65,7 @@ class CaptionsAnswer(BaseModel):
 
     captions: list[CaptionHit]
     similar: list[PictureHit]
+    missing: list[str] = Field(description=_MISSING)
 
 
 class AlignAnswer(BaseModel):

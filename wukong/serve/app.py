@@ -1,26 +1,24 @@
-"""The search page and its JSON API as one ASGI application; the page fetches nothing from elsewhere."""
+"""The search page and its JSON API as one ASGI application."""
 
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wukong.crawl import uploads
 from wukong.crawl.uploads import RefusedError
-from wukong.curate.text.characters import has_han
-from wukong.report.template import environment
-from wukong.serve import answers, openai_api
+from wukong.serve import answers, openai_api, search_pages
 from wukong.serve.embedder import Embedder
+from wukong.serve.filters import Filters
 from wukong.serve.metrics import Metrics
 from wukong.serve.service import Picture, Service
 
@@ -34,17 +32,6 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
-_PAGES, _REPORT = resources.files("wukong.serve") / "pages", resources.files("wukong.report")
-_ASSETS = {
-    "style.css": (_PAGES, "text/css"),
-    "page.js": (_PAGES, "text/javascript"),
-    "icon.svg": (_PAGES, "image/svg+xml"),
-    "language.css": (_REPORT, "text/css"),
-    "language.js": (_REPORT, "text/javascript"),
-}
-"""The folder and the type of each."""
-_FOR_A_DAY = {"cache-control": "private, max-age=86400"}
-_ON_PAGE, _CAPTIONS_ON_PAGE, _AT_FIRST, _EXAMPLES = 24, 10, 12, 3
 _ALL_HOSTS = "*"
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+?)\.?(:\d{1,5})?")
 _API_VERSION = "1"
@@ -57,7 +44,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         413: "The picture is too large.",
         415: "The body is no picture of a known type.",
         422: "A parameter is wrong, or the picture is damaged.",
-        503: "Too many requests wait.",
+        503: "Too many requests wait, or no part of the index answers.",
     }.items()
 }
 _PICTURE_BODY = {
@@ -69,14 +56,16 @@ _PICTURE_BODY = {
 }
 
 
-def create_app(service: Embedder, hosts: Sequence[str] = (_ALL_HOSTS,)) -> FastAPI:
+def create_app(service: Embedder, hosts: Sequence[str] = (_ALL_HOSTS,), metrics: Metrics | None = None) -> FastAPI:
     """Make the application.
 
     Args:
         service: what answers; the application closes it when it ends. One without a collection gives vectors alone.
         hosts: names under which it may be asked, without ports, IPv6 addresses in brackets; ``*`` for any. A server on
             loopback names its own, so that no web page can reach it under a name that resolves to loopback.
+        metrics: those of the server, if it has served other versions before.
     """
+    metrics = metrics or Metrics()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,12 +81,12 @@ def create_app(service: Embedder, hosts: Sequence[str] = (_ALL_HOSTS,)) -> FastA
         redoc_url=None,
         lifespan=lifespan,
     )
-    metrics = Metrics(len(service.index.keys) if isinstance(service, Service) else 0)
     _add_server(app, metrics)
     openai_api.add(app, service)
     if isinstance(service, Service):
+        metrics.serve(service)
         _add_api(app, service)
-        _add_pages(app, service)
+        search_pages.add(app, service, metrics)
     app.add_middleware(Guard, metrics=metrics, hosts=hosts)
 
     @app.exception_handler(RefusedError)
@@ -182,20 +171,32 @@ class Guard:
         return match is not None and match["name"] in self._hosts
 
 
+def _filters(asked: Annotated[Filters, Query()]) -> Filters:
+    """Alone in a function, because FastAPI divides a model into parameters only where there are no others."""
+    return asked
+
+
 def _add_api(app: FastAPI, service: Service) -> None:
     limits = service.limits
     text = Query(min_length=1, max_length=limits.characters)
     key = Query(description="Key of a picture of the collection.", max_length=64)
-    count = Query(ge=1, le=limits.results, description="How many results.")
+    count = Query(ge=1, le=limits.results, description="How many results, of a page.")
     label = Query(min_length=2, max_length=limits.labels, description="Two or more labels; repeat the parameter.")
 
     async def sent(request: Request) -> Picture:
         return await service.sent(request.stream(), request.headers.get("content-length"))
 
+    number = Query(ge=1, le=limits.ranks, description="Which page of the results, in an order that stays the same.")
+
     @app.get("/api/search", responses=_REFUSALS, tags=["search"])
-    async def search(q: Annotated[str, text], top: Annotated[int, count] = 20) -> answers.SearchAnswer:
-        """Find the pictures that are most similar to a text."""
-        return await service.search(q, top)
+    async def search(
+        q: Annotated[str, text],
+        filters: Annotated[Filters, Depends(_filters)],
+        top: Annotated[int, count] = 20,
+        page: Annotated[int, number] = 1,
+    ) -> answers.SearchAnswer:
+        """Find the pictures that are most similar to a text, among those that pass the filters."""
+        return await service.search(q, top, page, filters)
 
     @app.get("/api/captions", responses=_REFUSALS, tags=["search"])
     async def captions(picture: Annotated[str, key], top: Annotated[int, count] = 10) -> answers.CaptionsAnswer:
@@ -249,97 +250,4 @@ def _add_server(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics_text() -> PlainTextResponse:
-        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-def _add_pages(app: FastAPI, service: Service) -> None:
-    templates = environment("wukong.serve", "pages")
-    about, pictures, examples = service.about(), service.spread(_AT_FIRST), service.examples(_EXAMPLES)
-
-    def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
-        shared = {"about": about, "limits": service.limits, "types": ",".join(uploads.TYPES), "q": "", "problem": ""}
-        return HTMLResponse(templates.get_template(name).render(shared | values), status)
-
-    def home_page(status: int = 200, **values: Any) -> HTMLResponse:
-        shared = {"found": None, "pictures_at_first": pictures, "examples": examples, "is_foreign": False}
-        return page("home.html.j2", status, **shared | values)
-
-    @app.get("/", include_in_schema=False)
-    async def home(q: str = "") -> HTMLResponse:
-        if not q.strip():
-            return home_page()
-        asked: dict[str, Any] = {"q": q[: service.limits.characters], "is_foreign": not has_han(q)}
-        try:
-            return home_page(**asked, found=await service.search(q, _ON_PAGE))
-        except RefusedError as error:
-            return home_page(error.status, **asked, problem=str(error))
-
-    @app.get("/pictures/{key}", include_in_schema=False)
-    async def picture(key: str, text: str = "", labels: str = "", q: str = "") -> HTMLResponse:
-        try:
-            asked = await service.stored(key)
-        except RefusedError as error:
-            return home_page(error.status, problem=str(error))
-        return await picture_page(asked, key, text, labels, q[: service.limits.characters])
-
-    @app.post("/pictures", include_in_schema=False)
-    async def sent_picture(request: Request, text: str = "", labels: str = "") -> HTMLResponse:
-        try:
-            asked = await service.sent(request.stream(), request.headers.get("content-length"))
-        except RefusedError as error:
-            return home_page(error.status, problem=str(error))
-        return await picture_page(asked, "", text, labels, "")
-
-    async def picture_page(asked: Picture, key: str, text: str, labels: str, q: str) -> HTMLResponse:
-        """The page of a picture: its captions, the alignment with a text, its classes; each may be refused alone.
-
-        ``q`` is the query by which the picture was found.
-        """
-        mine = service.captions_of(asked.row) if asked.row is not None else []
-        captions = await service.captions(asked, _CAPTIONS_ON_PAGE)
-        known = [*mine, *(hit.caption for hit in captions.captions), ""]
-        text = text.strip() or q.strip() or known[0]
-        problems: dict[str, str] = {}
-        aligned = classified = None
-        if about.token_wise and text:
-            try:
-                aligned = await service.align(asked, text)
-            except RefusedError as error:
-                problems["text"] = str(error)
-        if labels.strip():
-            try:
-                classified = await service.classify(asked, _separated(labels))
-            except RefusedError as error:
-                problems["labels"] = str(error)
-        return page(
-            "picture.html.j2", q=q, key=key, captions=mine, found=captions, text=text, labels=labels, aligned=aligned,
-            classified=classified, problems=problems, counts=_counts(aligned),
-            shown=f"/pictures/{key}/file" if key else uploads.data_url(asked.data),
-        )  # fmt: skip
-
-    @app.get("/pictures/{key}/file", include_in_schema=False)
-    async def file(key: str) -> Response:
-        data, kind = await service.file(await service.stored(key))
-        return Response(data, media_type=kind, headers=_FOR_A_DAY)
-
-    @app.get("/assets/{name}", include_in_schema=False)
-    async def asset(name: str) -> Response:
-        if name not in _ASSETS:
-            raise HTTPException(404, "there is no such file")
-        folder, kind = _ASSETS[name]
-        return Response((folder / name).read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
-
-
-def _separated(labels: str) -> list[str]:
-    """Labels as a person separates them: by lines, commas, semicolons and 、, of either width."""
-    for mark in ",，;；、\r":
-        labels = labels.replace(mark, "\n")
-    return labels.split("\n")
-
-
-def _counts(aligned: answers.AlignAnswer | None) -> list[int]:
-    """Patches of each token."""
-    if aligned is None:
-        return []
-    best = [patch for row in aligned.best for patch in row]
-    return [best.count(patch) for patch in range(len(aligned.tokens))]
+        return PlainTextResponse(await metrics.text(), media_type="text/plain; version=0.0.4")

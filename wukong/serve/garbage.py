@@ -22,3 +22,10 @@ def kept() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # libraries that count their objects at the end would report leaks
         if was_enabled:
             gc.enable()
+
+
+def collect_kept() -> None:
+    """Free what was kept and is not used any more, such as an index in whose place another one is."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

@@ -95,6 +95,11 @@ class Looked(Sequence[Row], Generic[Row]):
         place = range(len(self))[row]
         return self._made(*(column[place].as_py() for column in self._columns))
 
+    def values(self, rows: pa.Array) -> Rows:
+        """The values of some rows of a column of lists, one after the other."""
+        values: Rows = pc.list_flatten(pc.take(self._columns[0], rows)).to_numpy()
+        return values
+
 
 @dataclass(frozen=True)
 class Index:
@@ -130,8 +135,8 @@ class Index:
     keys: Sequence[str]
     places: Sequence[Place]
     captions: Sequence[str]
-    captions_of: Sequence[tuple[int, ...]]
-    pictures_of: Sequence[tuple[int, ...]]
+    captions_of: Looked[tuple[int, ...]]
+    pictures_of: Looked[tuple[int, ...]]
     picture_vectors: Vectors
     caption_vectors: Vectors
     picture_candidates: Candidates | None

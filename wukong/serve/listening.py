@@ -2,10 +2,15 @@
 
 import errno
 import ipaddress
+import json
 import socket
+import sys
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from wukong.errors import ConfigError
 
+_FILES = 65_536
 USUAL_PORT = 8500
 """Port of a server for which no port is asked."""
 
@@ -35,6 +40,29 @@ def listen(host: str, port: int | None) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}, port {asked} ({error.strerror}): give another --port") from error
     listener.listen(2048)
     return listener
+
+
+def allow_connections() -> None:
+    """Let this process have as many files open as it may: each client holds one, and the usual limit is 1,024."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+    """HTTP of a server that says in its own way what it cannot read, such as an address of more than 64 KiB."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, and end the connection; uvicorn calls it."""
+        wrong = "this is no HTTP request that can be read, or its address is too long: shorten the text of the query"
+        body = json.dumps({"error": wrong}).encode()
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
 
 
 def address(listening: socket.socket) -> str:

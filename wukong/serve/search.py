@@ -28,6 +28,8 @@ from wukong.serve.vectors import Vectors
 FIRST_PASS = 200
 DIGITS = 4
 _CANDIDATES = 100
+_RANKS = 100
+"""Of a search among candidates so many are ranked for people, whose pages show parts of one ranking."""
 _FEW = 50_000
 """Up to so many pictures that a filter leaves are all compared."""
 _BLOCK_SCORES = 2**24
@@ -124,14 +126,31 @@ class Searcher:
             self._pictures.read(spread) if index.picture_tokens is None else index.picture_tokens.read(spread)
         )
 
+    @property
+    def depth(self) -> int | None:
+        """How many of the nearest pictures a ranking has that is the same whichever part of it is shown; None for all.
+
+        Where candidates are ranked, it depends on how many are asked for: ask for so many.
+        """
+        if self.index.picture_tokens is not None:
+            return FIRST_PASS
+        return None if self.index.picture_candidates is None else _RANKS
+
+    def looked_at(self, pictures: int, *, filtered: bool) -> int:
+        """How many pictures get their exact scores, if ``depth`` are asked for.
+
+        Args:
+            pictures: how many may be found.
+            filtered: whether these are those that pass a filter.
+        """
+        if self.index.picture_tokens is not None:
+            return min(pictures, FIRST_PASS)
+        exact = self.index.picture_candidates is None or (filtered and pictures <= _FEW)
+        return pictures if exact else min(pictures, 2 * _RANKS)
+
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Encode texts in the form in which they are searched; those that are too long for the model are cut."""
         return self.model.saved.encode_text(search_forms(texts), strict=False)
-
-    @property
-    def depth(self) -> int | None:
-        """How many of the nearest pictures are ranked; None where all are."""
-        return None if self.index.picture_tokens is None else FIRST_PASS
 
     def pictures_of_texts(self, texts: Sequence[str], count: int, allowed: Allowed = None) -> list[SearchResult]:
         """Find the pictures that are most similar to each text, the best first.

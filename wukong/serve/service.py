@@ -1,34 +1,35 @@
 """The answers of the search page and its JSON API: checks of requests, and the model's work in threads."""
 
 import io
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from wukong.crawl import image_header, uploads
 from wukong.crawl.uploads import Limits, RefusedError, data_url
-from wukong.curate.text.characters import has_han
 from wukong.data import images
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
+from wukong.model.dual import Texts
 from wukong.runtime.language import message
 from wukong.serve import answers, index
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
 from wukong.serve.embedder import BATCH, Embedder
+from wukong.serve.filters import NO_FILTERS, Filters
 from wukong.serve.query import search_forms
-from wukong.serve.search import DIGITS, Hit, Searcher, SearchResult
+from wukong.serve.router import SECONDS, At, Hit, Router
+from wukong.serve.search import DIGITS, Searcher, label_scores
+from wukong.serve.served_shard import LocalShard, Question, Shard
 from wukong.store.manifest import Manifest
 
 _READERS = 4
-_PICTURES_OF_A_CAPTION = 10
-_FREQUENT = 1_000
-"""Captions among which examples of queries are looked for."""
-_SHORT = range(2, 13)
-"""Characters of such a caption."""
 _KINDS = {"jpeg": "image/jpeg", "png": "image/png", "gif": "image/gif", "webp": "image/webp"}
 
 
@@ -37,12 +38,17 @@ class Picture:
     """A picture that is asked about.
 
     Attributes:
-        row: its row in the index; None for one that was sent.
+        at: where it is in the index; None for one that was sent.
         data: the bytes of its file.
     """
 
-    row: int | None
+    at: At | None
     data: bytes
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions of a picture of the collection."""
+        return list(self.at.item.captions) if self.at else []
 
 
 class Service(Embedder):
@@ -53,83 +59,141 @@ class Service(Embedder):
         model: the model, with its image tower.
         found: manifest of the index of both.
         limits: what a request may hold.
+        shards: the shards of the index; None to open them in this process.
+        seconds: how long an answer waits for a shard of ``shards``.
+
+    Attributes:
+        calibration: what ``calibration.json`` holds; empty where there is none.
+        made: the manifest of the index.
+        router: asks the shards.
     """
 
-    def __init__(self, collection: Collection, model: OwnModel, found: Manifest, limits: Limits) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        model: OwnModel,
+        found: Manifest,
+        limits: Limits,
+        shards: Sequence[Shard] | None = None,
+        seconds: float = SECONDS,
+    ) -> None:
         super().__init__(model, limits)
-        self.index = index.open_index(found, model)
-        self.collection, self._counts = collection, found.counts
-        self._searcher = Searcher(self.index, model)
+        self.collection, self.made = collection, found
+        self.calibration = index.calibration_of(found)
         self._files = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
-        self._search = Batcher(self._searched, self._texts, BATCH, limits.waiting)
+        self._encode = Batcher(self._encoded_texts, self._texts, BATCH, limits.waiting)
+        within = None if shards is None else seconds
+        self._local: list[LocalShard] = []
+        self._searches = self._texts
+        if shards is None:
+            searchers = [Searcher(index.open_index(found, model, n), model) for n in range(index.shards(found))]
+            if len(searchers) > 1:  # several are searched side by side, as the threads of one are
+                self._searches = ThreadPoolExecutor(min(len(searchers), 2 * torch.get_num_threads()), "shards")
+            self._local = [LocalShard(each, self._searches, self._pictures, limits.waiting) for each in searchers]
+            shards = self._local
+        self.router = Router(shards, within)
 
     def close(self) -> None:
         """End the threads and the child process."""
-        self._files.shutdown(cancel_futures=True)
+        self.router.close()
+        for shard in self._local:
+            shard.close()
+        for pool in (self._files, self._searches):
+            pool.shutdown(cancel_futures=True)
         super().close()
 
     # --- what is asked
 
+    @property
+    def pictures(self) -> int:
+        """How many pictures the index has."""
+        return self.made.counts["pictures"]
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the exact answers that a search finds of the questions that are kept with the index.
+
+        None where all pictures are compared, and until it is measured.
+        """
+        measured = [each.description.recall for each in self.router.states if each.description]
+        known = [each for each in measured if each is not None]
+        return sum(share * count for share, count in known) / sum(count for _, count in known) if known else None
+
     def about(self) -> answers.AboutAnswer:
         """Describe collection, model and limits."""
-        calibration = self.index.calibration
         return answers.AboutAnswer(
             model=self.model.name,
             model_digest=self.model.digest,
             data=self.collection.uri,
             data_digest=self.collection.digest,
-            pictures=len(self.index.keys),
-            captions=len(self.index.captions),
-            left_out=self._counts.get("left_out", 0),
+            pictures=self.pictures,
+            captions=self.made.counts["captions"],
+            left_out=self.made.counts.get("left_out", 0),
             token_wise=self.model.token_wise,
             max_tokens=self.model.saved.tokenizer.max_tokens,
-            calibration=answers.Calibrated.model_validate(calibration) if calibration else None,
+            calibration=answers.Calibrated.model_validate(self.calibration) if self.calibration else None,
             limits=asdict(self.limits),
         )
 
-    async def search(self, query: str, count: int) -> answers.SearchAnswer:
+    async def search(
+        self, query: str, count: int, page: int = 1, filters: Filters = NO_FILTERS
+    ) -> answers.SearchAnswer:
         """Find pictures for a text.
 
+        Args:
+            query: the text.
+            count: how many pictures a page has.
+            page: which page, from 1.
+            filters: what the pictures must have.
+
         Raises:
-            RefusedError: (422) the text has nothing that the model can read, or is too long; (503) too many wait.
+            RefusedError: (422) the text has nothing that the model can read, or is too long; the page is too far; the
+                data lack what is filtered by; (503) too many wait, or no part of the index answers.
         """
         (form,), cut = self._readable([query], message("the query"))
-        results = await self._search((form, count))
-        calibration = self.index.calibration
-        threshold = calibration["threshold"] if calibration.get("used") else None
+        held = await self.router.describe()
+        filters.refuse_unknown(frozenset().union(*(each.columns for each in held.values())))
+        depth = min([self.limits.ranks, *(each.depth for each in held.values() if each.depth is not None)])
+        last = page * count
+        if count > depth:
+            raise RefusedError(422, f"{count} pictures are too many: only the first {depth} are ranked, ask for fewer")
+        if last > depth:
+            raise RefusedError(
+                422, f"page {page} is too far: only the first {depth} pictures are ranked, so ask otherwise or filter"
+            )
+        question = Question(await self._encode(form), min(last + 1, depth), filters)
+        found = await self.router.search(question, last - count, last)
+        threshold = self.calibration["threshold"] if self.calibration.get("used") else None
         return answers.SearchAnswer(
             query=query,
             read_as=form,
             cut=cut,
-            nothing_similar=threshold is not None and results.stands_out < threshold,
-            stands_out=results.stands_out,
+            nothing_similar=bool(threshold and found.stands_out is not None and found.stands_out < threshold),
+            stands_out=found.stands_out,
             threshold=threshold,
-            results=self._shown(results.hits[:count]),
+            page=page,
+            more=found.more,
+            matching=found.matching,
+            looked_at=found.looked_at,
+            missing=self._names(found.missing),
+            results=_shown(found.hits),
         )
 
     async def captions(self, picture: Picture, count: int) -> answers.CaptionsAnswer:
         """Find captions and other pictures for a picture.
 
         Raises:
-            RefusedError: (422) the picture cannot be encoded; (503) too many wait.
+            RefusedError: (422) the picture cannot be encoded; (503) too many wait, or no part of the index answers.
         """
-
-        def work() -> tuple[list[Hit], list[Hit]]:
-            vectors = self._encoded(picture)
-            similar = self._searcher.similar_pictures(vectors, count + 1)
-            return self._searcher.captions_of_picture(vectors, count), similar
-
-        captions, similar = await self._of_pictures(work)
+        found = await self.router.near(await self._encoded(picture), count + 1)
+        others = [hit for hit in found.pictures if hit.at != picture.at]
         return answers.CaptionsAnswer(
             captions=[
-                answers.CaptionHit(
-                    caption=self.index.captions[hit.row],
-                    score=hit.score,
-                    pictures=[self.index.keys[row] for row in self.index.pictures_of[hit.row][:_PICTURES_OF_A_CAPTION]],
-                )
-                for hit in captions
+                answers.CaptionHit(caption=each.text, score=each.score, pictures=list(each.pictures))
+                for each in found.captions[:count]
             ],
-            similar=self._shown([hit for hit in similar if hit.row != picture.row][:count]),
+            similar=_shown(others[:count]),
+            missing=self._names(found.missing),
         )
 
     async def align(self, picture: Picture, text: str, word: str | None = None) -> answers.AlignAnswer:
@@ -172,10 +236,8 @@ class Service(Embedder):
             raise RefusedError(422, f"{len(given)} different labels are given: give 2 to {self.limits.labels}")
         self._readable(given, message("a label"))
 
-        def work() -> tuple[Tensor, Tensor]:
-            return self._searcher.label_scores(self._encoded(picture), given)
-
-        scores, probabilities = await self._of_pictures(work)
+        vectors = await self._encoded(picture)
+        scores, probabilities = await self._of_pictures(lambda: label_scores(self.model, vectors, given))
         rows = sorted(zip(given, scores.tolist(), probabilities.tolist(), strict=True), key=lambda row: -row[1])
         return answers.ClassifyAnswer(
             labels=[
@@ -188,12 +250,11 @@ class Service(Embedder):
         """Read a picture of the collection.
 
         Raises:
-            RefusedError: (404) there is none with this key.
+            RefusedError: (404) there is none with this key; (503) the part of the index that may have it does not
+                answer.
         """
-        row = self.index.row_of(key)
-        if row is None:
-            raise RefusedError(404, "the collection has no picture with this key: search for one")
-        return Picture(row, await self._in(self._files, self.collection.read, self.index.places[row]))
+        at = await self.router.find(key)
+        return Picture(at, await self._in(self._files, self.collection.read, at.item.place))
 
     async def sent(self, chunks: AsyncIterator[bytes], declared: str | None) -> Picture:
         """Receive and decode a picture; for arguments and errors see ``uploads.read`` and ``UploadDecoder.decode``.
@@ -207,32 +268,28 @@ class Service(Embedder):
     async def file(self, picture: Picture) -> tuple[bytes, str]:
         """Return a picture's file as a browser can show it, and its type; large ones are made small."""
         kind = _KINDS.get(image_header.sniff(picture.data[:16]) or "")
-        if kind is not None and picture.row is not None and self.index.places[picture.row].size:
+        if kind is not None and picture.at is not None and picture.at.item.place.size:
             return picture.data, kind
         return await self._decoder.decode(picture.data), "image/jpeg"
 
-    def captions_of(self, row: int) -> list[str]:
-        """The captions of a picture of the collection."""
-        return [self.index.captions[each] for each in self.index.captions_of[row]]
-
-    def urls_of(self, keys: Sequence[str]) -> dict[str, str]:
+    async def urls_of(self, keys: Sequence[str]) -> dict[str, str]:
         """The URLs of pictures of the collection, by key; see ``Collection.urls``."""
-        rows = {key: self.index.row_of(key) for key in keys}
-        return self.collection.urls({key: self.index.places[row] for key, row in rows.items() if row is not None})
+        places = {key: (await self.router.find(key)).item.place for key in keys}
+        return await self._in(self._files, self.collection.urls, places)
 
-    def spread(self, count: int) -> list[answers.ShownPicture]:
+    async def spread(self, count: int) -> list[answers.ShownPicture]:
         """Return some pictures, spread evenly over the collection."""
-        total = len(self.index.keys)
-        count = min(count, total)
-        return [self._picture(place * total // count) for place in range(count)]
+        return [answers.ShownPicture(**_of(at)) for at in await self.router.spread(count)]
 
-    def examples(self, count: int) -> list[str]:
+    async def examples(self, count: int) -> list[str]:
         """Return queries that suit the collection: frequent short Chinese captions that share no character.
 
         Some share one, or there are fewer, where the collection has no others.
         """
-        frequent = [self.index.captions[row] for row in self.index.frequent(_FREQUENT)]
-        short = [caption for caption in frequent if len(caption) in _SHORT and has_han(caption)]
+        times: Counter[str] = Counter()
+        for each in (await self.router.describe()).values():
+            times.update(dict(each.frequent))
+        short = [caption for caption, _ in times.most_common()]
         chosen: list[str] = []
         for caption in short:
             if len(chosen) < count and not set(caption) & set("".join(chosen)):
@@ -241,26 +298,32 @@ class Service(Embedder):
 
     # --- how it is computed
 
-    def _searched(self, asked: Sequence[tuple[str, int]]) -> list[SearchResult]:
-        return self._searcher.pictures_of_texts([form for form, _ in asked], max(count for _, count in asked))
+    def _encoded_texts(self, forms: Sequence[str]) -> list[Texts]:
+        texts = self.model.saved.encode_text(forms, strict=False)
+        return [Texts(texts.vectors[row : row + 1], texts.counted[row : row + 1]) for row in range(len(forms))]
 
-    def _encoded(self, picture: Picture) -> Tensor:
-        if picture.row is not None:
-            return self._searcher.stored_picture(picture.row)
-        return self.model.saved.encode_image([images.decode(picture.data)])[0]
+    async def _encoded(self, picture: Picture) -> Tensor:
+        if picture.at is not None:
+            return await self.router.vectors(picture.at)
+        return await self._of_pictures(lambda: self.model.saved.encode_image([images.decode(picture.data)])[0])
 
-    def _shown(self, hits: Sequence[Hit]) -> list[answers.PictureHit]:
-        return [answers.PictureHit(**dict(self._picture(hit.row)), score=hit.score) for hit in hits]
-
-    def _picture(self, row: int) -> answers.ShownPicture:
-        key = self.index.keys[row]
-        return answers.ShownPicture(picture=key, url=f"/pictures/{key}/file", captions=self.captions_of(row))
+    def _names(self, shards: Sequence[int]) -> list[str]:
+        return [self.router.name(number) for number in shards]
 
     def _readable(self, texts: Sequence[str], name: str) -> tuple[list[str], bool]:
         """Return the forms of texts in which they are searched, and whether the model reads less than all of one."""
         forms = search_forms(texts)
         lengths = self.lengths(texts, forms, [name] * len(texts))
         return forms, max(lengths) > self.model.saved.tokenizer.max_tokens
+
+
+def _of(at: At) -> dict[str, Any]:
+    """What is shown of a picture."""
+    return {"picture": at.item.key, "url": f"/pictures/{at.item.key}/file", "captions": list(at.item.captions)}
+
+
+def _shown(hits: Sequence[Hit]) -> list[answers.PictureHit]:
+    return [answers.PictureHit(**_of(hit.at), score=hit.score) for hit in hits]
 
 
 def _jpeg(image: Image.Image) -> bytes:

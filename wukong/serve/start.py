@@ -1,6 +1,9 @@
 """Load a model, and open or make the index: the start of a server, by ``wukong serve`` or Ray Serve, or of a search."""
 
+import logging
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,9 +16,16 @@ from wukong.runtime import environment
 from wukong.serve import collection, encode
 from wukong.serve.collection import Collection
 from wukong.serve.embedder import Embedder
+from wukong.serve.index import open_index
+from wukong.serve.router import SECONDS
+from wukong.serve.search import Searcher
+from wukong.serve.served_shard import LocalShard, Shard
 from wukong.serve.service import Service
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
+from wukong.tracking import model_versions
+
+log = logging.getLogger(__name__)
 
 
 def service(
@@ -28,6 +38,8 @@ def service(
     *,
     encodes: bool = True,
     public_key: Path | None = None,
+    connect: Callable[[Manifest], Sequence[Shard]] | None = None,
+    seconds: float = SECONDS,
 ) -> Service:
     """Load what a server needs; the collection is encoded first if its index is not finished.
 
@@ -40,6 +52,8 @@ def service(
         cores: processor cores to compute with; None for all that this process may use.
         encodes: false to refuse a collection whose index is not finished.
         public_key: by which key the model must be signed; see ``wukong.load``.
+        connect: makes what asks the shards of an index in other processes; None to open it in this one.
+        seconds: how long an answer waits for a shard.
 
     Raises:
         DataError: model, collection or index is damaged, the model is not signed as it must be, or the index is not
@@ -48,7 +62,55 @@ def service(
         ConfigError: this machine has no such device.
     """
     _share(cores)
-    return Service(*indexed(model, data, root, device, encodes=encodes, public_key=public_key), limits or Limits())
+    pictures, loaded, found = indexed(model, data, root, device, encodes=encodes, public_key=public_key)
+    shards = None if connect is None else connect(found)
+    return Service(pictures, loaded, found, limits or Limits(), shards, seconds)
+
+
+def version(model: str, data: str) -> tuple[str, str]:
+    """Say what model and data are at this moment, in little time: if it is another thing, ``service`` loads others.
+
+    Args:
+        model: as of ``service``; of an alias in MLflow the version that holds it.
+        data: as of ``service``.
+
+    Raises:
+        DataError, StorageError, ConfigError: that cannot be said.
+    """
+    aliased = model.startswith("models:/") and "@" in model
+    return model_versions.folder_of(model) if aliased else model, collection.of(data).digest
+
+
+def shards(
+    model: str, index: str, numbers: Sequence[int], cores: int | None = None
+) -> dict[int, LocalShard | DataError]:
+    """Load shards of an index.
+
+    Args:
+        model: URI of the model that the index was made with.
+        index: URI of the index.
+        numbers: the numbers of the shards.
+        cores: processor cores to compute with; None for all that this process may use.
+
+    Returns:
+        The shards by their numbers; in the place of one that is missing or damaged, what is wrong with it.
+
+    Raises:
+        DataError: the index is not finished, or was made with another model.
+        StorageError: there is nothing at a URI.
+    """
+    _share(cores)
+    found, loaded = manifest.load(index), OwnModel(wukong.load(model), model)
+    texts, pictures = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("texts", "pictures"))
+    opened: dict[int, LocalShard | DataError] = {}
+    for number in numbers:
+        try:
+            searcher = Searcher(open_index(found, loaded, number), loaded)
+            opened[number] = LocalShard(searcher, texts, pictures, Limits().waiting)
+        except DataError as error:
+            log.warning("%s", error)
+            opened[number] = error
+    return opened
 
 
 def embedder(

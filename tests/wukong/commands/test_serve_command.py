@@ -57,9 +57,10 @@ class _Closed(logging.StreamHandler[io.StringIO]):
 @pytest.mark.parametrize("host", ["::1", "0:0:0:0:0:0:0:1", "127.0.0.2", "LOCALHOST"])
 def test_a_server_on_loopback_checks_the_host_however_it_is_called(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     given: list[tuple[str, ...]] = []
-    service = SimpleNamespace(index=SimpleNamespace(keys=["a"]))
+    service = SimpleNamespace(pictures=1)
     monkeypatch.setattr("wukong.serve.start.service", lambda *_, **__: service)
-    monkeypatch.setattr("wukong.serve.app.create_app", lambda _, hosts: given.append(hosts))
+    monkeypatch.setattr("wukong.serve.start.version", lambda *_: ("x", "x"))
+    monkeypatch.setattr("wukong.serve.app.create_app", lambda _, hosts, metrics: given.append(hosts))
     monkeypatch.setattr("uvicorn.Server.run", lambda *_: None)
     other = _Closed(io.StringIO())  # of the process that starts the server
     result = CliRunner().invoke(app, ["serve", "--model", "x", "--data", "x", "--host", host, "--port", "0"])

@@ -45,8 +45,8 @@ def model(similarity: str = "global") -> OwnModel:
     return OwnModel(Drawn(made.model, made.tokenizer), f"drawn, {similarity}")
 
 
-def pictures(root: Path, count: int = 150) -> Manifest:
-    """The output of a filter: pictures of noise in two shards."""
+def pictures(root: Path, count: int = 150, shards: int = 2) -> Manifest:
+    """The output of a filter: pictures of noise in shards of one size."""
     numbers = np.random.default_rng(0)
     rows = []
     for number in range(count):
@@ -54,4 +54,5 @@ def pictures(root: Path, count: int = 150) -> Manifest:
         image.frombytes(numbers.integers(0, 256, 8 * 8 * 3, np.uint8).tobytes())
         data = colours.encoded(image, "JPEG", quality=95)
         rows.append((f"{number:020d}", f"第{number}张图片", data, str(number)))
-    return colours.stage(root, {"train/00000": rows[: count // 2], "train/00001": rows[count // 2 :]})
+    each = count // shards
+    return colours.stage(root, {f"train/{n:05d}": rows[n * each : (n + 1) * each] for n in range(shards)})

@@ -14,11 +14,13 @@ from urllib.parse import urlencode
 
 import colours
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from wukong.crawl.uploads import Limits
 from wukong.serve import app, collection, encode
-from wukong.serve.listening import listen
+from wukong.serve.index import Index
+from wukong.serve.listening import Protocol, listen
+from wukong.serve.served_shard import LocalShard
 from wukong.serve.service import Service
 from wukong.store import storage
 
@@ -60,8 +62,18 @@ class Site(Server):
     service: Service
 
     @property
+    def index(self) -> Index:
+        """Of a service that has it in this process, as one shard."""
+        (shard,) = self.service.router.shards
+        assert isinstance(shard, LocalShard)
+        return shard.index
+
+    def captions_of(self, row: int) -> list[str]:
+        return [self.index.captions[each] for each in self.index.captions_of[row]]
+
+    @property
     def key_of_hostile(self) -> str:
-        return next(key for row, key in enumerate(self.service.index.keys) if HOSTILE in self.service.captions_of(row))
+        return next(key for row, key in enumerate(self.index.keys) if HOSTILE in self.captions_of(row))
 
 
 @contextmanager
@@ -85,10 +97,10 @@ def served(service: Service) -> Iterator[Site]:
 
 
 @contextmanager
-def started(application: FastAPI) -> Iterator[Server]:
+def started(application: ASGIApp) -> Iterator[Server]:
     """A server on loopback, until the block ends."""
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(application, log_config=None, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(application, http=Protocol, log_config=None, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:

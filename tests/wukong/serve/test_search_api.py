@@ -1,12 +1,12 @@
 """The JSON API on a real server."""
 
+import asyncio
 import io
 import socket
 import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -222,10 +222,8 @@ def test_nothing_similar_is_said_below_the_threshold(site: Site) -> None:
     ("used", "words"), [(False, "there is no score that tells"), (None, "has too few captions to find a score")]
 )
 def test_a_page_without_a_threshold_says_so(site: Site, used: bool | None, words: str) -> None:
-    index = site.service.index
-    service = Service(site.service.collection, site.service.model, manifest.load(index.uri), LIMITS)
-    found = {} if used is None else {**index.calibration, "used": used, "p": 0.4}
-    service.index = replace(index, calibration=found)
+    service = Service(site.service.collection, site.service.model, manifest.load(site.index.uri), LIMITS)
+    service.calibration = {} if used is None else {**service.calibration, "used": used, "p": 0.4}
     with served(service) as other:
         assert words in other.ask("/").text
         answer = other.ask("/api/search", q="猫狗").json
@@ -242,11 +240,12 @@ def test_examples_are_frequent_short_chinese_captions(tmp_path: Path) -> None:
     found, model = collection.of(colours.folder(tmp_path / "p", captions, pictures)), colours.model("global")
     made = encode.build(found, model, storage.from_path(tmp_path / "i"))
     with served(Service(found, model, made, LIMITS)) as site:
-        assert site.service.examples(3) == ["大海", "苹果", "一只小狗"]
-        assert site.service.examples(9) == ["大海", "苹果", "一只小狗", "苹果树"]
-        keys = [each.picture for each in site.service.spread(4)]
-        assert keys == [site.service.index.keys[row] for row in (0, 8, 16, 24)]
-        assert [each.picture for each in site.service.spread(99)] == list(site.service.index.keys)
+        examples, spread = site.service.examples, site.service.spread
+        assert asyncio.run(examples(3)) == ["大海", "苹果", "一只小狗"]
+        assert asyncio.run(examples(9)) == ["大海", "苹果", "一只小狗", "苹果树"]
+        keys = [each.picture for each in asyncio.run(spread(4))]
+        assert keys == [site.index.keys[row] for row in (0, 8, 16, 24)]
+        assert [each.picture for each in asyncio.run(spread(99))] == list(site.index.keys)
         assert "Some of the 32 pictures" in site.ask("/").text
 
 
@@ -352,7 +351,7 @@ def test_whatever_is_asked_the_answer_is_as_described(site: Site, path: str, met
             schema = parameter["schema"]
             query[parameter["name"]] = data.draw(values(schema.get("anyOf", [schema])[0]))
     if "picture" in query and data.draw(st.booleans()):
-        query["picture"] = data.draw(st.sampled_from(site.service.index.keys))
+        query["picture"] = data.draw(st.sampled_from(site.index.keys))
     body = data.draw(st.sampled_from(BODIES) | st.binary(max_size=200)) if method == "post" else None
     answer = site.ask(path, body, **query)
     assert answer.status < 500

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import colours
+import filtered
 import pytest
 from chromium import PATIENCE
-from search_site import HOSTILE, Site, running
+from search_site import HOSTILE, Site, running, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow
@@ -114,6 +115,8 @@ def paths(site: Site) -> list[str]:
         "/?q=%E2%80%8B",
         f"/pictures/{site.key_of_hostile}?text=黑&labels=红,绿,黑",
         f"/pictures/{site.key_of_hostile}?labels=红",
+        "/?q=红&word=色",
+        "/about",
     ]
 
 
@@ -133,14 +136,84 @@ def test_no_page_has_a_serious_finding(
         assert page.title().endswith(" · colours, token"), path
 
 
+@pytest.fixture(scope="module")
+def filtered_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Pictures of which the data know all that people filter by."""
+    known = filtered.columns(filtered.rows())
+    with served(filtered.opened(tmp_path_factory.mktemp("filtered"), known)[0]) as started:
+        yield started
+
+
+@pytest.mark.parametrize(("width", "colour"), [("desktop", "dark"), ("phone", "light")])
+def test_the_form_of_filters_and_the_pages_have_no_serious_finding(
+    browser: Any, filtered_site: Site, width: str, colour: str
+) -> None:
+    context = browser.new_context(viewport=WIDTHS[width], base_url=filtered_site.address, color_scheme=colour)
+    context.set_default_timeout(PATIENCE)
+    opened = context.new_page()
+    asked = "source=example.com&min_width=64&since=2024-01-05&until=2024-02-20&word=图&fold=true"
+    for path in (f"/?q=红&{asked}", "/?q=红&page=2", "/?q=红&licence=none", "/?q=红&since=x", "/about"):
+        visit(opened, path)
+        assert findings(opened) == [], path
+    context.close()
+
+
+def test_a_person_filters_and_turns_pages_without_a_script(browser: Any, filtered_site: Site) -> None:
+    context = browser.new_context(java_script_enabled=False, viewport=WIDTHS["phone"], base_url=filtered_site.address)
+    context.set_default_timeout(PATIENCE)
+    opened = context.new_page()
+    visit(opened, "/")
+    assert not opened.locator("#source").is_visible()
+    opened.locator(".filters summary").click()
+    opened.get_by_label("From the site").fill("example.com")
+    opened.get_by_label("At least so wide, in pixels").fill("64")
+    opened.get_by_label("Show near-duplicates once").check()
+    opened.fill("#q", "红")
+    opened.press("#q", "Enter")
+    opened.locator(".score").first.wait_for()
+    asked = {"q": "红", "source": "example.com", "min_width": 64, "fold": True}
+    answers = [filtered_site.ask("/api/search", **asked, top=24, page=page).json for page in (1, 2)]
+    keys = [[hit["picture"] for hit in each["results"]] for each in answers]
+    assert len(keys[0]) == 24 and 0 < len(keys[1]) < 24
+
+    def shown() -> list[str]:
+        return [each.get_attribute("href").split("/")[2].partition("?")[0] for each in opened.locator(".grid a").all()]
+
+    assert shown() == keys[0]
+    assert opened.locator(".turn a").all_inner_texts() == ["Next page"]
+    opened.locator(".turn a").click()
+    opened.locator(".turn", has_text="Page 2").wait_for()
+    assert shown() == keys[1]
+    assert opened.input_value("#source") == "example.com" and opened.locator("#fold").is_checked()
+    opened.locator(".turn a", has_text="Previous page").click()
+    opened.locator(".turn", has_text="Page 1").wait_for()
+    assert shown() == keys[0]
+    context.close()
+
+
+def test_operators_see_how_the_server_is_doing(browser: Any, filtered_site: Site) -> None:
+    context = browser.new_context(viewport=WIDTHS["phone"], base_url=filtered_site.address)
+    context.set_default_timeout(PATIENCE)
+    opened = context.new_page()
+    visit(opened, "/?q=红")
+    opened.locator("footer a", has_text="About this server").click()
+    opened.locator("h1", has_text="About this server").wait_for()
+    said = opened.locator("main").inner_text()
+    assert "shard 1 of 1" in said and "answers" in said and "150" in said
+    assert "Resident memory in MiB" in said
+    row = opened.locator("tr", has=opened.locator("code", has_text=re.compile(r"^/$"))).inner_text()
+    assert len(re.findall(r"\d+\.\d", row)) == 3, "the quantiles of the page that was asked for"
+    context.close()
+
+
 def test_a_chinese_page_has_no_english_word(open_page: Callable[[str], Any], site: Site) -> None:
     page = open_page(CHINESE)
     for path in paths(site):
         visit(page, path)
         assert foreign(page) <= set(page.input_value("#q").split()), path
         assert page.locator("html").get_attribute("lang") == "zh-CN"
-    none = next(row for row in range(len(site.service.index.keys)) if not site.service.captions_of(row))
-    visit(page, f"/pictures/{site.service.index.keys[none]}")
+    none = next(row for row in range(len(site.index.keys)) if not site.captions_of(row))
+    visit(page, f"/pictures/{site.index.keys[none]}")
     assert foreign(page) == set()
 
 
