@@ -3,7 +3,9 @@
 import posixpath
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from markdown_it import MarkdownIt
@@ -44,9 +46,21 @@ def _inline(text: str) -> Iterator[tuple[int, Token]]:
 
 
 def _linked(page: str, text: str) -> list[str]:
-    """Where the links of a page lead: an address elsewhere, or a path in the repository, perhaps with a heading."""
-    addresses = [str(token.attrGet("href")) for _, token in _inline(text) if token.type == "link_open"]
-    return [_resolved(page, address) for address in addresses]
+    """Where links lead: an address elsewhere, a path in the repository, perhaps with a heading; or a heading here."""
+    addresses = [unquote(str(token.attrGet("href"))) for _, token in _inline(text) if token.type == "link_open"]
+    headings = _anchors(text)
+    return [
+        f"heading {headings.index(address[1:])}" if address.startswith("#") else _resolved(page, address)
+        for address in addresses
+    ]
+
+
+def _anchors(text: str) -> list[str]:
+    """The anchors of a page's headings, as the site makes them."""
+    blocks = _blocks(text)
+    titles = [after for before, after in pairwise(blocks) if before.type == "heading_open"]
+    words = [re.sub(r"[^\w\s-]", "", "".join(part.content for part in title.children or [])) for title in titles]
+    return [re.sub(r"[-\s]+", "-", each.strip().lower()) for each in words]
 
 
 def _resolved(page: str, address: str) -> str:
