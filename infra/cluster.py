@@ -112,8 +112,7 @@ def make_buckets(names: list[str]) -> None:
         StorageError: it did not come up, or refuses.
     """
     for name in names:
-        storage.make_bucket(name)
-        log.info("bucket %s is there", name)
+        log.info("bucket %s %s", name, "made" if storage.make_bucket(name) else "is there")
 
 
 def make_mlflow_users(users: Mapping[str, Mapping[str, str]], team: str = "") -> None:

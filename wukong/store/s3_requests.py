@@ -88,8 +88,8 @@ def has_code(error: BaseException, *codes: str) -> bool:
     return str(answer.get("Error", {}).get("Code", "")) in codes or status in codes
 
 
-def make_bucket(address: Address, name: str) -> None:
-    """Make a bucket, unless there is one of that name that the key may list.
+def make_bucket(address: Address, name: str) -> bool:
+    """Make a bucket, unless there is one of that name that the key may list; return whether one was made.
 
     AWS asks for the region, unless it is the first one. Other stores have regions of other names, or none, and refuse
     one that they do not know: they are asked without it.
@@ -105,7 +105,7 @@ def make_bucket(address: Address, name: str) -> None:
     except ClientError:
         pass  # whether it is another's, the store says when it is to be made
     else:
-        return
+        return False
     place = {"CreateBucketConfiguration": {"LocationConstraint": address.region}}
     asked: list[dict[str, Any]] = [{}] if address.region == _HOME else [{}, place] if address.endpoint else [place]
     for options in asked:
@@ -113,11 +113,12 @@ def make_bucket(address: Address, name: str) -> None:
             answered(partial(store.create_bucket, Bucket=name, **options))
         except ClientError as error:
             if has_code(error, "BucketAlreadyOwnedByYou"):
-                return
+                return False
             if options is asked[-1] or not has_code(error, *_MISPLACED):
                 raise
         else:
-            return
+            break
+    return True
 
 
 def look_up(address: Address, path: str) -> Found | None:

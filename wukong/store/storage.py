@@ -398,8 +398,8 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
                 patient_filesystem.put(fs, key, spool)
 
 
-def make_bucket(name: str) -> None:
-    """Make a bucket of the object store where there is none.
+def make_bucket(name: str) -> bool:
+    """Make a bucket of the object store where there is none; return whether one was made.
 
     Raises:
         StorageError: the store refuses.
@@ -408,7 +408,7 @@ def make_bucket(name: str) -> None:
 
     environment.use_for(f"s3://{name}")
     try:
-        s3_requests.make_bucket(address.of_environment(), name)
+        return s3_requests.make_bucket(address.of_environment(), name)
     except patience.AwayError as error:
         raise StorageError(f"cannot make the bucket {name}: {error}") from error
     except (BotoCoreError, ClientError) as error:
