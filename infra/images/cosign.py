@@ -6,14 +6,15 @@ asked: whoever holds the private key vouches, and whoever checks has the public 
 
 import base64
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra.images import program
 from wukong.errors import StackError
+from wukong.runtime.language import message
 
 SBOM = ("cyclonedx", "https://cyclonedx.org/bom")
 PROVENANCE = ("slsaprovenance1", "https://slsa.dev/provenance/v1")
@@ -93,17 +94,10 @@ def _own_services() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
 
 
 def _cosign(*arguments: str) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["cosign", *arguments],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise StackError(
-            "the program 'cosign' is not installed; with Go: go install github.com/sigstore/cosign/v3/cmd/cosign@latest"
-        ) from error
+    missing = message(
+        "the program 'cosign' is not installed; with Go: go install github.com/sigstore/cosign/v3/cmd/cosign@latest"
+    )
+    done = program.run(["cosign", *arguments], missing)
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if line.startswith("Error: ")), done.stderr.strip())
         raise StackError(f"cosign {arguments[0]}: {said.removeprefix('Error: ')[:500]}")

@@ -1,11 +1,12 @@
 """Ask Docker's client about images."""
 
 import json
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from infra.images import program
 from wukong.errors import StackError
+from wukong.runtime.language import message
 
 
 def run(*arguments: str, given: str | None = None) -> str:
@@ -14,16 +15,8 @@ def run(*arguments: str, given: str | None = None) -> str:
     Raises:
         StackError: it is not installed, or refuses.
     """
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["docker", *arguments],  # noqa: S607
-            input=given,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise StackError("the program 'docker' is not installed, which has the images") from error
+    missing = message("the program 'docker' is not installed, which has the images")
+    done = program.run(["docker", *arguments], missing, given)
     if done.returncode:
         raise StackError(f"docker {' '.join(arguments[:2])} of {arguments[-1]}: {done.stderr.strip()[:500]}")
     return done.stdout

@@ -8,7 +8,6 @@ Each image must be named by digest, and have a signature, a list of its content 
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from infra.images import cosign, provenance
+from infra.images import cosign, program, provenance
 from wukong.commands.output import echo, print_data
 from wukong.errors import ConfigError, StackError, WukongError
 from wukong.runs import origin
-from wukong.runtime.language import translated
+from wukong.runtime.language import message, translated
 from wukong.stages import overlay
 
 _EXACT = re.compile(r"[^@\s]+@(?P<digest>sha256:[0-9a-f]{64})")
@@ -91,10 +90,7 @@ def of_cluster(namespace: str, kfp_namespace: str) -> set[str]:
 
 def _listed(kinds: str, namespace: str, *chosen: str) -> list[dict[str, Any]]:
     command = ["kubectl", "get", kinds, f"--namespace={namespace}", "--output=json", *chosen]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    except FileNotFoundError as error:
-        raise StackError("the program 'kubectl' is not installed, which asks a cluster what it runs") from error
+    done = program.run(command, message("the program 'kubectl' is not installed, which asks a cluster what it runs"))
     if done.returncode:
         raise StackError(f"{' '.join(command)}: {done.stderr.strip()[:500]}")
     found: list[dict[str, Any]] = json.loads(done.stdout)["items"]
