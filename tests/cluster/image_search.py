@@ -31,18 +31,27 @@ COLOURS = {
 }
 WORDS = ("小猫", "小狗", "小鸟", "金鱼", "白马", "水牛", "山羊", "公鸡")
 """What can be searched for: each has a picture of every colour."""
+BANNER = "/pictures/banner-3.jpg"
+"""Found for the first word too, and too wide for the filter, so that each run has dropped a picture."""
 
 _SIZE = (320, 240)
+_BANNER_SIZE = (960, 240)
 _GRID = (8, 6)
 
 
 def paths() -> dict[str, str]:
     """Title of every picture, by path."""
-    return {
+    kept = {
         f"/pictures/{word_number}-{colour_number}.jpg": f"草地上一只{colour}的{word}"
         for word_number, word in enumerate(WORDS)
         for colour_number, colour in enumerate(COLOURS)
     }
+    return {**kept, BANNER: f"草地上一只金色的{WORDS[0]}"}
+
+
+def size(path: str) -> tuple[int, int]:
+    """Width and height of a picture in pixels."""
+    return _BANNER_SIZE if path == BANNER else _SIZE
 
 
 def picture(path: str) -> bytes:
@@ -56,8 +65,8 @@ def picture(path: str) -> bytes:
             for _ in range(_GRID[0] * _GRID[1])
         ]
     )
-    drawn = small.resize(_SIZE, Image.Resampling.BICUBIC)
-    corners = [generator.randint(0, side - 80) for side in _SIZE]
+    drawn = small.resize(size(path), Image.Resampling.BICUBIC)
+    corners = [generator.randint(0, side - 80) for side in size(path)]
     ImageDraw.Draw(drawn).ellipse((*corners, corners[0] + 80, corners[1] + 80), fill=colour)
     target = io.BytesIO()
     drawn.save(target, "JPEG", quality=90)
@@ -103,8 +112,8 @@ def _search(asked: dict[str, list[str]]) -> str:
             thumbnail_url=f"http://{HOST}{quote(path)}",
             page_url=f"http://{HOST}/page{quote(path)}",
             title=title,
-            width=_SIZE[0],
-            height=_SIZE[1],
+            width=size(path)[0],
+            height=size(path)[1],
             kind="jpg",
         )
         for path, title in found[offset : offset + rows]

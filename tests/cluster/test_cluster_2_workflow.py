@@ -26,7 +26,8 @@ def workflow(services: runs.Services, search: None, session_state: State) -> run
 @pytest.mark.cluster(
     claim="A run goes from an image search to the report; each stage that is a job is one real RayJob, its pods are "
     "gone when it has succeeded",
-    how="the training pipeline on 80 pictures of a search in the cluster, submitted by KFP's API",
+    how="the training pipeline on 81 pictures of a search in the cluster, of which the filter drops one; submitted by "
+    "KFP's API",
 )
 def test_from_the_search_to_the_report(
     workflow: runs.Run, services: runs.Services, session_state: State, found: list[str]
