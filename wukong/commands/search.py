@@ -1,7 +1,7 @@
 """``wukong search``: search pictures in the terminal, as the page of ``wukong serve`` does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from wukong.tracking import availability, model_versions
 from wukong.tracking.mlflow_rest import Server
 
 if TYPE_CHECKING:
+    from wukong.serve.filters import Filters
     from wukong.serve.service import Service
 
 _ALIAS = str(Registry.model_fields["alias"].default)
@@ -50,6 +51,15 @@ def search(
     model: ModelOption = None,
     data: DataOption = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many pictures.")] = 10,
+    having: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="NAME=VALUE",
+            help="What the pictures must have, as in the JSON API: source=example.com, min_width=300, word=猫, "
+            "fold=true; repeat it for several.",
+        ),
+    ] = None,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FOLDER", help="Also write the pictures as files into this folder.")
     ] = None,
@@ -62,10 +72,12 @@ def search(
 
     Index and results are those of `wukong serve`. Example:
 
-        wukong search 红色的花 --top 5 --save flowers
+        wukong search 红色的花 --top 5 --filter min_width=300 --save flowers
     """
     if (text is None) == (picture is None):
         raise ConfigError("give a text or --picture FILE, one of them: `wukong search 红色的花`")
+    if picture is not None and having:
+        raise ConfigError("--filter: what is similar to a picture cannot be filtered; leave it out, or give a text")
     if picture is not None and not picture.is_file():
         raise ConfigError(f"--picture: there is no file {picture}")
     chosen = model or champion()
@@ -73,10 +85,11 @@ def search(
     from wukong.crawl.uploads import Limits, RefusedError
     from wukong.serve import start
 
+    filters = _filters(having or ())
     limits = Limits(ranks=max(top, Limits.ranks))
     service = start.service(chosen, searched, index, device, limits, encodes=encode)
     try:
-        document = asyncio.run(_found(service, text, picture, top, save))
+        document = asyncio.run(_found(service, text, picture, top, filters, save))
     except RefusedError as error:
         raise ConfigError(str(error)) from error
     finally:
@@ -129,12 +142,29 @@ def data_of(model: str) -> str:
     return filtered
 
 
+def _filters(given: Sequence[str]) -> "Filters":
+    from wukong.crawl.uploads import RefusedError
+    from wukong.serve.filters import Filters
+
+    fields = {}
+    for entry in given:
+        name, _, value = entry.partition("=")
+        if name not in Filters.model_fields or not value.strip():
+            names = ", ".join(Filters.model_fields)
+            raise ConfigError(f"--filter: {entry!r} is no filter; write NAME=VALUE, where NAME is one of {names}")
+        fields[name] = value
+    try:
+        return Filters.of_form(fields)
+    except RefusedError as error:
+        raise ConfigError(str(error)) from error
+
+
 async def _found(
-    service: "Service", text: str | None, picture: Path | None, top: int, save: Path | None
+    service: "Service", text: str | None, picture: Path | None, top: int, filters: "Filters", save: Path | None
 ) -> dict[str, Any]:
     """Search, and write the pictures that were found into a folder, if one is given."""
     if picture is None:
-        found = await service.search(text or "", top)
+        found = await service.search(text or "", top, filters=filters)
         answer, hits = found.model_dump(exclude={"results"}) | {"captions": []}, found.results
     else:
         similar = await service.captions(await service.sent(_chunks(picture), None), top)

@@ -79,6 +79,27 @@ def test_a_text_finds_the_pictures_with_its_colours(filtered: Manifest, tmp_path
     assert len(lines) == 1 + 3 + 1
 
 
+def test_filters_say_which_pictures_may_be_found(filtered: Manifest, tmp_path: Path) -> None:
+    common = ("红蓝", "--model", "any", "--data", filtered.uri, "--encode", "--json")
+
+    def found(*filters: str) -> set[str]:
+        options = [word for each in filters for word in ("--filter", each)]
+        return {hit["captions"][0] for hit in json.loads(search(*common, "--top", "20", *options))["results"]}
+
+    assert found() == set(KEYS)
+    assert found("word=绿", "source=Site.test") == {caption for caption in KEYS if "绿" in caption}
+    assert found("word=绿", "source=other.test") == set()
+    for given, said in [
+        ("colour=red", "'colour=red' is no filter; write NAME=VALUE, where NAME is one of source, min_width"),
+        ("word", "'word' is no filter"),
+        ("min_width=wide", "the filter min_width cannot be read"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            found(given)
+    with pytest.raises(ConfigError, match="similar to a picture cannot be filtered"):
+        search("--picture", str(tmp_path), "--filter", "word=红")
+
+
 def test_a_picture_finds_pictures_like_it(filtered: Manifest, tmp_path: Path) -> None:
     picture = tmp_path / "mine.png"
     picture.write_bytes(colours.encoded(colours.picture("绿", "黄")))
