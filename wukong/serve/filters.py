@@ -25,14 +25,14 @@ _KEPT = 8
 _MOST_LICENCES = 50
 _MOST_PIXELS = 1_000_000
 NAMES = {
-    "source": message("source"),
-    "width": message("width"),
-    "height": message("height"),
-    "date": message("date"),
-    "licence": message("licence"),
-    "group": message("near-duplicates"),
+    "source": message("the site"),
+    "width": message("the width"),
+    "height": message("the height"),
+    "date": message("the date"),
+    "licence": message("the licence"),
+    "group": message("groups of near-duplicates"),
 }
-"""What a column of an index is called in messages."""
+"""What a column of an index is called in messages: in two words or more, because single words in a list are names."""
 
 
 class Filters(BaseModel, frozen=True):

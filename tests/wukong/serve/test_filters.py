@@ -123,11 +123,11 @@ def test_what_the_data_lack_is_named(tmp_path: Path) -> None:
     with served(filtered.opened(tmp_path, known)[0]) as site:
         refused = site.ask("/api/search", q=QUERY, source="example.com", since="2024-01-01", fold=True, min_width=1)
         assert refused.status == 422
-        assert refused.json["error"].endswith("because the data lack: source, date, near-duplicates")
+        assert refused.json["error"].endswith("because the data lack: the site, the date, groups of near-duplicates")
         page = site.ask("/", q=QUERY).text
         assert 'name="min_width"' in page and 'name="licence"' in page
         assert 'name="since"' not in page and 'name="fold"' not in page
-        assert "source, height, date, near-duplicates" in page
+        assert "the site, the height, the date, groups of near-duplicates" in page
 
 
 def test_nothing_that_passes_is_said(site: Site) -> None:

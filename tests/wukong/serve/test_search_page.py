@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 WIDTHS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 360, "height": 740}}
 ENGLISH, CHINESE = "en-US", "zh-CN"
 NAMES = set(
-    re.findall(r"[A-Za-z]{2,}", f"Wukong JSON API CLS SEP JPEG PNG WebP GIF BMP AVIF MiB colours, token {HOSTILE}")
+    re.findall(
+        r"[A-Za-z]{2,}", f"Wukong JSON API Prometheus CLS SEP JPEG PNG WebP GIF BMP AVIF MiB colours, token {HOSTILE}"
+    )
 )
 """Latin words of a Chinese page: names, and what the tests put there."""
 
