@@ -1,12 +1,10 @@
 """The index of a search by Ray tasks, against the one that one process makes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 from PIL import Image
 
 import ray_jobs.index as job
@@ -21,15 +19,8 @@ from wukong.serve import collection, encode, index
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 PICTURES = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_of_two_cores() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
