@@ -18,11 +18,11 @@ import runs
 import yaml
 from session import State, experiment_of
 
+from infra import s3_keys
 from wukong.store import address, s3_requests, storage
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = tuple(f"WUKONG_EXTERNAL_S3{ending}" for ending in ("", "_CA", "_KEY", "_SECRET"))
-KEYS = ("wukong-s3", "mlflow-s3", "setup-s3", "search-s3")
 CERTIFICATES = "wukong-store-ca"
 SIZED = ("ray-job", "mlflow", "postgres", "backups")
 """Names of objects that say the same of the store in every overlay, and have sizes: the installed ones stay."""
@@ -66,7 +66,7 @@ def _put_secret(name: str, values: dict[str, str], namespace: str = "wukong") ->
 def _installed(overlay: str, objects: list[kube.Object], authority: str, key: dict[str, str]) -> Iterator[None]:
     """Have the platform use another store while the block lasts, and SeaweedFS away."""
     # The setup job writes the keys into SeaweedFS's own list too.
-    before = {name: kube.secret(name) for name in (*KEYS, "object-store")}
+    before = {name: kube.secret(name) for name in (*s3_keys.NAMES, "object-store")}
     job = next(one["metadata"]["name"] for one in objects if one["kind"] == "Job")
     servers = ("deployment/mlflow", "statefulset/postgres")
     try:
@@ -79,7 +79,7 @@ def _installed(overlay: str, objects: list[kube.Object], authority: str, key: di
                     "data": {"ca.crt": authority},
                 }
             )
-        for name in KEYS:
+        for name in s3_keys.NAMES:
             _put_secret(name, key)
         kube.apply(*objects)
         kube.kubectl("-n", "wukong", "scale", "statefulset/object-store", "--replicas=0")
@@ -90,7 +90,8 @@ def _installed(overlay: str, objects: list[kube.Object], authority: str, key: di
     finally:
         for name, values in before.items():
             _put_secret(name, values)
-        _put_secret("wukong-s3", before["wukong-s3"], "kubeflow")
+            if name != "object-store" and kube.get("secret", name, "kubeflow") is not None:
+                _put_secret(name, values, "kubeflow")
         kube.kubectl("-n", "wukong", "delete", "job", job, "--ignore-not-found")
         kube.kubectl("apply", "-k", overlay)
         kube.kubectl("-n", "wukong", "scale", "statefulset/object-store", "--replicas=1")
