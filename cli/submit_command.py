@@ -6,8 +6,9 @@ from pathlib import Path
 import yaml
 
 from cli import summary
+from cli.kfp_api import Pipelines, Submitted
 from cli.run_result import Outcome, Result, SubmitError
-from cli.submit import Pipelines, Prepared, Submitted, cluster_of, prepare, submit_prepared
+from cli.submit import Prepared, cluster_of, prepare, submit_prepared
 from wukong import stages
 from wukong.commands.output import Console, print_json
 from wukong.errors import WukongError

@@ -27,4 +27,4 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.submit.time.sleep", lambda _: None)
+    monkeypatch.setattr("cli.kfp_api.time.sleep", lambda _: None)

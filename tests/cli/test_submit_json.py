@@ -109,7 +109,7 @@ def test_a_termination_that_nobody_saw_is_in_the_history(
 def test_a_run_that_is_lost_sight_of_goes_on(
     kfp: Kfp, file: Path, experiment: Experiment, said: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.submit.time.sleep", lambda _: setattr(kfp, "refuse", 401))
+    monkeypatch.setattr("cli.kfp_api.time.sleep", lambda _: setattr(kfp, "refuse", 401))
     kfp.script, kfp.tasks = ["RUNNING"], [task("crawl", "RUNNING")]
     ended = said("--config", str(file))
     assert (ended.status, ended.value["outcome"], ended.value["state"]) == (5, "lost", "RUNNING")

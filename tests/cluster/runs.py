@@ -16,7 +16,7 @@ import kube
 import yaml
 from kfp import Client
 
-from cli import submit
+from cli import kfp_api, submit
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
@@ -63,14 +63,14 @@ class Services:
     mlflow: str
     credentials: Mapping[str, str]
     forwards: Sequence[kube.Forward] = ()
-    _api: list[submit.Pipelines] = field(default_factory=list)
+    _api: list[kfp_api.Pipelines] = field(default_factory=list)
     _client: list[Client] = field(default_factory=list)
 
     @property
-    def api(self) -> submit.Pipelines:
+    def api(self) -> kfp_api.Pipelines:
         """What ``wukong submit`` uses."""
         if not self._api:
-            self._api.append(submit.Pipelines(self.kfp))
+            self._api.append(kfp_api.Pipelines(self.kfp))
         return self._api[0]
 
     @property

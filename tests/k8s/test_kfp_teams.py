@@ -13,7 +13,7 @@ from kube_api_server import Server
 from manifests import plain
 from test_team import TEAMS, rows
 
-from cli import submit
+from cli import kfp_api, submit
 from cli.run_result import SubmitError
 from infra import cluster, team
 from infra.team import Quota
@@ -69,7 +69,7 @@ def submitted(server: Server, kfp: str) -> dict[str, dict[str, str]]:
 
 
 def submit_as(address: str, token: str, name: str) -> dict[str, str]:
-    api = submit.Pipelines(address, token, name)
+    api = kfp_api.Pipelines(address, token, name)
     prepared = submit.prepare("data", EXPERIMENT, name="same")
     version = api.upload(prepared.file)
     assert api.upload(prepared.file) == version, "it is found again"
@@ -139,7 +139,7 @@ def test_a_token_for_another_service_is_refused(
     prepared = submit.prepare("data", EXPERIMENT, name="other")
     for token in (kubernetes, "no token", None):
         with pytest.raises(SubmitError, match=r"it refuses \(401\).*WUKONG_KFP_TOKEN"):
-            submit.Pipelines(kfp, token, "vision").upload(prepared.file)
+            kfp_api.Pipelines(kfp, token, "vision").upload(prepared.file)
 
 
 def test_what_submit_says_of_another_teams_namespace(
@@ -147,7 +147,7 @@ def test_what_submit_says_of_another_teams_namespace(
 ) -> None:
     prepared = submit.prepare("data", EXPERIMENT, name="other")
     with pytest.raises(SubmitError, match=r"it refuses \(403\).*--namespace"):
-        submit.Pipelines(kfp, token_of(server, "vision", "submitter"), "speech").upload(prepared.file)
+        kfp_api.Pipelines(kfp, token_of(server, "vision", "submitter"), "speech").upload(prepared.file)
 
 
 def test_a_token_in_a_file_is_read_when_it_is_renewed(
@@ -156,7 +156,7 @@ def test_a_token_in_a_file_is_read_when_it_is_renewed(
     file = tmp_path / "token"
     file.write_text(token_of(server, "vision", "submitter"), encoding="ascii")
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
-    api = submit.Pipelines(kfp, None, "vision")
+    api = kfp_api.Pipelines(kfp, None, "vision")
     prepared = submit.prepare("data", EXPERIMENT, name="other")
     assert api.upload(prepared.file)[0] == submitted["vision"]["pipeline"]
     file.write_text("one that has expired", encoding="ascii")
