@@ -165,7 +165,7 @@ def test_only_signed_images_run(
     assert _refused(_pod("wukong", signed.image("data"))) == ""
     assert _refused(_pod("kubeflow", signed.image("data"), "component-crawl-s3")) == ""
     quality = 60 + int(stamp) % 35
-    made = experiment_of(session_state, f"crawl.jpeg_quality={quality}")
+    made = experiment_of(session_state, f"crawl.jpeg_quality={quality}", "release.files=1")
     run = runs.start(services, made, f"signed-{stamp}", pipeline=str(signed.pipelines / "data"))
     runs.succeed(services, run)
     jobs = runs.ray_jobs(run)
