@@ -27,7 +27,7 @@ PACKAGES = ("numpy", "faiss-cpu==1.15.1", "usearch==2.26.6", "lancedb==0.40.0")
 QUERIES = 400
 BEST = 10
 RECALL = 0.98
-CANDIDATES = (100, 400)
+CANDIDATES = (100, 400, 1600)
 EFFORTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Search = Callable[[Any, int, int], Any]
@@ -133,6 +133,7 @@ STRUCTURES = {
     "faiss IVF4096,PQ64": faiss_of("IVF4096,PQ64"),
     "faiss OPQ64_128,IVF4096,PQ64x4fsr": faiss_of("OPQ64_128,IVF4096,PQ64x4fsr"),
     "faiss IVF4096,PQ128x4fsr": faiss_of("IVF4096,PQ128x4fsr"),
+    "faiss IVF4096,RaBitQ": faiss_of("IVF4096,RaBitQ"),
     "faiss IVF4096,RaBitQfs": faiss_of("IVF4096,RaBitQfs"),
     "faiss IVF4096,RaBitQfs4": faiss_of("IVF4096,RaBitQfs4"),
     "faiss HNSW32,SQ8": faiss_of("HNSW32_SQ8"),

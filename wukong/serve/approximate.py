@@ -1,10 +1,11 @@
-"""Candidates among many vectors, by FAISS: an inverted file, whose lists stay on the disk and are mapped.
+"""Candidates among many vectors, by FAISS: an inverted file of product codes that a search compares in registers.
 
-Vectors are divided by k-means; a list has those of one cluster, eight bits for each number. A search looks through the
-lists of the nearest clusters. What it finds are candidates, whose order the exact products decide (``serve.search``).
+Vectors are divided by k-means; a list has those of one cluster. Of a vector's difference to its centre each two numbers
+are the nearest of 16 pairs, four bits (Jégou, Douze and Schmid, 2011; in registers: André, Kermarrec and Le Scouarnec,
+2017). A search looks through the lists of the nearest clusters. What it finds are candidates, whose order the exact
+products decide (``serve.search``).
 
-An index of vectors that are mostly those of an earlier one takes its clusters over, and for each vector that it had
-the cluster: nothing is trained, and only vectors that are new are compared with the centres.
+An index of vectors that are mostly those of an earlier one takes its clusters and pairs over: nothing is trained.
 """
 
 from collections.abc import Callable
@@ -63,29 +64,23 @@ def build(vectors: Vectors, write: Callable[[bytes], None], before: Before | Non
         ConfigError: FAISS is not installed.
     """
     faiss = _faiss()
-    lists = np.full(len(vectors), -1, np.int64)
     if before is not None and len(vectors) <= _GROWTH * len(before.candidates):
         index, of_row = before.candidates.emptied()
-        lists = of_row[before.rows]
-        _forget(index, vectors, lists)
+        _forget(index, vectors, of_row[before.rows])
     else:
         index = _trained(faiss, vectors, seed)
     for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK].numpy()
-        ids, mine = np.arange(start, start + len(block)), lists[start : start + len(block)]
-        new = np.flatnonzero(mine < 0)
-        if len(new):
-            mine[new] = index.quantizer.search(block[new], 1)[1][:, 0]
-        index.add_core(len(block), *map(faiss.swig_ptr, (block, ids, mine)))
+        index.add(vectors[start : start + _BLOCK].numpy())
     faiss.write_index(index, faiss.PyCallbackIOWriter(write))
 
 
 def _trained(faiss: Any, vectors: Vectors, seed: int) -> Any:
-    """Return an empty index whose clusters are made of a sample of the vectors."""
+    """Return an empty index whose clusters and pairs are made of a sample of the vectors."""
     width = vectors.shape[1]
     lists = 1 << (min(_LISTS, 4 * isqrt(len(vectors))).bit_length() - 1)
-    index = _index(faiss, faiss.IndexFlatIP(width), width, lists)
-    index.cp.seed = 1 + seed
+    codes = width if width % 2 else width // 2
+    index = faiss.index_factory(width, f"IVF{lists},PQ{codes}x4fsr", faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed = index.pq.cp.seed = 1 + seed
     index.cp.max_points_per_centroid = _SAMPLED
     sample = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), _SAMPLED * lists), replace=False)
     index.train(vectors[torch.from_numpy(np.sort(sample))].numpy())
@@ -102,17 +97,9 @@ def _forget(index: Any, vectors: Vectors, lists: Rows) -> None:
     index.quantizer.add(centres)
 
 
-def _index(faiss: Any, quantizer: Any, width: int, lists: int) -> Any:
-    kind = faiss.ScalarQuantizer.QT_8bit
-    index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, kind, faiss.METRIC_INNER_PRODUCT, False)
-    quantizer.this.disown()
-    index.own_fields = True
-    return index
-
-
 def _opened(faiss: Any, file: Path) -> Any:
     try:
-        return faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
+        return faiss.read_index(str(file))
     except RuntimeError as error:
         raise DataError(f"{file} is damaged ({error}): delete the index, it is made anew") from error
 
@@ -144,13 +131,12 @@ class Candidates:
     def emptied(self) -> tuple[Any, Rows]:
         """Return an index of FAISS with these clusters and no vectors, and of each row the cluster, and -1 for -1."""
         faiss, index = self._faiss, self._index
-        empty = _index(faiss, faiss.clone_index(index.quantizer), index.d, index.nlist)
-        faiss.copy_array_to_vector(faiss.vector_to_array(index.sq.trained), empty.sq.trained)
-        empty.is_trained = True
         clusters = np.full(len(self) + 1, -1, np.int64)
         for number in range(self.lists):
-            ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), index.invlists.list_size(number))
-            clusters[ids] = number
+            if size := index.invlists.list_size(number):
+                clusters[faiss.rev_swig_ptr(index.invlists.get_ids(number), size)] = number
+        empty = faiss.clone_index(index)
+        empty.reset()
         return empty, clusters
 
     def search(self, queries: Tensor, count: int, allowed: npt.NDArray[np.bool_] | None = None) -> list[Tensor]:

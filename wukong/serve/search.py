@@ -27,7 +27,7 @@ from wukong.serve.vectors import Vectors
 
 FIRST_PASS = 200
 DIGITS = 4
-_CANDIDATES = 100
+_CANDIDATES = 400
 _RANKS = 100
 """Of a search among candidates so many are ranked for people, whose pages show parts of one ranking."""
 _FEW = 50_000
