@@ -15,7 +15,6 @@ from scipy.stats import binom
 from wukong.errors import DataError
 from wukong.publish import superseded, takedown, takedown_plan
 from wukong.serve import calibration, collection, encode, index, search
-from wukong.serve.query import search_forms
 from wukong.serve.search import Searcher
 from wukong.store import storage
 
@@ -104,20 +103,6 @@ def test_the_best_of_many_vectors_are_found() -> None:
     vectors, queries = numbers.standard_normal((5000, 16), np.float32), numbers.standard_normal((7, 16), np.float32)
     found = search._best(torch.from_numpy(queries), torch.from_numpy(vectors), 20)
     assert [[hit.row for hit in hits] for hits in found] == np.argsort(-(queries @ vectors.T), 1)[:, :20].tolist()
-
-
-@pytest.mark.parametrize(
-    ("written", "form"),
-    [
-        ("紅色的蘋果", "红色的苹果"),
-        ("红色的苹果", "红色的苹果"),
-        ("ＡＰＰＬＥ　手機", "apple 手机"),
-        ("紅色\u200b的苹果 ", "红色的苹果"),
-        ("乾隆皇帝", "乾隆皇帝"),  # by phrase: 乾 alone is 干
-    ],
-)
-def test_every_way_to_write_a_query_is_one(written: str, form: str) -> None:
-    assert search_forms([written]) == [form]
 
 
 def test_an_index_is_made_once_and_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

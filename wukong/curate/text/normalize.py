@@ -7,7 +7,8 @@ import polars as pl
 from wukong.curate.text.characters import MAIN_BLOCK
 
 # Chinese characters of the main block, and printable ASCII without capitals, stay as they are.
-_PERHAPS_NOT_NORMAL = rf"[^{MAIN_BLOCK} -@\[-~]|  |^ | $"
+PERHAPS_NOT_NORMAL = rf"[^{MAIN_BLOCK} -@\[-~]|  |^ | $"
+"""A regular expression, of polars and of Python, that is found in each text whose normal form is another."""
 
 
 def normalized(caption: pl.Expr) -> pl.Expr:
@@ -29,7 +30,7 @@ def normalized(caption: pl.Expr) -> pl.Expr:
 
 def normal_forms(captions: pl.Series) -> pl.Series:
     """Compute ``normalized`` of each caption, fast: most are in this form already, which is cheap to find out."""
-    changed = captions.str.contains(_PERHAPS_NOT_NORMAL).arg_true()
+    changed = captions.str.contains(PERHAPS_NOT_NORMAL).arg_true()
     if not len(changed):
         return captions
     return captions.clone().scatter(changed, pl.select(normalized(pl.lit(captions.gather(changed)))).to_series())
