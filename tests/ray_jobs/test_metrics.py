@@ -62,17 +62,17 @@ for count in range(120):
 
 
 _SERVER = """
-import http.server, sys
+import asyncio, http.server, sys
 from wukong.serve.metrics import Metrics
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    metrics = Metrics(22)
+    metrics = Metrics()
 
     def do_GET(self):
         self.metrics.observe("/api/search", 200, 0.02)
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(self.metrics.text())
+        self.wfile.write(asyncio.run(self.metrics.text()))
 
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
 """
