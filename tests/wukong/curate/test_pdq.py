@@ -50,8 +50,19 @@ def apart(some, others):
     return np.bitwise_count(some ^ others).sum(axis=-1)
 
 
+def is_steady(image):
+    """Whether one grey value more in one pixel leaves the bits of ``pdqhash`` as they are, nearly.
+
+    Of a picture that is the same in each row most coefficients are zero but for rounding, which decides on their bits.
+    """
+    changed = np.array(image)
+    changed[tuple(side // 3 for side in changed.shape[:2])] ^= 1
+    return apart(reference(image)[0], reference(Image.fromarray(changed))[0]).max() <= 8
+
+
 def test_bits_and_quality_are_those_of_pdqhash():
-    images = pictures()
+    images = [image for image in pictures() if is_steady(image)]
+    assert len(images) > 70
     hashes, quality = pdq.hashes(images)
     expected = [reference(image) for image in images]
     differ = apart(hashes, np.stack([each[0] for each, _ in expected]))

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import polars as pl
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -10,7 +11,8 @@ from wukong.curate.rule import PictureBatch
 
 
 def drawing(side=240):
-    image = Image.effect_noise((side, side), 40).convert("RGB")
+    noise = np.random.default_rng(1).normal(128, 40, (side, side))
+    image = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).convert("RGB")
     ImageDraw.Draw(image).ellipse((20, 40, 200, 220), fill="#a33", outline="#fff", width=5)
     return image.filter(ImageFilter.GaussianBlur(1))
 
