@@ -110,7 +110,9 @@ def workspaces(services: runs.Services, overlay: str) -> Iterator[None]:
         admin = kube.secret("mlflow-admin")
         who = (admin["MLFLOW_TRACKING_USERNAME"], admin["MLFLOW_TRACKING_PASSWORD"])
         for name in TEAMS:
-            requests.delete(f"{services.mlflow}/api/3.0/mlflow/workspaces/{name}?mode=CASCADE", auth=who, timeout=60)
+            workspace = f"{services.mlflow}/api/3.0/mlflow/workspaces/{name}"
+            gone = requests.delete(workspace, params={"mode": "CASCADE"}, auth=who, timeout=60)
+            print(f"workspace {name}: {gone.status_code} {gone.text}", flush=True)
         kube.kubectl("apply", "-k", overlay)
         kube.kubectl("delete", "-f", str(COMPONENT / "network.yaml"), "--ignore-not-found")
         kube.rollout("deployment/mlflow")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,15 +86,13 @@ def search(
     from wukong.crawl.uploads import Limits, RefusedError
     from wukong.serve import start
 
-    filters = _filters(having or ())
     limits = Limits(ranks=max(top, Limits.ranks))
-    service = start.service(chosen, searched, index, device, limits, encodes=encode)
     try:
-        document = asyncio.run(_found(service, text, picture, top, filters, save))
+        filters = _filters(having or ())
+        with closing(start.service(chosen, searched, index, device, limits, encodes=encode)) as service:
+            document = asyncio.run(_found(service, text, picture, top, filters, save))
     except RefusedError as error:
         raise ConfigError(str(error)) from error
-    finally:
-        service.close()
     document = {"model": chosen, "data": searched, **document}
     if as_json:
         print_json(document)
@@ -143,7 +142,6 @@ def data_of(model: str) -> str:
 
 
 def _filters(given: Sequence[str]) -> "Filters":
-    from wukong.crawl.uploads import RefusedError
     from wukong.serve.filters import Filters
 
     fields = {}
@@ -153,10 +151,7 @@ def _filters(given: Sequence[str]) -> "Filters":
             names = ", ".join(Filters.model_fields)
             raise ConfigError(f"--filter: {entry!r} is no filter; write NAME=VALUE, where NAME is one of {names}")
         fields[name] = value
-    try:
-        return Filters.of_form(fields)
-    except RefusedError as error:
-        raise ConfigError(str(error)) from error
+    return Filters.of_form(fields)
 
 
 async def _found(

@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import polars as pl
 
-from wukong.curate.text import simplified
 from wukong.curate.text.clean import in_simplified
 from wukong.curate.text.normalize import PERHAPS_NOT_NORMAL, normal_forms
+from wukong.curate.text.simplified import any_traditional
 
 _FEW = 64
 """Up to so many texts are looked at one by one, because polars takes a millisecond for one text too."""
@@ -27,4 +27,4 @@ def search_forms(texts: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _may_change() -> re.Pattern[str]:
-    return re.compile(f"{PERHAPS_NOT_NORMAL}|[{''.join(map(chr, simplified.table()))}]")
+    return re.compile(f"{PERHAPS_NOT_NORMAL}|{any_traditional()}")

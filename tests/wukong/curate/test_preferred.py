@@ -11,7 +11,7 @@ from wukong.curate.rule import PictureBatch
 
 
 def drawing(side=240):
-    noise = np.random.default_rng(1).normal(128, 40, (side, side))
+    noise = np.random.default_rng(0).normal(128, 10, (side, side))
     image = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).convert("RGB")
     ImageDraw.Draw(image).ellipse((20, 40, 200, 220), fill="#a33", outline="#fff", width=5)
     return image.filter(ImageFilter.GaussianBlur(1))

@@ -37,8 +37,8 @@ def built(vectors: Vectors, before: Before | None = None) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("width", [32, 33])
-def test_the_best_are_among_the_candidates(tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("width", "codes"), [(32, 16), (33, 33)])
+def test_the_best_are_among_the_candidates(tmp_path: Path, width: int, codes: int) -> None:
     vectors, queries = stored(tmp_path, drawn(width, VECTORS, 1)), drawn(width, QUERIES, 2)
     content = built(vectors)
     assert content == built(vectors), "the same vectors and seed give the same bytes"
@@ -50,7 +50,9 @@ def test_the_best_are_among_the_candidates(tmp_path: Path, width: int) -> None:
     found = candidates.search(queries, 20 * BEST)
     shares = [len(set(best) & set(rows.tolist())) / BEST for best, rows in zip(exact, found, strict=True)]
     assert np.mean(shares) > 0.98
-    assert len(content) < VECTORS * (width + 16) + 64_000, "half a byte a number and an id of eight bytes"
+    # Four bits a code and an id of eight bytes; lists are filled up to 32 codes and have a centre.
+    filled = candidates.lists * (16 * codes + 4 * width)
+    assert len(content) < VECTORS * (codes / 2 + 8) + filled + 20_000
 
 
 def test_an_index_that_grows_keeps_its_clusters(tmp_path: Path) -> None:

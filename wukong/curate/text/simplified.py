@@ -23,9 +23,15 @@ def table() -> dict[int, int]:
     return {ord(one): ord(other) for one, other in forms if one != other and len(one) == len(other) == 1}
 
 
+@lru_cache(maxsize=1)
+def any_traditional() -> str:
+    """A regular expression, of polars and of Python, for each character that ``table`` replaces."""
+    return f"[{''.join(map(chr, table()))}]"
+
+
 def traditional(captions: pl.Series) -> pl.Series:
     """Indices of the captions that hold a character which ``table`` replaces."""
-    return captions.str.contains(f"[{''.join(map(chr, table()))}]").arg_true()
+    return captions.str.contains(any_traditional()).arg_true()
 
 
 def simplify(text: str) -> str:
