@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from wukong import stages
-from wukong.crawl import attempt
+from wukong.crawl import attempt, previous
 from wukong.evaluate import results
 from wukong.publish import croissant, release, rewrite
 from wukong.publish.parallel import for_each
@@ -170,9 +170,11 @@ def _rewrite_files(planned: Plan) -> None:
     work = partial(_rewrite_file, keys=frozenset(planned.keys), without_docs=without_docs)
     files = [(change.uri, path) for change in planned.changes for path in change.files]
     # Every reader rejects a row without an image; an image without a row does no harm. So tables are rewritten first.
-    tables = [each for each in files if each[1].endswith(".parquet")]
+    # An index is read from its tables: a store whose object is replaced meanwhile may answer with parts of both.
+    indexes = [each for each in files if each[1] == previous.INDEX]
+    tables = [each for each in files if each[1].endswith(".parquet") and each not in indexes]
     others = [each for each in files if not each[1].endswith(".parquet")]
-    for what, some in ("tables", tables), ("pictures, lists and pages", others):
+    for what, some in ("tables", tables), ("indexes", indexes), ("pictures, lists and pages", others):
         for _ in for_each(f"take down: {what}", some, work):
             pass
     for change in planned.changes:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import psutil
@@ -81,9 +83,9 @@ def root(tmp_path: Path) -> str:
     return root
 
 
-def take_down(root: str) -> None:
+def take_down(root: str, urls: Sequence[str] = GONE) -> None:
     listed = Path(storage.filesystem(root)[1]).with_name("list.txt")
-    listed.write_text("\n".join(GONE))
+    listed.write_text("\n".join(urls))
     takedown.carry_out(root, takedown_plan.plan(root, storage.from_path(listed), "case 1", NOW))
 
 
@@ -185,6 +187,38 @@ def test_requests_grow_with_the_named_parts(root: str, monkeypatch: pytest.Monke
     assert {uri.rpartition(".")[0] for uri in parts} <= named_files
     assert max(parts.values()) <= 6
     assert sum(asked.values()) - sum(parts.values()) < 120
+
+
+def test_no_file_is_read_while_another_worker_replaces_it(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys that go begin a part and end another, so the index of the crawl changes with the parts."""
+    used: dict[str, set[str]] = {"read": set(), "written": set()}
+    names = {"read": ("read_with", "read_bytes", "open_input"), "written": ("open_output", "write_bytes")}
+    for kind, name in ((kind, name) for kind, some in names.items() for name in some):
+        original = getattr(storage, name)
+
+        def noted(uri: str, *rest: Any, _original: Any = original, _kind: str = kind, **named: Any) -> Any:
+            used[_kind].add(uri)
+            return _original(uri, *rest, **named)
+
+        monkeypatch.setattr(storage, name, noted)
+    replaced = []
+
+    def one_after_another(what: str, items: Sequence[Any], work: Callable[[Any], Any], **_: Any) -> Iterator[Any]:
+        of_items = []
+        for item in items:
+            used.update(read=set(), written=set())
+            yield work(item)
+            of_items.append((set(used["read"]), set(used["written"])))
+        for number, (read, _written) in enumerate(of_items):
+            for other, (_read, written) in enumerate(of_items):
+                assert number == other or read.isdisjoint(written), f"{what}: {sorted(read & written)}"
+        replaced.extend(uri for _read, written in of_items for uri in written)
+
+    monkeypatch.setattr(takedown, "for_each", one_after_another)
+    ordered = pairs()["url"]
+    take_down(root, [ordered[0], ordered[2 * A_PART - 1], *GONE])
+    (index,) = (uri for uri in replaced if uri.endswith(f"/{previous.INDEX}"))
+    assert storage.read_table(index)["first_key"][0].as_py() == pairs()["key"][1]
 
 
 def test_a_failed_crawl_whose_files_are_deleted_is_left(root: str) -> None:
