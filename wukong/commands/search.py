@@ -144,13 +144,13 @@ def data_of(model: str) -> str:
 def _filters(given: Sequence[str]) -> "Filters":
     from wukong.serve.filters import Filters
 
-    fields = {}
+    fields = []
     for entry in given:
         name, _, value = entry.partition("=")
         if name not in Filters.model_fields or not value.strip():
             names = ", ".join(Filters.model_fields)
             raise ConfigError(f"--filter: {entry!r} is no filter; write NAME=VALUE, where NAME is one of {names}")
-        fields[name] = value
+        fields.append((name, value))
     return Filters.of_form(fields)
 
 

@@ -55,12 +55,23 @@ _SHOWN = 200
 logger = logging.getLogger(__name__)
 
 
-def pictures_of(config: CrawlSettings) -> Iterator[Picture]:
-    """Iterate over the images of the folder or list that ``crawl.endpoint`` names; the order depends only on its files.
+def pictures_of(config: CrawlSettings, named_by: str = "crawl.endpoint") -> Iterator[Picture]:
+    """Iterate over the images of the folder or list at ``config.endpoint``; the order depends only on its files.
+
+    Args:
+        config: where they are, and the columns of lists.
+        named_by: the key or the option that named the place, for messages.
 
     Raises:
         DataError: there are no images, or a list cannot be read; the message says what was looked for.
     """
+    try:
+        yield from _pictures_of(config)
+    except DataError as error:
+        raise DataError(f"{named_by}: {error}") from error
+
+
+def _pictures_of(config: CrawlSettings) -> Iterator[Picture]:
     uri = config.endpoint.rstrip("/")
     fs, path = storage.filesystem(uri)
     info = fs.get_file_info(path.rstrip("/") or "/")
@@ -69,15 +80,13 @@ def pictures_of(config: CrawlSettings) -> Iterator[Picture]:
     elif info.type == pafs.FileType.Directory:
         named = _of_folder(fs, info.path, config)
     else:
-        raise DataError(
-            f"crawl.endpoint: there is nothing at {uri}; name a folder of pictures, or a list of {', '.join(LISTS)}"
-        )
+        raise DataError(f"there is nothing at {uri}; name a folder of pictures, or a list of {', '.join(LISTS)}")
     nothing = True
     for picture in numbered(named):
         nothing = False
         yield picture
     if nothing:
-        raise DataError(f"crawl.endpoint: {uri} holds no picture; looked for {', '.join(PICTURES)}")
+        raise DataError(f"{uri} holds no picture; looked for {', '.join(PICTURES)}")
 
 
 def numbered(pictures: Iterable[Picture]) -> Iterator[Picture]:
@@ -192,7 +201,7 @@ def _of_list(
     """Iterate over the images of a list. File information is requested in batches, which is faster on object stores."""
     name = path.lower().removesuffix(".gz")
     if not name.endswith((".csv", ".tsv", ".jsonl", ".parquet")):
-        raise DataError(f"crawl.endpoint: {uri} is neither a folder nor a list; a list is a file of {', '.join(LISTS)}")
+        raise DataError(f"{uri} is neither a folder nor a list; a list is a file of {', '.join(LISTS)}")
     rows = iter(_rows(uri, fs, path, config))
     while piece := list(islice(rows, _BATCH_ROWS)):
         read = [_picture_in(number, row, uri, fs, path, config) for number, row in piece]
@@ -240,7 +249,7 @@ def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings) -> It
             data = stream.read()
         text = _decoded(gzip.decompress(data) if name.endswith(".gz") else data, uri)
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
-        raise DataError(f"crawl.endpoint: {uri} cannot be read ({error})") from error
+        raise DataError(f"{uri} cannot be read ({error})") from error
     lines = io.StringIO(text, newline="")
     if name.removesuffix(".gz").endswith(".jsonl"):
         yield from rows_of_json(lines)
@@ -267,7 +276,7 @@ def _check_columns(names: Iterable[str], uri: str, config: CrawlSettings) -> lis
         if not given.keys() & set(wanted):
             there = ", ".join(given)
             raise DataError(
-                f"crawl.endpoint: {uri} has {f'the columns {there}' if there else 'no column'} and none of "
+                f"{uri} has {f'the columns {there}' if there else 'no column'} and none of "
                 f"{', '.join(wanted)}; crawl.url_column and crawl.caption_column name others"
             )
     return [given[name] for name in (*pictures, *captions) if name in given]

@@ -176,6 +176,11 @@ def _filters(asked: Annotated[Filters, Query()]) -> Filters:
     return asked
 
 
+def _refuse_repeated(request: Request) -> None:
+    """FastAPI would take the last one of several."""
+    Filters.refuse_repeated(name for name, _ in request.query_params.multi_items())
+
+
 def _add_api(app: FastAPI, service: Service) -> None:
     limits = service.limits
     text = Query(min_length=1, max_length=limits.characters)
@@ -188,7 +193,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     number = Query(ge=1, le=limits.ranks, description="Which page of the results, in an order that stays the same.")
 
-    @app.get("/api/search", responses=_REFUSALS, tags=["search"])
+    @app.get("/api/search", responses=_REFUSALS, tags=["search"], dependencies=[Depends(_refuse_repeated)])
     async def search(
         q: Annotated[str, text],
         filters: Annotated[Filters, Depends(_filters)],

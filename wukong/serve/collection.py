@@ -350,7 +350,7 @@ def _of_files(uri: str) -> Collection:
     settings = _limits(uri)
     captions: dict[str, list[str]] = defaultdict(list)
     stamps: dict[str, str] = {}
-    named = list(own_files.pictures_of(settings))
+    named = list(own_files.pictures_of(settings, "--data"))
     for picture in named:
         file = own_files.file_of(picture.url)
         mine = captions[file]

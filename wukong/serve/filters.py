@@ -1,6 +1,7 @@
 """What people filter pictures by: a filter says which rows of an index may be found, and a search sees these alone."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import date
 from functools import cached_property, lru_cache
 from typing import Any
@@ -59,17 +60,26 @@ class Filters(BaseModel, frozen=True):
     )
 
     @classmethod
-    def of_form(cls, fields: Mapping[str, str]) -> "Filters":
-        """Read what a form sends, where what is left empty is not asked.
+    def of_form(cls, fields: Iterable[tuple[str, str]]) -> "Filters":
+        """Read what a form sends: names with their values, where what is left empty is not asked.
 
         Raises:
-            RefusedError: (422) a value cannot be read.
+            RefusedError: (422) a value cannot be read, or a filter is given more than once.
         """
+        given = [(name, value) for name, value in fields if name in cls.model_fields and value.strip()]
+        cls.refuse_repeated(name for name, _ in given)
         try:
-            return cls.model_validate({name: fields[name] for name in cls.model_fields if fields.get(name, "").strip()})
+            return cls.model_validate(dict(given))
         except ValidationError as error:
             name = str(error.errors()[0]["loc"][0])
             raise RefusedError(422, f"the filter {name} cannot be read: choose another value") from error
+
+    @classmethod
+    def refuse_repeated(cls, names: Iterable[str]) -> None:
+        """Raise RefusedError (422) if a filter is named more than once; other names are not looked at."""
+        for name, times in Counter(names).items():
+            if times > 1 and name in cls.model_fields:
+                raise RefusedError(422, f"the filter {name} is given more than once: give it once")
 
     @property
     def columns(self) -> frozenset[str]:

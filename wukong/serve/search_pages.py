@@ -79,7 +79,7 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
         asked: dict[str, Any] = {"q": q[: service.limits.characters], "is_foreign": bool(q.strip()) and not has_han(q)}
         fields = request.query_params
         try:
-            asked["filters"] = filters = Filters.of_form(fields)
+            asked["filters"] = filters = Filters.of_form(fields.multi_items())
             if not q.strip():
                 return await home_page(**asked)
             found = await service.search(q, _ON_PAGE, _number(fields.get("page", "")), filters)

@@ -90,12 +90,13 @@ def test_filters_say_which_pictures_may_be_found(filtered: Manifest, tmp_path: P
     assert found("word=绿", "source=Site.test") == {caption for caption in KEYS if "绿" in caption}
     assert found("word=绿", "source=other.test") == set()
     for given, said in [
-        ("colour=red", "'colour=red' is no filter; write NAME=VALUE, where NAME is one of source, min_width"),
-        ("word", "'word' is no filter"),
-        ("min_width=wide", "the filter min_width cannot be read"),
+        (("colour=red",), "'colour=red' is no filter; write NAME=VALUE, where NAME is one of source, min_width"),
+        (("word",), "'word' is no filter"),
+        (("min_width=wide",), "the filter min_width cannot be read"),
+        (("word=红", "word=绿"), "the filter word is given more than once"),
     ]:
         with pytest.raises(ConfigError, match=said):
-            found(given)
+            found(*given)
     with pytest.raises(ConfigError, match="similar to a picture cannot be filtered"):
         search("--picture", str(tmp_path), "--filter", "word=红")
 

@@ -184,7 +184,7 @@ def test_a_file_that_is_not_a_list_is_explained(tmp_path: Path, name: str, conte
     put(tmp_path, {name: content})
     with pytest.raises(DataError, match=rf"crawl\.endpoint: .*{said}"):
         list(pictures_of(settings_of(tmp_path / name.partition("/")[0])))
-    with pytest.raises(DataError, match="nothing at"):
+    with pytest.raises(DataError, match=r"^crawl\.endpoint: there is nothing at"):
         list(pictures_of(settings_of(tmp_path / "none")))
 
 

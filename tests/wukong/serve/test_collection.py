@@ -64,7 +64,7 @@ def test_what_is_no_collection_is_refused(tmp_path: Path) -> None:
     made = colours.stage(tmp_path, {"dropped/00000": SHARDS["dropped/00000"]}, "validate")
     with pytest.raises(DataError, match="output of the stage validate, which holds no shards with pictures: give"):
         collection.of(made.uri)
-    with pytest.raises(DataError, match="there is nothing at"):
+    with pytest.raises(DataError, match=r"^--data: there is nothing at"):
         collection.of(str(tmp_path / "none"))
 
 

@@ -109,6 +109,7 @@ def test_a_word_is_read_as_a_query_is(site: Site) -> None:
         ({"min_height": -1}, "min_height: Input should be greater than or equal to 0"),
         ({"source": "x" * 254}, "source: String should have at most 253"),
         ({"word": "\u200b"}, "there is nothing to read in the word of the caption"),
+        ({"word": ["红", "绿"]}, "the filter word is given more than once: give it once"),
         ({"page": 0}, "page: Input should be greater"),
         ({"page": 999}, "page 999 is too far"),
     ],
@@ -156,4 +157,6 @@ def test_the_form_keeps_what_was_asked_and_its_pages_follow(site: Site) -> None:
     assert f"{count} pictures pass the filters." in page.text
     refused = site.ask("/", **{**asked, "since": "yesterday"})
     assert (refused.status, "the filter since cannot be read" in refused.text) == (422, True)
+    refused = site.ask("/", q=QUERY, word=["红", "绿"])
+    assert (refused.status, "the filter word is given more than once" in refused.text) == (422, True)
     assert '<details class="filters">' in site.ask("/", q=QUERY).text
