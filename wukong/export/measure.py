@@ -210,8 +210,8 @@ def _is_readable(url: str) -> bool:
 
 
 def _of_files(uri: str, most: int, *, last: bool = False) -> RetrievalData | None:
-    named = own_files.pictures_of(Crawl(engine="files", endpoint=uri), "--measure-on")
-    pairs = [each for each in named if each.caption]
+    found = own_files.pictures_of(Crawl(engine="files", endpoint=uri), "--measure-on")
+    pairs = [each for each in found if each.caption]
     urls = list(dict.fromkeys(own_files.file_of(each.url) for each in pairs))
     chosen = dict.fromkeys(islice(filter(_is_readable, reversed(urls) if last else urls), most))
     kept = [(url, each.caption) for each in pairs if (url := own_files.file_of(each.url)) in chosen]
