@@ -23,6 +23,8 @@ from torch import Tensor
 from wukong.errors import ConfigError, DataError
 from wukong.serve.vectors import Vectors
 
+LEAST_CANDIDATES, MOST_CANDIDATES = 400, 1_600
+"""Of a query; ``serve.recall`` finds how many there must be."""
 _SAMPLED = 40
 """Vectors for each cluster of which its centre is computed."""
 _LISTS = 4_096
@@ -111,18 +113,19 @@ class Candidates:
         file: its file.
         items: how many vectors it has.
         probes: how many lists a search looks through.
+        count: how many candidates it finds.
 
     Raises:
         ConfigError: FAISS is not installed.
         DataError: the file is damaged, or of other vectors.
     """
 
-    def __init__(self, file: Path, items: int, probes: int = 1) -> None:
+    def __init__(self, file: Path, items: int, probes: int = 1, count: int = LEAST_CANDIDATES) -> None:
         self._faiss = _faiss()
         self._index = _opened(self._faiss, file)
         if self._index.ntotal != items:
             raise DataError(f"{file} has {self._index.ntotal} vectors and not {items}: delete the index")
-        self.probes = probes
+        self.probes, self.count = probes, count
         self.lists = int(self._index.nlist)
 
     def __len__(self) -> int:
@@ -139,12 +142,11 @@ class Candidates:
         empty.reset()
         return empty, clusters
 
-    def search(self, queries: Tensor, count: int, allowed: npt.NDArray[np.bool_] | None = None) -> list[Tensor]:
+    def search(self, queries: Tensor, allowed: npt.NDArray[np.bool_] | None = None) -> list[Tensor]:
         """Find candidates of each query, in the order of their rows; fewer where fewer are allowed.
 
         Args:
             queries: float32 [queries, d].
-            count: how many of each.
             allowed: which vectors may be found, bool [vectors]; None for all.
         """
         faiss, wanted, probes = self._faiss, np.ascontiguousarray(queries.numpy()), self.probes
@@ -152,6 +154,7 @@ class Candidates:
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
             limits["sel"] = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bits))
+        count = min(self.count, len(self))
         enough = 0 if allowed is None else min(count, int(allowed.sum()))
         faiss.omp_set_num_threads(torch.get_num_threads())
         while True:

@@ -45,12 +45,12 @@ from wukong.store.manifest import Manifest, Stage
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
-SHARD_PICTURES = 2_500_000
+SHARD_PICTURES = 10_000_000
 """Most pictures of a shard, unless a piece has more."""
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _BLOCK = 2_048
 _BLOCKS_AT_ONCE = 16
 """Blocks whose items have one vector each are that many times as long."""

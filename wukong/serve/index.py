@@ -280,13 +280,17 @@ def open_shard(made: Manifest, uri: str, calibration: dict[str, Any] | None = No
         DataError: it is damaged.
     """
     width, token_wise = int(made.config["width"]), bool(made.config["token_wise"])
-    probes = made.metrics
+    effort = made.metrics
     with ExitStack() as stack:
         local = _Local(made, stack)
         pictures, captions = table_of(local.file("pictures.arrow")), table_of(local.file("captions.arrow"))
         recall = table_of(local.file(RECALL)) if local.has(RECALL) else None
         candidates = {
-            name: Candidates(local.file(f"{name}.faiss"), len(table), int(probes.get(f"probes/{name}", 1)))
+            name: Candidates(
+                local.file(f"{name}.faiss"),
+                len(table),
+                *(int(effort[f"{what}/{name}"]) for what in ("probes", "candidates")),
+            )
             if local.has(f"{name}.faiss")
             else None
             for name, table in (("pictures", pictures), ("captions", captions))
@@ -325,7 +329,9 @@ def _filter(column: pa.ChunkedArray) -> Any:
     """A column that pictures are filtered by; None where nothing is known of any picture."""
     if column.null_count == len(column):
         return None
-    return column if pa.types.is_string(column.type) else column.fill_null(-1).to_numpy()
+    if pa.types.is_string(column.type):
+        return column
+    return (column.fill_null(-1) if column.null_count else column).to_numpy()  # without a copy of what is mapped
 
 
 class _Local:

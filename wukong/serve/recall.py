@@ -11,16 +11,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wukong.serve.approximate import Candidates
+from wukong.serve.approximate import MOST_CANDIDATES, Candidates
 from wukong.serve.index import Index
 from wukong.serve.search import Side
 from wukong.serve.vectors import Vectors
 
 QUESTIONS = 1_000
 BEST = 10
-_LEAST = 0.99
+_LEAST = 0.985
 """Share of the exact answers that a search must find of one half of the questions."""
 _LEAST_PROBES = 8
+_LEAST_GAIN = 0.001
+"""What more effort must add to the share, to be worth its time."""
 _BLOCK = 65_536
 
 Rows = npt.NDArray[np.int32]
@@ -62,18 +64,31 @@ def answers(vectors: Vectors, queries: Tensor) -> Rows:
     return rows.numpy().astype(np.int32)
 
 
-def probes(vectors: Vectors, candidates: Candidates, queries: Tensor, exact: Rows) -> tuple[int, float]:
-    """Find how many lists a search must look through.
+def calibrate(vectors: Vectors, candidates: Candidates, queries: Tensor, exact: Rows) -> float:
+    """Set how many lists a search looks through, and how many candidates it ranks, by one half of some questions.
+
+    Half as many lists more and twice as many candidates are tried, and what finds more is taken, until enough is found
+    or neither finds more.
 
     Returns:
-        The number, by one half of the questions, and the share of the answers that it finds of the other half.
+        The share of the answers that a search finds of the other half.
     """
     half = len(queries) // 2
-    candidates.probes = min(_LEAST_PROBES, candidates.lists)
     side = Side(vectors, candidates)
-    while candidates.probes < candidates.lists and _share(side, queries[:half], exact[:half]) < _LEAST:
-        candidates.probes = min(2 * candidates.probes, candidates.lists)
-    return candidates.probes, _share(side, queries[half:], exact[half:])
+
+    def share(probes: int, count: int) -> float:
+        candidates.probes, candidates.count = min(probes, candidates.lists), min(count, MOST_CANDIDATES)
+        return _share(side, queries[:half], exact[:half])
+
+    effort, found = (_LEAST_PROBES, candidates.count), share(_LEAST_PROBES, candidates.count)
+    while found < _LEAST:
+        tried = {more: share(*more) for more in ((3 * effort[0] // 2, effort[1]), (effort[0], 2 * effort[1]))}
+        best = max(tried, key=tried.__getitem__)
+        if tried[best] - found < _LEAST_GAIN:
+            break
+        effort, found = best, tried[best]
+    share(*effort)
+    return _share(side, queries[half:], exact[half:])
 
 
 def _share(side: Side, queries: Tensor, exact: Rows) -> float:

@@ -27,9 +27,9 @@ from wukong.serve.vectors import Vectors
 
 FIRST_PASS = 200
 DIGITS = 4
-_CANDIDATES = 400
 _RANKS = 100
-"""Of a search among candidates so many are ranked for people, whose pages show parts of one ranking."""
+"""Of a search among candidates so many are ranked for people, whose pages show parts of one ranking: fewer than there
+are candidates."""
 _FEW = 50_000
 """Up to so many pictures that a filter leaves are all compared."""
 _BLOCK_SCORES = 2**24
@@ -97,7 +97,7 @@ class Side:
             if self._whole is not None:
                 return _best(queries, self._whole if rows is None else self._whole[rows], count, rows)
             return _best(queries, self.read(rows), count, rows) if rows is not None else []
-        found = self._candidates.search(queries, max(_CANDIDATES, 2 * count), allowed)
+        found = self._candidates.search(queries, allowed)
         return [_ranked(self.read(rows) @ query, rows, count) for query, rows in zip(queries, found, strict=True)]
 
     def _scaled(self, vectors: Tensor) -> Tensor:
@@ -128,16 +128,13 @@ class Searcher:
 
     @property
     def depth(self) -> int | None:
-        """How many of the nearest pictures a ranking has that is the same whichever part of it is shown; None for all.
-
-        Where candidates are ranked, it depends on how many are asked for: ask for so many.
-        """
+        """How many of the nearest pictures are ranked alike, however many of them are asked for; None for all."""
         if self.index.picture_tokens is not None:
             return FIRST_PASS
         return None if self.index.picture_candidates is None else _RANKS
 
     def looked_at(self, pictures: int, *, filtered: bool) -> int:
-        """How many pictures get their exact scores, if ``depth`` are asked for.
+        """How many pictures get their exact scores, if at most ``depth`` are asked for.
 
         Args:
             pictures: how many may be found.
@@ -145,8 +142,10 @@ class Searcher:
         """
         if self.index.picture_tokens is not None:
             return min(pictures, FIRST_PASS)
-        exact = self.index.picture_candidates is None or (filtered and pictures <= _FEW)
-        return pictures if exact else min(pictures, 2 * _RANKS)
+        candidates = self.index.picture_candidates
+        if candidates is None or (filtered and pictures <= _FEW):
+            return pictures
+        return min(pictures, candidates.count)
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Encode texts in the form in which they are searched; those that are too long for the model are cut."""
@@ -284,5 +283,6 @@ def _best(queries: Tensor, vectors: Tensor, count: int, rows: Tensor | None = No
 
 def _ranked(scores: Tensor, rows: Tensor, count: int) -> list[Hit]:
     """Rank rows by their scores, the best first; equal scores, rounded, are in the order of rows."""
-    each = sorted((-round(score, DIGITS), row) for score, row in zip(scores.tolist(), rows.tolist(), strict=True))
-    return [Hit(row, -score) for score, row in each[:count]]
+    rounded = scores.double().round(decimals=DIGITS).numpy()
+    best = np.lexsort((rows.numpy(), -rounded))[:count]
+    return [Hit(row, score) for row, score in zip(rows[best].tolist(), rounded[best].tolist(), strict=True)]

@@ -30,7 +30,7 @@ _FREQUENT = 1_000
 """Captions among which examples of queries are looked for."""
 _SHORT = range(2, 13)
 """Characters of such a caption."""
-_MEASURED_AT_ONCE, _MEASURED_EVERY = 20, 1.0
+_MEASURED_AT_ONCE, _MEASURED_EVERY = 10, 2.0
 """So many of the kept questions are asked at a time, and so many seconds lie between them."""
 _MOST_FOLDED = 10_000
 """How many of the nearest pictures are looked at for different ones, where near-duplicates are folded."""
@@ -265,7 +265,7 @@ class LocalShard:
             elif filters.fold:
                 found |= {number: self._folded(asked[number], allowed, matching) for number in numbers}
             else:
-                count = self._searcher.depth or max(asked[number].count for number in numbers)
+                count = max(asked[number].count for number in numbers)
                 texts = _together([asked[number].text for number in numbers])
                 results = self._searcher.pictures_of(texts, count, allowed)
                 for number, result in zip(numbers, results, strict=True):

@@ -84,11 +84,9 @@ class Service(Embedder):
         self._encode = Batcher(self._encoded_texts, self._texts, BATCH, limits.waiting)
         within = None if shards is None else seconds
         self._local: list[LocalShard] = []
-        self._searches = self._texts
+        self._searches = ThreadPoolExecutor(2 * torch.get_num_threads(), "shards")
         if shards is None:
             searchers = [Searcher(index.open_index(found, model, n), model) for n in range(index.shards(found))]
-            if len(searchers) > 1:  # several are searched side by side, as the threads of one are
-                self._searches = ThreadPoolExecutor(min(len(searchers), 2 * torch.get_num_threads()), "shards")
             self._local = [LocalShard(each, self._searches, self._pictures, limits.waiting) for each in searchers]
             shards = self._local
         self.router = Router(shards, within)

@@ -40,7 +40,9 @@ COLLECTED = pa.schema([("caption", pa.string()), ("form", pa.string()), ("shard"
 
 _COLLECTED = "captions"
 _PICTURES_OF = "_captions/pictures.parquet"
-_CAPTION_PROBES = 64
+_LEAST_EFFORT = {"probes": 64, "candidates": approximate.LEAST_CANDIDATES}
+"""Of a search among many captions of few pictures, whose exact answers are not computed."""
+_TEXTS = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +122,17 @@ def _captions(column: pa.ChunkedArray) -> tuple[pl.DataFrame, pl.DataFrame]:
     """
     shown = pl.DataFrame({"picture": pl.Series(range(len(column)), dtype=pl.UInt32), "caption": pl.Series(column)})
     shown = shown.explode("caption").drop_nulls("caption")
-    forms = pl.Series("form", search_forms(shown["caption"].to_list()), pl.String)
-    shown = shown.with_columns(forms).filter(pl.col("form") != "")
+    forms = [pl.Series(search_forms(each.to_list()), dtype=pl.String) for each in _slices(shown["caption"])]
+    shown = shown.with_columns(form=pl.concat(forms)).filter(pl.col("form") != "")
     distinct = shown.unique("form", keep="first", maintain_order=True).select("caption", "form")
     rows = distinct.select("form").with_row_index("caption")
     named = shown.select("picture", "form").join(rows, on="form", maintain_order="left").select("picture", "caption")
     return named.unique(maintain_order=True), distinct
+
+
+def _slices(column: pl.Series) -> Iterator[pl.Series]:
+    """Parts of a column, at least one: all of its texts at once, as Python has them, take many GB."""
+    return (column.slice(start, _TEXTS) for start in range(0, max(1, len(column)), _TEXTS))
 
 
 def _lists(column: pl.Series) -> pa.Array:
@@ -188,7 +195,8 @@ def finish(made: Made) -> Manifest:
             metrics |= asked
         if counts["captions"] >= EXACT_BELOW:
             parts.append(_index(stage, "captions", vectors["captions"], None))
-            metrics["probes/captions"] = metrics.get("probes/pictures", _CAPTION_PROBES)
+            for what, least in _LEAST_EFFORT.items():
+                metrics[f"{what}/captions"] = metrics.get(f"{what}/pictures", least)
     storage.write_json(stage.path(PIECES), made.tars)
     parts.append(stage.describe(PIECES))
     finished = stage.commit(parts, counts=counts, metrics=metrics)
@@ -203,18 +211,20 @@ def _index(stage: Stage, kind: str, vectors: Vectors, before: Before | None) -> 
 
 
 def _ask(stage: Stage, vectors: Mapping[str, Vectors], scratch: Path) -> tuple[dict[str, float], Part]:
-    """Find the exact answers to questions, and by them how many lists a search must look through."""
+    """Find the exact answers to questions, and by them how much a search must look through."""
     asked = recall.questions(len(vectors["captions"]))
     queries = vectors["captions"][torch.from_numpy(asked.astype(np.int64))]
     exact = recall.answers(vectors["pictures"], queries)
     candidates = Candidates(_local(stage.path("pictures.faiss"), scratch), len(vectors["pictures"]))
-    probes, share = recall.probes(vectors["pictures"], candidates, queries, exact)
+    share = recall.calibrate(vectors["pictures"], candidates, queries, exact)
     log.info(
-        "%s: %d lists are looked through, which finds %.2f %% of the exact answers", stage.uri, probes, 100 * share
+        "%s: %d lists are looked through for %d candidates, which finds %.2f %% of the exact answers",
+        *(stage.uri, candidates.probes, candidates.count, 100 * share),
     )
     answers = pa.FixedSizeListArray.from_arrays(pa.array(exact.ravel()), recall.BEST)
     part = _write_arrow(stage, RECALL, pa.table({"caption": pa.array(asked), "pictures": answers}))
-    return {"probes/pictures": probes, "recall": round(share, 4)}, part
+    effort = {"probes/pictures": candidates.probes, "candidates/pictures": candidates.count}
+    return {**effort, "recall": round(share, 4)}, part
 
 
 def _join(stage: Stage, path: str, blocks: Iterable[str], rows: int) -> Part:
@@ -226,11 +236,8 @@ def _join(stage: Stage, path: str, blocks: Iterable[str], rows: int) -> Part:
 
 def _write_arrow(stage: Stage, path: str, table: pa.Table) -> Part:
     """Write a table in one batch, so that its numbers can be read where they are mapped."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
+    with stage.output(path) as output, pa.ipc.new_file(pa.PythonFile(output, mode="w"), table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    with stage.output(path) as output:
-        output.write(sink.getvalue())
     return output.part(len(table))
 
 

@@ -1,6 +1,12 @@
-"""Vectors of an index in a file, float16 [items, d] without a header; only what is read of them comes into memory."""
+"""Vectors of an index in a file, float16 [items, d] without a header; only what is read of them comes into memory.
 
-import mmap
+Rows are read one by one and the file is not mapped. With each page of a mapping Linux maps the 64 KiB around it, and
+memory grows to the whole file. To read 800 rows far apart of 10 million took 1.6 ms this way, and 6 ms of a mapping,
+with 3 ms more to give its pages back.
+"""
+
+import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +17,12 @@ from torch import Tensor
 from wukong.errors import DataError
 
 _AT_ONCE = 65_536
-_RESIDENT = 131_072
-"""Rows after whose reading a process gives their pages back, at most 512 MiB; the system keeps them in its cache."""
+
+Halves = npt.NDArray[np.float16]
 
 
 class Vectors:
-    """Vectors in a file, which is mapped. What is read of them is float32.
+    """Vectors in a file. What is read of them is float32.
 
     Args:
         file: the file.
@@ -32,40 +38,37 @@ class Vectors:
         size, wanted = file.stat().st_size, 2 * items * width
         if size != wanted:
             raise DataError(f"{file} has {size} bytes and not {wanted}: delete the index, it is made anew")
-        self._file = file
-        self._mapped: mmap.mmap | None = None
-        self._halves: npt.NDArray[np.float16] = np.empty(self.shape, np.float16)
-        self._read = 0
-        if items:
-            with file.open("rb") as stream:
-                self._mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            # Candidates lie far apart: what is beside one would be read for nothing, and would fill the memory.
-            self._mapped.madvise(mmap.MADV_RANDOM)
-            self._halves = np.frombuffer(self._mapped, np.float16).reshape(self.shape)
+        self._name = str(file)
+        self._file = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Read some vectors, float32 [rows, d]."""
-        wanted = rows.numpy() if isinstance(rows, Tensor) else rows
-        found = torch.from_numpy(self._halves[wanted].astype(np.float32))
-        self._read += len(found)
-        if self._read > _RESIDENT and self._mapped is not None:
-            self._read = 0
-            self._mapped.madvise(mmap.MADV_DONTNEED)
-        return found
+        return torch.from_numpy(self._part(rows) if isinstance(rows, slice) else self.halves(rows.numpy())).float()
 
-    def halves(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+    def halves(self, rows: npt.NDArray[np.int64]) -> Halves:
         """Read some vectors as they are stored, float16 [rows, d]."""
-        return self._halves[rows]
+        size = 2 * self.shape[1]
+        block = bytearray().join(os.pread(self._file, size, start) for start in (rows * size).tolist())
+        return self._shaped(block, len(rows) * size)
 
     def read(self) -> Tensor:
         """Read all of them into memory, in one stream."""
         whole = torch.empty(self.shape)
-        with self._file.open("rb") as stream:
-            for start in range(0, len(self), _AT_ONCE):
-                count = min(_AT_ONCE, len(self) - start)
-                block = np.fromfile(stream, np.float16, count * self.shape[1]).reshape(count, -1)
-                whole[start : start + count] = torch.from_numpy(block)
+        for start in range(0, len(self), _AT_ONCE):
+            whole[start : start + _AT_ONCE] = self[start : start + _AT_ONCE]
         return whole
+
+    def _part(self, rows: slice) -> Halves:
+        start, stop, _ = rows.indices(len(self))
+        size = 2 * self.shape[1]
+        block = bytearray(max(0, stop - start) * size)
+        return self._shaped(block, os.preadv(self._file, [block], start * size))
+
+    def _shaped(self, block: bytearray, size: int) -> Halves:
+        if size != len(block) or size % (2 * self.shape[1]):
+            raise DataError(f"{self._name} is cut short: delete the index, it is made anew")
+        return np.frombuffer(block, np.float16).reshape(-1, self.shape[1])

@@ -254,6 +254,9 @@ class Output:
         relative: its path below the stage's prefix.
     """
 
+    closed = False
+    """Asked for by Arrow, which writes to it as to a file."""
+
     def __init__(self, stream: IO[bytes], relative: str) -> None:
         self._stream, self._relative = stream, relative
         self._sha, self._size = hashlib.sha256(), 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 pytest.importorskip("faiss")
 
-from wukong.serve import approximate
+from wukong.serve import approximate, recall
 from wukong.serve.approximate import Before, Candidates
 from wukong.serve.vectors import Vectors
 
@@ -45,9 +45,9 @@ def test_the_best_are_among_the_candidates(tmp_path: Path, width: int, codes: in
     file = tmp_path / "pictures.faiss"
     file.write_bytes(content)
     candidates = Candidates(file, VECTORS)
-    candidates.probes = candidates.lists // 2
+    candidates.probes, candidates.count = candidates.lists // 2, 20 * BEST
     exact = (queries @ vectors.read().T).topk(BEST).indices.tolist()
-    found = candidates.search(queries, 20 * BEST)
+    found = candidates.search(queries)
     shares = [len(set(best) & set(rows.tolist())) / BEST for best, rows in zip(exact, found, strict=True)]
     assert np.mean(shares) > 0.98
     # Four bits a code and an id of eight bytes; lists are filled up to 32 codes and have a centre.
@@ -65,8 +65,8 @@ def test_an_index_that_grows_keeps_its_clusters(tmp_path: Path) -> None:
     grown.write_bytes(built(stored(tmp_path, everything), Before(before, rows)))
     after = Candidates(grown, VECTORS)
     assert after.lists == before.lists
-    after.probes = after.lists
-    for row, found in zip((0, 999, 1_000, VECTORS - 1), after.search(everything[[0, 999, 1_000, -1]], 5), strict=True):
+    after.probes, after.count = after.lists, 5
+    for row, found in zip((0, 999, 1_000, VECTORS - 1), after.search(everything[[0, 999, 1_000, -1]]), strict=True):
         assert row in found.tolist()
 
 
@@ -76,5 +76,21 @@ def test_what_is_not_allowed_is_not_found(tmp_path: Path) -> None:
     file.write_bytes(built(stored(tmp_path, vectors)))
     allowed = np.zeros(VECTORS, np.bool_)
     allowed[::700] = True
-    (found,) = Candidates(file, VECTORS).search(vectors[:1], 100, allowed)
+    (found,) = Candidates(file, VECTORS).search(vectors[:1], allowed)
     assert found.tolist() == np.flatnonzero(allowed).tolist()
+
+
+def test_a_search_gets_the_lists_and_candidates_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = stored(tmp_path, drawn(32, VECTORS, 1)), drawn(32, QUERIES, 2)
+    file = tmp_path / "pictures.faiss"
+    file.write_bytes(built(vectors))
+    exact = (queries @ vectors.read().T).topk(BEST).indices.numpy()
+
+    candidates = Candidates(file, VECTORS, count=BEST)
+    share = recall.calibrate(vectors, candidates, queries, exact)
+    assert share > 0.97 and candidates.count > BEST, "ten candidates by four bits are not the ten best"
+
+    monkeypatch.setattr(recall, "MOST_CANDIDATES", BEST)
+    candidates = Candidates(file, VECTORS, count=BEST)
+    assert recall.calibrate(vectors, candidates, queries, exact) < 0.97
+    assert candidates.count == BEST and candidates.probes < candidates.lists, "more lists would find no more"

@@ -17,7 +17,7 @@ from wukong.crawl.uploads import Limits, RefusedError
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
 from wukong.publish import superseded
-from wukong.serve import collection, encode, index, search, shard, start
+from wukong.serve import collection, encode, index, recall, search, shard, start
 from wukong.serve.collection import Collection
 from wukong.serve.router import Router
 from wukong.serve.search import Searcher
@@ -143,7 +143,7 @@ def test_pages_among_candidates_are_parts_of_one_ranking(tmp_path: Path, monkeyp
     pytest.importorskip("faiss")
     monkeypatch.setattr(shard, "EXACT_BELOW", 100)
     monkeypatch.setattr(search, "_RANKS", 30)
-    monkeypatch.setattr(search, "_CANDIDATES", 2)
+    monkeypatch.setattr(recall, "MOST_CANDIDATES", 60)
     model = drawn.model("global")
     found = collection.of(drawn.pictures(tmp_path / "filter", 300, 1).uri)
     made = encode.build(found, model, storage.from_path(tmp_path / "indexes"))

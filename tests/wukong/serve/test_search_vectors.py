@@ -1,5 +1,6 @@
-"""Vectors that are mapped: what is read is what was written, and pages are given back."""
+"""Vectors in files: what is read is what was written, and memory does not grow with it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 import torch
 
 from wukong.errors import DataError
-from wukong.serve import vectors
 from wukong.serve.vectors import Vectors
 
 
@@ -32,13 +32,21 @@ def test_rows_and_slices_are_those_of_the_file(tmp_path: Path) -> None:
     assert Vectors(tmp_path / "none", 0, 8).read().shape == (0, 8)
 
 
-def test_pages_of_what_was_read_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16,384 vectors of 4 KiB are 64 MiB: without a limit all of them would be pages of the process."""
+def test_a_file_that_is_cut_short_later_is_named(tmp_path: Path) -> None:
+    (tmp_path / "v").write_bytes(bytes(1_600))
+    stored = Vectors(tmp_path / "v", 100, 8)
+    os.truncate(tmp_path / "v", 800)
+    for rows in (slice(40, 60), torch.tensor([3, 99])):
+        with pytest.raises(DataError, match="v is cut short: delete the index"):
+            stored[rows]
+
+
+def test_what_was_read_is_no_memory_of_the_process(tmp_path: Path) -> None:
+    """16,384 vectors of 4 KiB are 64 MiB: of a mapping all of them would be pages of the process."""
     with (tmp_path / "v").open("wb") as stream:
         stream.truncate(16_384 * 4_096)
-    monkeypatch.setattr(vectors, "_RESIDENT", 1_024)
     stored, before, most = Vectors(tmp_path / "v", 16_384, 2_048), resident(), 0
     for start in range(0, 16_384, 128):
         stored[torch.arange(start, start + 128)]
         most = max(most, resident() - before)
-    assert most < 16_384
+    assert most < 4_096
