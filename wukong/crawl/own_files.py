@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 
 def pictures_of(config: CrawlSettings, named_by: str = "crawl.endpoint") -> Iterator[Picture]:
-    """Iterate over the images of the folder or list at ``config.endpoint``; the order depends only on its files.
+    """Iterate over the images of the folder or list that a config names; the order depends only on its files.
 
     Args:
         config: where they are, and the columns of lists.

@@ -38,7 +38,7 @@ class Vectors:
         size, wanted = file.stat().st_size, 2 * items * width
         if size != wanted:
             raise DataError(f"{file} has {size} bytes and not {wanted}: delete the index, it is made anew")
-        self._name = str(file)
+        self._path = file
         self._file = os.open(file, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
@@ -70,5 +70,5 @@ class Vectors:
 
     def _shaped(self, block: bytearray, size: int) -> Halves:
         if size != len(block) or size % (2 * self.shape[1]):
-            raise DataError(f"{self._name} is cut short: delete the index, it is made anew")
+            raise DataError(f"{self._path} is cut short: delete the index, it is made anew")
         return np.frombuffer(block, np.float16).reshape(-1, self.shape[1])
