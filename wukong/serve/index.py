@@ -20,6 +20,7 @@ import bisect
 import json
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -188,6 +189,7 @@ class TokenVectors:
         for file in files:
             descriptor = os.open(file, os.O_RDONLY)
             self._files.append(descriptor)
+            weakref.finalize(self, os.close, descriptor)
             # The format of safetensors: the header's length in 8 bytes, the header in JSON, the data.
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
             tensor = json.loads(os.pread(descriptor, length, 8))["tokens"]
@@ -214,11 +216,6 @@ class TokenVectors:
             if os.preadv(self._files[block], [memoryview(vectors[row]).cast("B")], offset) != each:
                 raise DataError("a file of token vectors is cut short: delete the index, it is made anew")
         return torch.from_numpy(vectors).float()
-
-    def close(self) -> None:
-        """Close the files."""
-        while self._files:
-            os.close(self._files.pop())
 
 
 def shards(found: Manifest) -> int:

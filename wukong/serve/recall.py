@@ -77,17 +77,18 @@ def calibrate(vectors: Vectors, candidates: Candidates, queries: Tensor, exact: 
     side = Side(vectors, candidates)
 
     def share(probes: int, count: int) -> float:
-        candidates.probes, candidates.count = min(probes, candidates.lists), min(count, MOST_CANDIDATES)
+        candidates.probes, candidates.count = probes, count
         return _share(side, queries[:half], exact[:half])
 
-    effort, found = (_LEAST_PROBES, candidates.count), share(_LEAST_PROBES, candidates.count)
+    probes, count = min(_LEAST_PROBES, candidates.lists), min(candidates.count, MOST_CANDIDATES)
+    found = share(probes, count)
     while found < _LEAST:
-        tried = {more: share(*more) for more in ((3 * effort[0] // 2, effort[1]), (effort[0], 2 * effort[1]))}
-        best = max(tried, key=tried.__getitem__)
-        if tried[best] - found < _LEAST_GAIN:
+        more = ((min(3 * probes // 2, candidates.lists), count), (probes, min(2 * count, MOST_CANDIDATES)))
+        most, best = max((share(*each), each) for each in more)
+        if most - found < _LEAST_GAIN:
             break
-        effort, found = best, tried[best]
-    share(*effort)
+        (probes, count), found = best, most
+    candidates.probes, candidates.count = probes, count
     return _share(side, queries[half:], exact[half:])
 
 

@@ -122,17 +122,14 @@ def _captions(column: pa.ChunkedArray) -> tuple[pl.DataFrame, pl.DataFrame]:
     """
     shown = pl.DataFrame({"picture": pl.Series(range(len(column)), dtype=pl.UInt32), "caption": pl.Series(column)})
     shown = shown.explode("caption").drop_nulls("caption")
-    forms = [pl.Series(search_forms(each.to_list()), dtype=pl.String) for each in _slices(shown["caption"])]
+    # Slice by slice: all texts at once, as Python has them, take many GB.
+    slices = (each["caption"].to_list() for each in shown.iter_slices(_TEXTS))
+    forms = [pl.Series(each, dtype=pl.String) for each in ([], *map(search_forms, slices))]
     shown = shown.with_columns(form=pl.concat(forms)).filter(pl.col("form") != "")
     distinct = shown.unique("form", keep="first", maintain_order=True).select("caption", "form")
     rows = distinct.select("form").with_row_index("caption")
     named = shown.select("picture", "form").join(rows, on="form", maintain_order="left").select("picture", "caption")
     return named.unique(maintain_order=True), distinct
-
-
-def _slices(column: pl.Series) -> Iterator[pl.Series]:
-    """Parts of a column, at least one: all of its texts at once, as Python has them, take many GB."""
-    return (column.slice(start, _TEXTS) for start in range(0, max(1, len(column)), _TEXTS))
 
 
 def _lists(column: pl.Series) -> pa.Array:
