@@ -171,12 +171,12 @@ class Guard:
         return match is not None and match["name"] in self._hosts
 
 
-def _filters(asked: Annotated[Filters, Query()]) -> Filters:
+async def _filters(asked: Annotated[Filters, Query()]) -> Filters:
     """Alone in a function, because FastAPI divides a model into parameters only where there are no others."""
     return asked
 
 
-def _refuse_repeated(request: Request) -> None:
+async def _refuse_repeated(request: Request) -> None:
     """FastAPI would take the last one of several."""
     Filters.refuse_repeated(name for name, _ in request.query_params.multi_items())
 

@@ -1,9 +1,11 @@
 """Candidates among many vectors, by FAISS: an inverted file of product codes that a search compares in registers.
 
-Vectors are divided by k-means; a list has those of one cluster. Of a vector's difference to its centre each two numbers
-are the nearest of 16 pairs, four bits (Jégou, Douze and Schmid, 2011; in registers: André, Kermarrec and Le Scouarnec,
-2017). A search looks through the lists of the nearest clusters. What it finds are candidates, whose order the exact
-products decide (``serve.search``).
+Vectors are reduced to the principal components with most of their variance, and divided by k-means; a list has those of
+one cluster. Of a reduced vector's difference to its centre each two numbers are the nearest of 16 pairs, four bits
+(Jégou, Douze and Schmid, 2011; in registers: André, Kermarrec and Le Scouarnec, 2017). A search looks through the lists
+of the nearest clusters. What it finds are candidates. FAISS ranks them by eight bits of each number of the whole vector,
+from a mapped file: that takes less time than Python needs to read as many vectors. The exact products decide the order
+of the best of them (``serve.search``).
 
 An index of vectors that are mostly those of an earlier one takes its clusters and pairs over: nothing is trained.
 """
@@ -24,11 +26,13 @@ from wukong.errors import ConfigError, DataError
 from wukong.serve.vectors import Vectors
 
 LEAST_CANDIDATES, MOST_CANDIDATES = 400, 1_600
-"""Of a query; ``serve.recall`` finds how many there must be."""
+"""Of a query, by four bits; ``serve.recall`` finds how many there must be."""
 _SAMPLED = 40
 """Vectors for each cluster of which its centre is computed."""
 _LISTS = 4_096
 """Most lists of an index."""
+_VARIANCE = 0.9
+"""Share of the vectors' variance that the components hold of which there are codes."""
 _BLOCK = 65_536
 _FEW = 8
 """The centre of a cluster with fewer vectors says much of each."""
@@ -67,41 +71,61 @@ def build(vectors: Vectors, write: Callable[[bytes], None], before: Before | Non
     """
     faiss = _faiss()
     if before is not None and len(vectors) <= _GROWTH * len(before.candidates):
-        index, of_row = before.candidates.emptied()
-        _forget(index, vectors, of_row[before.rows])
+        coarse, of_row = before.candidates.emptied()
+        _forget(faiss, coarse, vectors, of_row[before.rows])
     else:
-        index = _trained(faiss, vectors, seed)
+        coarse = _trained(faiss, vectors, seed)
+    fine = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    fine.train(_sample(vectors, seed))
+    index = faiss.IndexRefine(coarse, fine)
     for start in range(0, len(vectors), _BLOCK):
         index.add(vectors[start : start + _BLOCK].numpy())
     faiss.write_index(index, faiss.PyCallbackIOWriter(write))
 
 
 def _trained(faiss: Any, vectors: Vectors, seed: int) -> Any:
-    """Return an empty index whose clusters and pairs are made of a sample of the vectors."""
-    width = vectors.shape[1]
-    lists = 1 << (min(_LISTS, 4 * isqrt(len(vectors))).bit_length() - 1)
-    codes = width if width % 2 else width // 2
-    index = faiss.index_factory(width, f"IVF{lists},PQ{codes}x4fsr", faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = index.pq.cp.seed = 1 + seed
-    index.cp.max_points_per_centroid = _SAMPLED
-    sample = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), _SAMPLED * lists), replace=False)
-    index.train(vectors[torch.from_numpy(np.sort(sample))].numpy())
+    """Return an empty index of four bits whose components, clusters and pairs are made of a sample of the vectors."""
+    width, sample = vectors.shape[1], _sample(vectors, seed)
+    held = np.cumsum(np.linalg.eigvalsh(np.cov(sample.T))[::-1])
+    components = int(np.searchsorted(held, _VARIANCE * held[-1])) + 1
+    components = min(components + components % 2, width - width % 2)
+    description = f"PCAR{components},IVF{_lists(len(vectors))},PQ{components // 2}x4fsr"
+    index = faiss.index_factory(width, description, faiss.METRIC_INNER_PRODUCT)
+    lists = _lists_of(faiss, index)
+    lists.cp.seed = lists.pq.cp.seed = 1 + seed
+    lists.cp.max_points_per_centroid = _SAMPLED
+    index.train(sample)
     return index
 
 
-def _forget(index: Any, vectors: Vectors, lists: Rows) -> None:
+def _lists(vectors: int) -> int:
+    return 1 << (min(_LISTS, 4 * isqrt(vectors)).bit_length() - 1)
+
+
+def _sample(vectors: Vectors, seed: int) -> npt.NDArray[np.float32]:
+    count = min(len(vectors), _SAMPLED * _lists(len(vectors)))
+    rows = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
+    return vectors[torch.from_numpy(np.sort(rows))].numpy()
+
+
+def _forget(faiss: Any, index: Any, vectors: Vectors, of_row: Rows) -> None:
     """Make the centres of small clusters of the vectors that are left: the others may be gone for a reason."""
-    centres = index.quantizer.reconstruct_n(0, index.nlist)
-    for number in np.flatnonzero(np.bincount(lists[lists >= 0], minlength=index.nlist) < _FEW).tolist():
-        left = vectors[torch.from_numpy(np.flatnonzero(lists == number))]
-        centres[number] = left.mean(0).numpy() if len(left) else 0
-    index.quantizer.reset()
-    index.quantizer.add(centres)
+    lists, components = _lists_of(faiss, index), faiss.downcast_VectorTransform(index.chain.at(0))
+    centres = lists.quantizer.reconstruct_n(0, lists.nlist)
+    for number in np.flatnonzero(np.bincount(of_row[of_row >= 0], minlength=lists.nlist) < _FEW).tolist():
+        left = vectors[torch.from_numpy(np.flatnonzero(of_row == number))]
+        centres[number] = components.apply(left.mean(0, keepdim=True).numpy())[0] if len(left) else 0
+    lists.quantizer.reset()
+    lists.quantizer.add(centres)
+
+
+def _lists_of(faiss: Any, index: Any) -> Any:
+    return faiss.downcast_index(faiss.extract_index_ivf(index))
 
 
 def _opened(faiss: Any, file: Path) -> Any:
     try:
-        return faiss.read_index(str(file))
+        return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise DataError(f"{file} is damaged ({error}): delete the index, it is made anew") from error
 
@@ -125,28 +149,32 @@ class Candidates:
         self._index = _opened(self._faiss, file)
         if self._index.ntotal != items:
             raise DataError(f"{file} has {self._index.ntotal} vectors and not {items}: delete the index")
+        self._coarse = self._faiss.downcast_index(self._index.base_index)
+        self._lists = _lists_of(self._faiss, self._coarse)
         self.probes, self.count = probes, count
-        self.lists = int(self._index.nlist)
+        self.lists = int(self._lists.nlist)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     def emptied(self) -> tuple[Any, Rows]:
-        """Return an index of FAISS with these clusters and no vectors, and of each row the cluster, and -1 for -1."""
-        faiss, index = self._faiss, self._index
+        """Return an index of four bits with these clusters and no vectors, and of each row the cluster, and -1 for -1."""
+        faiss, inverted = self._faiss, self._lists.invlists
         clusters = np.full(len(self) + 1, -1, np.int64)
         for number in range(self.lists):
-            if size := index.invlists.list_size(number):
-                clusters[faiss.rev_swig_ptr(index.invlists.get_ids(number), size)] = number
-        empty = faiss.clone_index(index)
+            if size := inverted.list_size(number):
+                clusters[faiss.rev_swig_ptr(inverted.get_ids(number), size)] = number
+        empty = faiss.clone_index(self._coarse)
         empty.reset()
-        return empty, clusters
+        # A clone of what is mapped is mapped too, and its centres cannot be written.
+        return faiss.deserialize_index(faiss.serialize_index(empty)), clusters
 
-    def search(self, queries: Tensor, allowed: npt.NDArray[np.bool_] | None = None) -> list[Tensor]:
-        """Find candidates of each query, in the order of their rows; fewer where fewer are allowed.
+    def search(self, queries: Tensor, best: int, allowed: npt.NDArray[np.bool_] | None = None) -> list[Tensor]:
+        """Find the best candidates of each query, in the order of their rows; fewer where fewer are allowed.
 
         Args:
             queries: float32 [queries, d].
+            best: how many of each, at most ``count``.
             allowed: which vectors may be found, bool [vectors]; None for all.
         """
         faiss, wanted, probes = self._faiss, np.ascontiguousarray(queries.numpy()), self.probes
@@ -159,8 +187,9 @@ class Candidates:
         faiss.omp_set_num_threads(torch.get_num_threads())
         while True:
             chosen = faiss.SearchParametersIVF(nprobe=probes, **limits)
-            found = self._index.search(wanted, count, params=chosen)[1]
+            refined = faiss.IndexRefineSearchParameters(k_factor=1, base_index_params=chosen)
+            found = self._index.search(wanted, count, params=refined)[1]
             # What is allowed may lie in lists that are further.
             if (found >= 0).sum(1).min(initial=count) >= enough or probes >= self.lists:
-                return [torch.from_numpy(np.sort(each[each >= 0])) for each in found]
+                return [torch.from_numpy(np.sort(each[each >= 0])) for each in found[:, :best]]
             probes = min(4 * probes, self.lists)

@@ -11,7 +11,7 @@ makes those that are new. A shard holds, of its pictures and of their distinct c
 - ``pictures.f16``, ``captions.f16``: vectors, float16 [items, d] (``wukong.serve.vectors``); of a token-wise model the
   mean of each item's tokens, for the first pass of a search;
 - ``pictures.arrow``, ``captions.arrow``: what is known of each, a table that is mapped and looked up by row;
-- ``pictures.faiss``, ``captions.faiss``, where there are many: candidates (``wukong.serve.approximate``);
+- ``pictures.codes.faiss``, ``captions.codes.faiss``, where there are many: candidates (``wukong.serve.approximate``);
 - ``tokens/``, ``caption-tokens/``, for a token-wise model: float16 [items, tokens, d] in blocks;
 - ``recall.arrow``, ``pieces.json``: see ``wukong.serve.recall`` and ``wukong.serve.earlier``.
 """
@@ -284,11 +284,11 @@ def open_shard(made: Manifest, uri: str, calibration: dict[str, Any] | None = No
         recall = table_of(local.file(RECALL)) if local.has(RECALL) else None
         candidates = {
             name: Candidates(
-                local.file(f"{name}.faiss"),
+                local.file(f"{name}.codes.faiss"),
                 len(table),
                 *(int(effort[f"{what}/{name}"]) for what in ("probes", "candidates")),
             )
-            if local.has(f"{name}.faiss")
+            if local.has(f"{name}.codes.faiss")
             else None
             for name, table in (("pictures", pictures), ("captions", captions))
         }

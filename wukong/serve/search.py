@@ -1,7 +1,7 @@
 """Search of a shard of an index: every query is compared with every picture or caption, or with candidates among many.
 
-The candidates of an approximate index (``wukong.serve.approximate``) are ranked by their exact scores, as all are where
-there is none. Both are the products of the stored vectors.
+The best candidates of an approximate index (``wukong.serve.approximate``) are ranked by their exact scores, as all are
+where there is none. Both are the products of the stored vectors.
 
 A token-wise model has a vector for each token. A first pass compares the means of the tokens' vectors, whose product is
 the mean of all products of a picture's and a text's tokens. The best ``FIRST_PASS`` of it are ranked by the token-wise
@@ -30,6 +30,8 @@ DIGITS = 4
 _RANKS = 100
 """Of a search among candidates so many are ranked for people, whose pages show parts of one ranking: fewer than there
 are candidates."""
+_SPARE = 125
+"""Candidates that get exact scores for each ``_RANKS`` that are ranked: their order by eight bits is not quite exact."""
 _FEW = 50_000
 """Up to so many pictures that a filter leaves are all compared."""
 _BLOCK_SCORES = 2**24
@@ -97,7 +99,9 @@ class Side:
             if self._whole is not None:
                 return _best(queries, self._whole if rows is None else self._whole[rows], count, rows)
             return _best(queries, self.read(rows), count, rows) if rows is not None else []
-        found = self._candidates.search(queries, allowed)
+        # The candidates' order is that of products; of vectors with another length it is not theirs.
+        best = self._candidates.count if self._unit else _SPARE * max(count, _RANKS) // _RANKS
+        found = self._candidates.search(queries, best, allowed)
         return [_ranked(self.read(rows) @ query, rows, count) for query, rows in zip(queries, found, strict=True)]
 
     def _scaled(self, vectors: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ class Searcher:
         return None if self.index.picture_candidates is None else _RANKS
 
     def looked_at(self, pictures: int, *, filtered: bool) -> int:
-        """How many pictures get their exact scores, if at most ``depth`` are asked for.
+        """How many pictures are compared by more than four bits a number, if at most ``depth`` are asked for.
 
         Args:
             pictures: how many may be found.

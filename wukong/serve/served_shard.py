@@ -30,8 +30,8 @@ _FREQUENT = 1_000
 """Captions among which examples of queries are looked for."""
 _SHORT = range(2, 13)
 """Characters of such a caption."""
-_MEASURED_AT_ONCE, _MEASURED_EVERY = 10, 2.0
-"""So many of the kept questions are asked at a time, and so many seconds lie between them."""
+_MEASURED_EVERY = 0.2
+"""Seconds between two of the kept questions."""
 _MOST_FOLDED = 10_000
 """How many of the nearest pictures are looked at for different ones, where near-duplicates are folded."""
 
@@ -227,10 +227,10 @@ class LocalShard:
         )
 
     async def _measure(self) -> None:
-        """Ask what is kept with the index, a little at a time, so that those who search do not wait for it."""
+        """Ask what is kept with the index, one by one, so that those who search do not wait for it."""
         found = asked = 0.0
-        for start in range(0, len(self.index.questions), _MEASURED_AT_ONCE):
-            some = slice(start, start + _MEASURED_AT_ONCE)
+        for number in range(len(self.index.questions)):
+            some = slice(number, number + 1)
             part = replace(self.index, questions=self.index.questions[some], answers=self.index.answers[some])
             if (measured := await asyncio.to_thread(recall.measure, part)) is None:
                 return

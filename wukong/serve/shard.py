@@ -202,7 +202,7 @@ def finish(made: Made) -> Manifest:
 
 
 def _index(stage: Stage, kind: str, vectors: Vectors, before: Before | None) -> Part:
-    with stage.output(f"{kind}.faiss") as output:
+    with stage.output(f"{kind}.codes.faiss") as output:
         approximate.build(vectors, output.write, before)
     return output.part(len(vectors))
 
@@ -212,7 +212,7 @@ def _ask(stage: Stage, vectors: Mapping[str, Vectors], scratch: Path) -> tuple[d
     asked = recall.questions(len(vectors["captions"]))
     queries = vectors["captions"][torch.from_numpy(asked.astype(np.int64))]
     exact = recall.answers(vectors["pictures"], queries)
-    candidates = Candidates(_local(stage.path("pictures.faiss"), scratch), len(vectors["pictures"]))
+    candidates = Candidates(_local(stage.path("pictures.codes.faiss"), scratch), len(vectors["pictures"]))
     share = recall.calibrate(vectors["pictures"], candidates, queries, exact)
     log.info(
         "%s: %d lists are looked through for %d candidates, which finds %.2f %% of the exact answers",

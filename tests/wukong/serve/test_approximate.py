@@ -47,12 +47,13 @@ def test_the_best_are_among_the_candidates(tmp_path: Path, width: int, codes: in
     candidates = Candidates(file, VECTORS)
     candidates.probes, candidates.count = candidates.lists // 2, 20 * BEST
     exact = (queries @ vectors.read().T).topk(BEST).indices.tolist()
-    found = candidates.search(queries)
+    found = candidates.search(queries, BEST + 5)
+    assert {len(rows) for rows in found} == {BEST + 5}
     shares = [len(set(best) & set(rows.tolist())) / BEST for best, rows in zip(exact, found, strict=True)]
     assert np.mean(shares) > 0.98
-    # Four bits a code and an id of eight bytes; lists are filled up to 32 codes and have a centre.
+    # Four bits a code, an id of eight bytes and eight bits a number; lists are filled up to 32 codes and have a centre.
     filled = candidates.lists * (16 * codes + 4 * width)
-    assert len(content) < VECTORS * (codes / 2 + 8) + filled + 20_000
+    assert len(content) < VECTORS * (codes / 2 + 8 + width) + filled + 20_000
 
 
 def test_an_index_that_grows_keeps_its_clusters(tmp_path: Path) -> None:
@@ -65,9 +66,9 @@ def test_an_index_that_grows_keeps_its_clusters(tmp_path: Path) -> None:
     grown.write_bytes(built(stored(tmp_path, everything), Before(before, rows)))
     after = Candidates(grown, VECTORS)
     assert after.lists == before.lists
-    after.probes, after.count = after.lists, 5
-    for row, found in zip((0, 999, 1_000, VECTORS - 1), after.search(everything[[0, 999, 1_000, -1]]), strict=True):
-        assert row in found.tolist()
+    after.probes, after.count = after.lists, 100
+    for row, found in zip((0, 999, 1_000, VECTORS - 1), after.search(everything[[0, 999, 1_000, -1]], 1), strict=True):
+        assert found.tolist() == [row]
 
 
 def test_what_is_not_allowed_is_not_found(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_what_is_not_allowed_is_not_found(tmp_path: Path) -> None:
     file.write_bytes(built(stored(tmp_path, vectors)))
     allowed = np.zeros(VECTORS, np.bool_)
     allowed[::700] = True
-    (found,) = Candidates(file, VECTORS).search(vectors[:1], allowed)
+    (found,) = Candidates(file, VECTORS).search(vectors[:1], BEST, allowed)
     assert found.tolist() == np.flatnonzero(allowed).tolist()
 
 

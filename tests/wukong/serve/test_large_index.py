@@ -26,7 +26,7 @@ from wukong.serve.search import Searcher
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 
-pytest.importorskip("faiss")
+faiss = pytest.importorskip("faiss")
 Pairs = list[tuple[str, str, bytes, str]]
 EACH = 60
 
@@ -193,6 +193,26 @@ def test_new_pictures_are_added_and_others_are_not_encoded_again(data: Data, see
     assert storage.list_names(f"{data.indexes}/index-shard") == sorted(superseded.listed(grown.uri).keys)
 
 
+def test_vectors_of_an_index_of_another_version_are_kept(
+    data: Data, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "_VERSION", encode._VERSION - 1)
+    made = data.build()
+    for key in superseded.listed(made.uri).keys:
+        old = Path(superseded.shard_uri(made.uri, key).removeprefix("file://"))
+        (old / "pictures.codes.faiss").rename(old / "pictures.faiss")
+        (old / "pictures.faiss").write_bytes(bytes((old / "pictures.faiss").stat().st_size))
+        listed = (old / "manifest.json").read_text()
+        (old / "manifest.json").write_text(listed.replace("pictures.codes.faiss", "pictures.faiss"))
+    monkeypatch.undo()
+    monkeypatch.setattr(shard, "EXACT_BELOW", EACH)
+    monkeypatch.setattr(encode, "SHARD_PICTURES", 2 * EACH)
+    seen.clear()
+    again = data.build()
+    assert again.uri != made.uri and not seen
+    assert found(data, "第7张图片", data.opened(again)) == [exact(data, "第7张图片", each) for each in of_shards(data)]
+
+
 def test_a_build_that_goes_on_takes_what_it_began_with(
     data: Data, seen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,8 +253,8 @@ def nearest_centre(candidates: Candidates | None, vector: np.ndarray) -> float:
     """The cosine of a vector and the centre of a cluster that is nearest to it."""
     assert candidates is not None
     empty, _ = candidates.emptied()
-    centres = empty.quantizer.reconstruct_n(0, candidates.lists)
-    wanted = vector.astype(np.float32)
+    centres = faiss.downcast_index(empty.index).quantizer.reconstruct_n(0, candidates.lists)
+    (wanted,) = faiss.downcast_VectorTransform(empty.chain.at(0)).apply(vector.astype(np.float32)[None])
     lengths = np.maximum(np.linalg.norm(centres, axis=1), 1e-9) * np.linalg.norm(wanted)
     return float((centres @ wanted / lengths).max())
 
@@ -326,9 +346,9 @@ def test_what_cannot_be_opened_is_said(data: Data) -> None:
     with pytest.raises(DataError, match="was made with another model than another: its vectors cannot be compared"):
         index.open_index(made, other)
     lost, damaged = (superseded.shard_uri(made.uri, key) for key in superseded.listed(made.uri).keys)
-    candidates = storage.read_bytes(storage.join(damaged, "pictures.faiss"))
+    candidates = storage.read_bytes(storage.join(damaged, "pictures.codes.faiss"))
     for content in (candidates[:-8], bytes(len(candidates))):
-        storage.write_bytes(storage.join(damaged, "pictures.faiss"), content)
+        storage.write_bytes(storage.join(damaged, "pictures.codes.faiss"), content)
         with pytest.raises(DataError, match=r"shard 2 of 2 of the index at .* is damaged: .*makes this shard anew"):
             index.open_index(made, data.model, 1)
     storage.delete(lost)
