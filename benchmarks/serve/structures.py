@@ -28,6 +28,8 @@ QUERIES = 400
 BEST = 10
 RECALL = 0.98
 CANDIDATES = (100, 400, 1600)
+REFINED = 50
+"""Candidates that are left where FAISS ranks them again."""
 EFFORTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Search = Callable[[Any, int, int], Any]
@@ -58,12 +60,16 @@ def faiss_of(description: str) -> Structure:
 
         faiss.omp_set_num_threads(1)
         mapped = "fs" not in description and "HNSW" not in description
-        index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP if mapped else 0)
+        flags = faiss.IO_FLAG_MMAP_IFC if "Refine" in description else faiss.IO_FLAG_MMAP if mapped else 0
+        index = faiss.read_index(str(folder / "index.faiss"), flags)
         space = faiss.ParameterSpace()
         name = "efSearch" if "HNSW" in description else "nprobe"
 
         def search(query: Any, count: int, effort: int) -> Any:
             space.set_index_parameter(index, name, max(effort, count) if name == "efSearch" else effort)
+            if "Refine" in description:
+                space.set_index_parameter(index, "k_factor_rf", count / REFINED)
+                return index.search(query[None], REFINED)[1][0]
             return index.search(query[None], count)[1][0]
 
         return search
@@ -133,6 +139,7 @@ STRUCTURES = {
     "faiss IVF4096,PQ64": faiss_of("IVF4096,PQ64"),
     "faiss OPQ64_128,IVF4096,PQ64x4fsr": faiss_of("OPQ64_128,IVF4096,PQ64x4fsr"),
     "faiss IVF4096,PQ128x4fsr": faiss_of("IVF4096,PQ128x4fsr"),
+    "faiss PCAR160,IVF2048,PQ80x4fsr,Refine(SQ8)": faiss_of("PCAR160,IVF2048,PQ80x4fsr,Refine(SQ8)"),
     "faiss IVF4096,RaBitQ": faiss_of("IVF4096,RaBitQ"),
     "faiss IVF4096,RaBitQfs": faiss_of("IVF4096,RaBitQfs"),
     "faiss IVF4096,RaBitQfs4": faiss_of("IVF4096,RaBitQfs4"),

@@ -33,6 +33,8 @@ _LISTS = 4_096
 """Most lists of an index."""
 _VARIANCE = 0.9
 """Share of the vectors' variance that the components hold of which there are codes."""
+_CERTAIN = 8
+"""Two products whose order eight bits may change differ by fewer standard deviations of the error of one."""
 _BLOCK = 65_536
 _FEW = 8
 """The centre of a cluster with fewer vectors says much of each."""
@@ -151,6 +153,8 @@ class Candidates:
             raise DataError(f"{file} has {self._index.ntotal} vectors and not {items}: delete the index")
         self._coarse = self._faiss.downcast_index(self._index.base_index)
         self._lists = _lists_of(self._faiss, self._coarse)
+        fine = self._faiss.downcast_index(self._index.refine_index)
+        self._ranges = self._faiss.vector_to_array(fine.sq.trained)[fine.d :]
         self.probes, self.count = probes, count
         self.lists = int(self._lists.nlist)
 
@@ -170,11 +174,11 @@ class Candidates:
         return faiss.deserialize_index(faiss.serialize_index(empty)), clusters
 
     def search(self, queries: Tensor, best: int, allowed: npt.NDArray[np.bool_] | None = None) -> list[Tensor]:
-        """Find the best candidates of each query, in the order of their rows; fewer where fewer are allowed.
+        """Find candidates of each query, in the order of their rows; fewer where fewer are allowed.
 
         Args:
             queries: float32 [queries, d].
-            best: how many of each, at most ``count``.
+            best: how many of all candidates, those with the largest products, are surely among them; at most ``count``.
             allowed: which vectors may be found, bool [vectors]; None for all.
         """
         faiss, wanted, probes = self._faiss, np.ascontiguousarray(queries.numpy()), self.probes
@@ -188,8 +192,19 @@ class Candidates:
         while True:
             chosen = faiss.SearchParametersIVF(nprobe=probes, **limits)
             refined = faiss.IndexRefineSearchParameters(k_factor=1, base_index_params=chosen)
-            found = self._index.search(wanted, count, params=refined)[1]
+            scores, found = self._index.search(wanted, count, params=refined)
             # What is allowed may lie in lists that are further.
             if (found >= 0).sum(1).min(initial=count) >= enough or probes >= self.lists:
-                return [torch.from_numpy(np.sort(each[each >= 0])) for each in found[:, :best]]
+                least = scores[:, min(best, count) - 1] - _CERTAIN * self._rounding(wanted)
+                near = (found >= 0) & (scores >= least[:, None])
+                return [torch.from_numpy(np.sort(each[kept])) for each, kept in zip(found, near, strict=True)]
             probes = min(4 * probes, self.lists)
+
+    def _rounding(self, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Compute the standard deviation of the error that eight bits make in the products of each query, [queries].
+
+        The error of a number is spread evenly over a step, of which there are 255 between the least and the largest.
+        """
+        steps = self._ranges / 255
+        deviation: npt.NDArray[np.float32] = np.sqrt((queries**2) @ (steps**2) / 12)
+        return deviation

@@ -4,6 +4,7 @@ The questions are captions of the shard; the answers are the ten pictures whose 
 the caption's. Of a token-wise model both are means, so what is measured is the first pass of its search.
 """
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def calibrate(vectors: Vectors, candidates: Candidates, queries: Tensor, exact: 
     """Set how many lists a search looks through, and how many candidates it ranks, by one half of some questions.
 
     Half as many lists more and twice as many candidates are tried, and what finds more is taken, until enough is found
-    or neither finds more.
+    or neither finds more. Of the last lists only those stay without which too little would be found.
 
     Returns:
         The share of the answers that a search finds of the other half.
@@ -82,12 +83,14 @@ def calibrate(vectors: Vectors, candidates: Candidates, queries: Tensor, exact: 
 
     probes, count = min(_LEAST_PROBES, candidates.lists), min(candidates.count, MOST_CANDIDATES)
     found = share(probes, count)
+    before = probes
     while found < _LEAST:
         more = ((min(3 * probes // 2, candidates.lists), count), (probes, min(2 * count, MOST_CANDIDATES)))
         most, best = max((share(*each), each) for each in more)
         if most - found < _LEAST_GAIN:
             break
-        (probes, count), found = best, most
+        before, (probes, count), found = probes, best, most
+    probes = before + bisect.bisect_left(range(before, probes), _LEAST, key=lambda lists: share(lists, count))
     candidates.probes, candidates.count = probes, count
     return _share(side, queries[half:], exact[half:])
 

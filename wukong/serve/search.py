@@ -30,8 +30,6 @@ DIGITS = 4
 _RANKS = 100
 """Of a search among candidates so many are ranked for people, whose pages show parts of one ranking: fewer than there
 are candidates."""
-_SPARE = 125
-"""Candidates that get exact scores for each ``_RANKS`` that are ranked: their order by eight bits is not quite exact."""
 _FEW = 50_000
 """Up to so many pictures that a filter leaves are all compared."""
 _BLOCK_SCORES = 2**24
@@ -100,7 +98,7 @@ class Side:
                 return _best(queries, self._whole if rows is None else self._whole[rows], count, rows)
             return _best(queries, self.read(rows), count, rows) if rows is not None else []
         # The candidates' order is that of products; of vectors with another length it is not theirs.
-        best = self._candidates.count if self._unit else _SPARE * max(count, _RANKS) // _RANKS
+        best = self._candidates.count if self._unit else count
         found = self._candidates.search(queries, best, allowed)
         return [_ranked(self.read(rows) @ query, rows, count) for query, rows in zip(queries, found, strict=True)]
 
