@@ -2,7 +2,7 @@
 
     python benchmarks/serve/search.py --work FOLDER [--pictures 10000000] [--model URI --data URI] [--peer]
 
-``--work`` names a folder with room for 1,600 bytes a picture while the index is made, and 1,000 afterwards; what is
+``--work`` names a folder with room for 2,000 bytes a picture while the index is made, and 1,300 afterwards; what is
 complete there is used again, so a run that was ended goes on. Vectors and queries are those of ``made_up.py``, of the
 model (by default the champion, which ``make run`` leaves) and of what it has seen. The server is ``wukong serve`` on
 two cores, which its clients use too; each query is a text. One half of the texts are the captions of the index, by

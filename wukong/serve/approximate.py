@@ -3,9 +3,9 @@
 Vectors are reduced to the principal components with most of their variance, and divided by k-means; a list has those of
 one cluster. Of a reduced vector's difference to its centre each two numbers are the nearest of 16 pairs, four bits
 (Jégou, Douze and Schmid, 2011; in registers: André, Kermarrec and Le Scouarnec, 2017). A search looks through the lists
-of the nearest clusters. What it finds are candidates. FAISS ranks them by eight bits of each number of the whole vector,
-from a mapped file: that takes less time than Python needs to read as many vectors. The exact products decide the order
-of the best of them (``serve.search``).
+of the nearest clusters. What it finds are candidates. FAISS ranks them by eight bits of each number of the whole
+vector, from a mapped file: that takes less time than Python needs to read as many vectors. The exact products decide
+the order of the best of them (``serve.search``).
 
 An index of vectors that are mostly those of an earlier one takes its clusters and pairs over: nothing is trained.
 """
@@ -162,7 +162,7 @@ class Candidates:
         return int(self._index.ntotal)
 
     def emptied(self) -> tuple[Any, Rows]:
-        """Return an index of four bits with these clusters and no vectors, and of each row the cluster, and -1 for -1."""
+        """Return an index of four bits that has these clusters and no vectors, and each row's cluster, -1 for -1."""
         faiss, inverted = self._faiss, self._lists.invlists
         clusters = np.full(len(self) + 1, -1, np.int64)
         for number in range(self.lists):

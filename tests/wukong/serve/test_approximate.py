@@ -47,10 +47,14 @@ def test_the_best_are_among_the_candidates(tmp_path: Path, width: int, codes: in
     candidates = Candidates(file, VECTORS)
     candidates.probes, candidates.count = candidates.lists // 2, 20 * BEST
     exact = (queries @ vectors.read().T).topk(BEST).indices.tolist()
-    found = candidates.search(queries, BEST + 5)
-    assert {len(rows) for rows in found} == {BEST + 5}
+    found = candidates.search(queries, BEST)
     shares = [len(set(best) & set(rows.tolist())) / BEST for best, rows in zip(exact, found, strict=True)]
     assert np.mean(shares) > 0.98
+    everything = candidates.search(queries, candidates.count)
+    for query, some, rows in zip(queries, found, everything, strict=True):
+        assert len(rows) == candidates.count and BEST <= len(some) < candidates.count / 2
+        best = rows[(vectors[rows] @ query).topk(BEST).indices]
+        assert set(best.tolist()) <= set(some.tolist()), "eight bits take none of the best candidates away"
     # Four bits a code, an id of eight bytes and eight bits a number; lists are filled up to 32 codes and have a centre.
     filled = candidates.lists * (16 * codes + 4 * width)
     assert len(content) < VECTORS * (codes / 2 + 8 + width) + filled + 20_000
