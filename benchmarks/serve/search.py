@@ -214,7 +214,7 @@ def environment(folder: Path) -> Path:
     if not (folder / "complete").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         (site,) = folder.glob("lib/python*/site-packages")
-        (site / "shared.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
+        (site / "shared.pth").write_text(f"{Path(np.__file__).resolve().parents[1]}\n")
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
         (folder / "complete").touch()
     return python
