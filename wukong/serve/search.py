@@ -97,7 +97,7 @@ class Side:
             if self._whole is not None:
                 return _best(queries, self._whole if rows is None else self._whole[rows], count, rows)
             return _best(queries, self.read(rows), count, rows) if rows is not None else []
-        # The candidates' order is that of products; of vectors with another length it is not theirs.
+        # FAISS ranks candidates by the products of the stored vectors, and not of those brought to length 1.
         best = self._candidates.count if self._unit else count
         found = self._candidates.search(queries, best, allowed)
         return [_ranked(self.read(rows) @ query, rows, count) for query, rows in zip(queries, found, strict=True)]

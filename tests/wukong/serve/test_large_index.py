@@ -196,17 +196,16 @@ def test_new_pictures_are_added_and_others_are_not_encoded_again(data: Data, see
 def test_vectors_of_an_index_of_another_version_are_kept(
     data: Data, seen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "_VERSION", encode._VERSION - 1)
-    made = data.build()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(encode, "_VERSION", encode._VERSION - 1)
+        made = data.build()
     for key in superseded.listed(made.uri).keys:
         old = Path(superseded.shard_uri(made.uri, key).removeprefix("file://"))
         (old / "pictures.codes.faiss").rename(old / "pictures.faiss")
         (old / "pictures.faiss").write_bytes(bytes((old / "pictures.faiss").stat().st_size))
         listed = (old / "manifest.json").read_text()
         (old / "manifest.json").write_text(listed.replace("pictures.codes.faiss", "pictures.faiss"))
-    monkeypatch.undo()
-    monkeypatch.setattr(shard, "EXACT_BELOW", EACH)
-    monkeypatch.setattr(encode, "SHARD_PICTURES", 2 * EACH)
+    assert seen.count("picture") == 4 * EACH
     seen.clear()
     again = data.build()
     assert again.uri != made.uri and not seen
