@@ -77,7 +77,7 @@ NOT_EXECUTED = {
         "docs/paper.md",
         "wukong submit training --config configs/paper/vit-b-32.yaml",
     ): "needs Kubeflow Pipelines; tests/wukong/commands/test_paper_command.py has runs",
-    ("docs/paper.md", "make paper-small"): "takes minutes; tests/end_to_end/test_small_papers.py runs three of them",
+    ("docs/paper.md", "make paper-small"): "takes minutes; tests/end_to_end/test_small_papers.py runs two of them",
     (
         "docs/paper.md",
         "wukong submit training --config configs/paper/finetune-coco-cn.yaml",
