@@ -71,43 +71,35 @@ def build(vectors: Vectors, write: Callable[[bytes], None], before: Before | Non
     Raises:
         ConfigError: FAISS is not installed.
     """
-    faiss = _faiss()
+    faiss, lists = _faiss(), 1 << (min(_LISTS, 4 * isqrt(len(vectors))).bit_length() - 1)
+    rows = np.random.default_rng(seed).choice(len(vectors), min(len(vectors), _SAMPLED * lists), replace=False)
+    sample = vectors[torch.from_numpy(np.sort(rows))].numpy()
     if before is not None and len(vectors) <= _GROWTH * len(before.candidates):
         coarse, of_row = before.candidates.emptied()
         _forget(faiss, coarse, vectors, of_row[before.rows])
     else:
-        coarse = _trained(faiss, vectors, seed)
+        coarse = _trained(faiss, sample, lists, seed)
     fine = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
-    fine.train(_sample(vectors, seed))
+    fine.train(sample)
     index = faiss.IndexRefine(coarse, fine)
     for start in range(0, len(vectors), _BLOCK):
         index.add(vectors[start : start + _BLOCK].numpy())
     faiss.write_index(index, faiss.PyCallbackIOWriter(write))
 
 
-def _trained(faiss: Any, vectors: Vectors, seed: int) -> Any:
+def _trained(faiss: Any, sample: npt.NDArray[np.float32], clusters: int, seed: int) -> Any:
     """Return an empty index of four bits whose components, clusters and pairs are made of a sample of the vectors."""
-    width, sample = vectors.shape[1], _sample(vectors, seed)
+    width = sample.shape[1]
     held = np.cumsum(np.linalg.eigvalsh(np.cov(sample.T))[::-1])
     components = int(np.searchsorted(held, _VARIANCE * held[-1])) + 1
     components = min(components + components % 2, width - width % 2)
-    description = f"PCAR{components},IVF{_lists(len(vectors))},PQ{components // 2}x4fsr"
+    description = f"PCAR{components},IVF{clusters},PQ{components // 2}x4fsr"
     index = faiss.index_factory(width, description, faiss.METRIC_INNER_PRODUCT)
     lists = _lists_of(faiss, index)
     lists.cp.seed = lists.pq.cp.seed = 1 + seed
     lists.cp.max_points_per_centroid = _SAMPLED
     index.train(sample)
     return index
-
-
-def _lists(vectors: int) -> int:
-    return 1 << (min(_LISTS, 4 * isqrt(vectors)).bit_length() - 1)
-
-
-def _sample(vectors: Vectors, seed: int) -> npt.NDArray[np.float32]:
-    count = min(len(vectors), _SAMPLED * _lists(len(vectors)))
-    rows = np.random.default_rng(seed).choice(len(vectors), count, replace=False)
-    return vectors[torch.from_numpy(np.sort(rows))].numpy()
 
 
 def _forget(faiss: Any, index: Any, vectors: Vectors, of_row: Rows) -> None:
@@ -154,7 +146,8 @@ class Candidates:
         self._coarse = self._faiss.downcast_index(self._index.base_index)
         self._lists = _lists_of(self._faiss, self._coarse)
         fine = self._faiss.downcast_index(self._index.refine_index)
-        self._ranges = self._faiss.vector_to_array(fine.sq.trained)[fine.d :]
+        # A number's error is spread evenly over a step, of which there are 255 between the least and the largest.
+        self._error_variance = (self._faiss.vector_to_array(fine.sq.trained)[fine.d :] / 255) ** 2 / 12
         self.probes, self.count = probes, count
         self.lists = int(self._lists.nlist)
 
@@ -195,16 +188,8 @@ class Candidates:
             scores, found = self._index.search(wanted, count, params=refined)
             # What is allowed may lie in lists that are further.
             if (found >= 0).sum(1).min(initial=count) >= enough or probes >= self.lists:
-                least = scores[:, min(best, count) - 1] - _CERTAIN * self._rounding(wanted)
+                error = np.sqrt(wanted**2 @ self._error_variance)
+                least = scores[:, min(best, count) - 1] - _CERTAIN * error
                 near = (found >= 0) & (scores >= least[:, None])
                 return [torch.from_numpy(np.sort(each[kept])) for each, kept in zip(found, near, strict=True)]
             probes = min(4 * probes, self.lists)
-
-    def _rounding(self, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Compute the standard deviation of the error that eight bits make in the products of each query, [queries].
-
-        The error of a number is spread evenly over a step, of which there are 255 between the least and the largest.
-        """
-        steps = self._ranges / 255
-        deviation: npt.NDArray[np.float32] = np.sqrt((queries**2) @ (steps**2) / 12)
-        return deviation
