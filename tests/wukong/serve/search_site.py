@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import colours
+import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -20,12 +21,22 @@ from wukong.crawl.uploads import Limits
 from wukong.serve import app, collection, encode
 from wukong.serve.index import Index
 from wukong.serve.listening import Protocol, listen
+from wukong.serve.search import DIGITS
 from wukong.serve.served_shard import LocalShard
 from wukong.serve.service import Service
 from wukong.store import storage
 
 HOSTILE = """<script>alert(1)</script>"' onerror=alert(2) {{7*7}} </main>黑"""
 LIMITS = Limits(upload_bytes=200_000, upload_seconds=1.0, pixels=4_000_000, labels=4, characters=60)
+
+
+def nearly(answer: Any) -> Any:
+    """What an answer is compared with: texts that are encoded together have scores that differ in the last digit."""
+    if isinstance(answer, float):
+        return pytest.approx(answer, abs=2 * 10**-DIGITS)
+    if isinstance(answer, dict):
+        return {name: nearly(value) for name, value in answer.items()}
+    return [nearly(each) for each in answer] if isinstance(answer, list) else answer
 
 
 @dataclass(frozen=True)
