@@ -176,11 +176,6 @@ async def _filters(asked: Annotated[Filters, Query()]) -> Filters:
     return asked
 
 
-async def _refuse_repeated(request: Request) -> None:
-    """FastAPI would take the last one of several."""
-    Filters.refuse_repeated(name for name, _ in request.query_params.multi_items())
-
-
 def _add_api(app: FastAPI, service: Service) -> None:
     limits = service.limits
     text = Query(min_length=1, max_length=limits.characters)
@@ -193,14 +188,17 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     number = Query(ge=1, le=limits.ranks, description="Which page of the results, in an order that stays the same.")
 
-    @app.get("/api/search", responses=_REFUSALS, tags=["search"], dependencies=[Depends(_refuse_repeated)])
+    @app.get("/api/search", responses=_REFUSALS, tags=["search"])
     async def search(
+        request: Request,
         q: Annotated[str, text],
         filters: Annotated[Filters, Depends(_filters)],
         top: Annotated[int, count] = 20,
         page: Annotated[int, number] = 1,
     ) -> answers.SearchAnswer:
         """Find the pictures that are most similar to a text, among those that pass the filters."""
+        # FastAPI takes the last one of several.
+        Filters.refuse_repeated(name for name, _ in request.query_params.multi_items())
         return await service.search(q, top, page, filters)
 
     @app.get("/api/captions", responses=_REFUSALS, tags=["search"])

@@ -32,6 +32,11 @@ class Batcher(Generic[Asked, Answer]):
         self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
         self._running: asyncio.Task[None] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a question is answered at this moment."""
+        return self._running is not None and not self._running.done()
+
     async def __call__(self, asked: Asked) -> Answer:
         """Wait for the answer to one question.
 
@@ -52,7 +57,7 @@ class Batcher(Generic[Asked, Answer]):
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in asked]
         self._waiting.extend(zip(asked, futures, strict=True))
-        if self._running is None or self._running.done():
+        if not self.busy:
             self._running = asyncio.create_task(self._run())
         return await asyncio.gather(*futures)
 

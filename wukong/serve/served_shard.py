@@ -30,8 +30,8 @@ _FREQUENT = 1_000
 """Captions among which examples of queries are looked for."""
 _SHORT = range(2, 13)
 """Characters of such a caption."""
-_MEASURED_EVERY = 0.2
-"""Seconds between two of the kept questions."""
+_MEASURED_EVERY, _MEASURED_WHILE_BUSY = 0.2, 2.0
+"""Seconds between two of the kept questions, and the most while others ask without a pause."""
 _MOST_FOLDED = 10_000
 """How many of the nearest pictures are looked at for different ones, where near-duplicates are folded."""
 
@@ -235,7 +235,10 @@ class LocalShard:
             if (measured := await asyncio.to_thread(recall.measure, part)) is None:
                 return
             found, asked = found + measured.found * measured.questions, asked + measured.questions
-            await asyncio.sleep(_MEASURED_EVERY)
+            for _ in range(round(_MEASURED_WHILE_BUSY / _MEASURED_EVERY)):
+                await asyncio.sleep(_MEASURED_EVERY)
+                if not self._search.busy:
+                    break
         if asked:
             self._measured = found / asked, int(asked)
 

@@ -3,7 +3,10 @@
 The oracle is a comparison of everything with everything in numpy. Vectors are drawn at random by what they are of.
 """
 
+import asyncio
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -19,8 +22,9 @@ import torch
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
 from wukong.publish import superseded, takedown, takedown_plan
-from wukong.serve import collection, encode, index, recall, shard, taken_down
+from wukong.serve import collection, encode, index, recall, served_shard, shard, taken_down
 from wukong.serve.approximate import Candidates
+from wukong.serve.filters import NO_FILTERS
 from wukong.serve.index import Index
 from wukong.serve.search import Searcher
 from wukong.store import storage
@@ -151,6 +155,43 @@ def test_recall_is_measured_on_questions_whose_answers_are_kept(data: Data) -> N
     first.picture_candidates.probes = 1
     worse = recall.measure(first)
     assert worse is not None and worse.found < measured.found
+
+
+def test_the_recall_of_a_served_shard_waits_for_those_who_search(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_shard, "_MEASURED_EVERY", 0.001)
+    first = index.open_index(data.build(), data.model)
+    searcher, measure, released, asked = Searcher(first, data.model), recall.measure, threading.Event(), list[Index]()
+
+    def slow(*arguments: object) -> Any:
+        released.wait()
+        return Searcher.pictures_of(searcher, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(searcher, "pictures_of", slow)
+
+    def counted(part: Index) -> recall.Recall | None:
+        asked.append(part)
+        return measure(part)
+
+    monkeypatch.setattr(recall, "measure", counted)
+
+    async def serve() -> served_shard.Description:
+        with ThreadPoolExecutor(1) as pool:
+            shard = served_shard.LocalShard(searcher, pool, pool, 8)
+            text = searcher.encode_texts(drawn.QUERIES[:1])
+            search = asyncio.create_task(shard.search(served_shard.Question(text, 1, NO_FILTERS)))
+            await shard.describe()
+            await asyncio.sleep(0.3)
+            assert len(asked) <= 1, "the next one is asked when none has searched, or two seconds later"
+            released.set()
+            await search
+            while (description := await shard.describe()).recall is None:
+                await asyncio.sleep(0.01)
+            return description
+
+    whole = measure(first)
+    assert whole is not None
+    assert asyncio.run(serve()).recall == (pytest.approx(whole.found), whole.questions)
+    assert len(asked) == whole.questions
 
 
 @pytest.mark.parametrize("few", [5, 10**6], ids=["by lists", "compared"])

@@ -6,8 +6,8 @@ import polars as pl
 
 from wukong.curate.text.characters import MAIN_BLOCK
 
-# Chinese characters of the main block, and printable ASCII without capitals, stay as they are.
-PERHAPS_NOT_NORMAL = rf"[^{MAIN_BLOCK} -@\[-~]|  |^ | $"
+# Chinese characters of the main block, stops and brackets, and printable ASCII without capitals, stay as they are.
+PERHAPS_NOT_NORMAL = rf"[^{MAIN_BLOCK}、。〈-】 -@\[-~]|  |^ | $"
 """A regular expression, of polars and of Python, that is found in each text whose normal form is another."""
 
 

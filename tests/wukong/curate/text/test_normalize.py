@@ -49,7 +49,7 @@ def test_marks_beside_what_is_removed_are_composed_again():
 
 
 def test_normalising_twice_changes_nothing_for_any_mixture_of_characters():
-    """20,000 texts of marks, invisible characters, capitals, jamo and compatibility forms; 10 to 30 of them changed."""
+    """20,000 texts of marks, invisible characters, capitals, jamo, stops and compatibility forms."""
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF]
     pools = [
         [each for each in every if unicodedata.category(each).startswith("M")],
@@ -58,11 +58,13 @@ def test_normalising_twice_changes_nothing_for_any_mixture_of_characters():
         [each for each in every if each.lower() != each],
         [chr(code) for code in range(0x1100, 0x1200)],
         list(" \t\x00\u3000ΣσςİIaei"),
+        [chr(code) for code in range(0x3000, 0x3040)],
         every,
     ]
     chance = random.Random(27)
     texts = ["".join(chance.choice(chance.choice(pools)) for _ in range(chance.randint(1, 6))) for _ in range(20_000)]
     once = apply(normalized, *texts)
+    assert normal_forms(pl.Series(texts)).to_list() == once
     assert apply(normalized, *once) == once
     assert normal_forms(pl.Series(once)).to_list() == once
     assert apply(normalized, *apply(normalized, *every)) == apply(normalized, *every)
