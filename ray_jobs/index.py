@@ -1,8 +1,9 @@
 """Make the index of a search by Ray tasks: ``python -m ray_jobs.index --model URI --data URI --index URI``.
 
 It is the index that ``wukong serve`` makes in one process (``wukong.serve.encode``), under the same key. Pieces of the
-collection and blocks of captions are encoded side by side, on GPUs where Ray has any; then a task joins each shard.
-What is complete leaves a record, so a job that is run again goes on where it stopped. All nodes must reach the URIs.
+collection and blocks of captions are encoded side by side, on GPUs where Ray has a free one; then a task joins each
+shard. What is complete leaves a record, so a job that is run again goes on where it stopped. All nodes must reach the
+URIs.
 """
 
 import argparse
@@ -52,19 +53,29 @@ def build(model: str, data: str, index: str) -> Manifest:
 
 
 def on_ray(model: str) -> encode.Run:
-    """Run tasks on Ray; those that need the model on GPUs, if there are any now.
+    """Run tasks on Ray; those that need the model on GPUs, if any is free now.
+
+    Where all cores are reserved, as by the replicas of a search page, which do not end, one task at a time runs beside
+    them.
 
     Args:
         model: URI of the model, which each worker loads once.
     """
-    on_gpus = gpus.count() > 0
+    there, free = ray.cluster_resources(), ray.available_resources()
+    on_gpus = free.get("GPU", 0) >= 1
+    if not on_gpus and there.get("GPU", 0) >= 1:
+        log.warning("all GPUs of Ray are reserved: the model runs on cores")
+    beside = free.get("CPU", 0) < 1 <= there.get("CPU", 0)
+    if beside:
+        log.warning("all %d cores of Ray are reserved: one task at a time runs beside what holds them", there["CPU"])
+    at_once = 1 if beside else _AT_ONCE
 
     def run(task: Callable[[OwnModel | None, Work], Result], work: Sequence[Work], /) -> Iterator[Result]:
         needed = model if task in encode.BY_MODEL else None
-        options = {"num_gpus": 1 if on_gpus and needed else 0}
+        options = {"num_cpus": 0 if beside else 1, "num_gpus": 1 if on_gpus and needed else 0}
         left, waiting = iter(work), deque[Any]()
         while True:
-            while len(waiting) < _AT_ONCE and (each := next(left, None)) is not None:
+            while len(waiting) < at_once and (each := next(left, None)) is not None:
                 waiting.append(_task.options(**options).remote(task, each, needed, on_gpus))
             if not waiting:
                 return
@@ -78,7 +89,7 @@ def on_ray(model: str) -> encode.Run:
     return run
 
 
-@ray.remote(num_cpus=1, max_retries=2)
+@ray.remote(max_retries=2)
 def _task(task: Callable[[OwnModel | None, Any], Any], work: Any, model: str | None, on_gpus: bool) -> Any:
     import torch
 

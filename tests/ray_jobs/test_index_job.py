@@ -1,10 +1,12 @@
 """The index of a search by Ray tasks, against the one that one process makes."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from PIL import Image
 
 import ray_jobs.index as job
@@ -66,6 +68,28 @@ def test_tasks_make_the_index_that_one_process_makes(
     assert list(one.keys) == list(other.keys) and list(one.captions) == list(other.captions)
     assert np.allclose(one.picture_vectors.read(), other.picture_vectors.read(), atol=1e-3)
     assert np.allclose(one.caption_vectors.read(), other.caption_vectors.read(), atol=1e-3)
+
+
+def test_beside_a_page_that_holds_all_cores_one_task_runs_at_a_time(
+    model: str, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    @ray.remote(num_cpus=2)
+    class Page:
+        def ready(self) -> bool:
+            return True
+
+    page = Page.remote()
+    try:
+        assert ray.get(page.ready.remote())
+        ends = time.monotonic() + 60
+        while ray.available_resources().get("CPU", 0) >= 1:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        made = job.build(model, str(pictures), storage.from_path(tmp_path / "ray"))
+    finally:
+        ray.kill(page)
+    assert made.counts["pictures"] == PICTURES
+    assert "all 2 cores of Ray are reserved: one task at a time runs beside what holds them" in caplog.text
 
 
 def test_an_error_in_a_task_is_said_in_its_own_words(model: str, tmp_path: Path) -> None:
