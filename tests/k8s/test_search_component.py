@@ -56,6 +56,15 @@ def test_pods_of_shards_are_those_of_the_page_with_room_for_an_index() -> None:
     assert [each["name"] for each in SHARDS["spec"]["volumes"]] == [each["name"] for each in POD["spec"]["volumes"]]
 
 
+def test_a_pod_with_a_shard_is_ready_when_ray_serve_answers_in_it() -> None:
+    """KubeRay's own probe of a RayService's worker runs wget, which the image lacks."""
+    (container,) = SHARDS["spec"]["containers"]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    probe = container["readinessProbe"]["httpGet"]
+    served = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])["http_options"]["port"]
+    assert (probe["path"], ports[probe["port"]]) == ("/-/healthz", served)
+
+
 def test_its_cluster_and_image_are_those_of_the_jobs() -> None:
     template = next(
         yaml.safe_load(each["data"]["template.yaml"])
