@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, TypeVar
 
 import ray
@@ -121,4 +122,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # A worker finds what a task calls by the name of its module, and `__main__` is another one there.
+    sys.exit(import_module("ray_jobs.index").main())

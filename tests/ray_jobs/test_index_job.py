@@ -1,5 +1,8 @@
 """The index of a search by Ray tasks, against the one that one process makes."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -68,6 +71,17 @@ def test_tasks_make_the_index_that_one_process_makes(
     assert list(one.keys) == list(other.keys) and list(one.captions) == list(other.captions)
     assert np.allclose(one.picture_vectors.read(), other.picture_vectors.read(), atol=1e-3)
     assert np.allclose(one.caption_vectors.read(), other.caption_vectors.read(), atol=1e-3)
+
+
+def test_the_command_makes_it(model: str, pictures: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose tasks are of no module that workers find by the name ``__main__``."""
+    command = [sys.executable, "-m", "ray_jobs.index", "--model", model, "--data", str(pictures)]
+    done = subprocess.run(
+        [*command, "--index", storage.from_path(tmp_path)],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, f"{PICTURES} pictures are indexed at " in done.stderr) == (0, True), done.stderr
 
 
 def test_beside_a_page_that_holds_all_cores_one_task_runs_at_a_time(
