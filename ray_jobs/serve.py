@@ -40,6 +40,8 @@ _NEEDED = ("model", "data", "index")
 _SETTINGS = {"replicas": 1, "cpus": 2, "gpus": 0, "shards": 1, "shard_replicas": 1, "shard_cpus": 1.0, "memory": 0.0,
              "seconds": 3.0, "watch": 60.0}  # fmt: skip
 """The other arguments and their defaults; ``memory`` is in GiB, of each replica that holds an index."""
+_NOT_THE_HEAD = {"ray.io/node-group": "!headgroup"}
+"""Of nodes by KubeRay. The page needs the cores of the head, and a lost pod should not take page and shard at once."""
 _ONGOING = 256
 _FIRST_WITHIN, _LOADED_WITHIN = 60.0, 1_800.0
 """Seconds that the page waits for the shards to load the first index, and another one."""
@@ -85,7 +87,7 @@ def search(arguments: Mapping[str, Any]) -> serve.Application:
             num_replicas=given["shard_replicas"],
             max_ongoing_requests=_ONGOING,
             health_check_period_s=2,
-            ray_actor_options={"num_cpus": given["shard_cpus"], **memory},
+            ray_actor_options={"num_cpus": given["shard_cpus"], **memory, "label_selector": _NOT_THE_HEAD},
         ).bind(number, shards, given["shard_cpus"])
         for number in range(shards if shards > 1 else 0)
     ]

@@ -357,7 +357,7 @@ def test_shards(page: Served, overlay: str, address: str, found: list[str]) -> N
     small = "{requests: {cpu: 100m, memory: 2Gi}, limits: {cpu: '2', memory: 2Gi}}"
     group = "/spec/rayClusterConfig/workerGroupSpecs/0"
     more = {
-        "index: s3://wukong/indexes": f"index: {IN_SHARDS}\n                shards: 2\n                shard_cpus: 1",
+        "index: s3://wukong/indexes": f"index: {IN_SHARDS}\n                shards: 2\n                shard_cpus: 2",
         "      # A node of two cores": f"      - {{op: replace, path: {group}/replicas, value: 2}}\n"
         f"      - {{op: replace, path: {group}/template/spec/containers/0/resources, value: {small}}}\n"
         "      # A node of two cores",

@@ -47,7 +47,8 @@ def test_each_deployment_reserves_what_is_asked(monkeypatch: pytest.MonkeyPatch)
     assert set(made) == {"search", "shard-0", "shard-1"}
     assert made["search"]["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
     assert made["search"]["user_config"] == {"model": "m", "data": "d", "index": "i"}
-    assert made["shard-1"]["ray_actor_options"] == {"num_cpus": 4, "memory": 1.5 * 2**30}
+    apart = {"label_selector": {"ray.io/node-group": "!headgroup"}}
+    assert made["shard-1"]["ray_actor_options"] == {"num_cpus": 4, "memory": 1.5 * 2**30, **apart}
     assert made["shard-1"]["num_replicas"] == 3
     made.clear()
     search(given)
