@@ -33,6 +33,7 @@ from wukong.store.manifest import Manifest
 faiss = pytest.importorskip("faiss")
 Pairs = list[tuple[str, str, bytes, str]]
 EACH = 60
+PATIENCE = 20.0
 
 
 def pairs(first: int, count: int = EACH) -> Pairs:
@@ -161,10 +162,11 @@ def test_the_recall_of_a_served_shard_waits_for_those_who_search(data: Data, mon
     monkeypatch.setattr(served_shard, "_MEASURED_EVERY", 0.001)
     first = index.open_index(data.build(), data.model)
     searcher, measure, released, asked = Searcher(first, data.model), recall.measure, threading.Event(), list[Index]()
+    answer = searcher.pictures_of
 
-    def slow(*arguments: object) -> Any:
-        released.wait()
-        return Searcher.pictures_of(searcher, *arguments)  # type: ignore[arg-type]
+    def slow(*arguments: Any) -> Any:
+        released.wait(PATIENCE)  # so that a failure below is seen
+        return answer(*arguments)
 
     monkeypatch.setattr(searcher, "pictures_of", slow)
 
