@@ -1,6 +1,7 @@
 """No module imports itself through others, neither by an import in a function, nor by name, nor by a registry."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("wukong", "cli", "components", "pipelines", "ray_jobs", "infra")
+NOT_AT_IMPORT = re.compile(r"TYPE_CHECKING|^__name__ == '__main__'$")
 
 
 def modules(root: Path, packages: tuple[str, ...]) -> dict[str, Path]:
@@ -21,7 +23,7 @@ def modules(root: Path, packages: tuple[str, ...]) -> dict[str, Path]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """What a module imports of ours, wherever in it, but for what only type checkers read.
+    """What a module imports of ours, wherever in it, but for what only type checkers read and what only a command runs.
 
     A package that looks for the modules in its own folder (``pkgutil.iter_modules(__path__)``) imports each of them.
     """
@@ -30,7 +32,7 @@ def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
     if "iter_modules(__path__)" in text:
         yield from (name for name, other in known.items() if other.parent == path.parent and other != path)
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and NOT_AT_IMPORT.search(ast.unparse(node.test)):
             skipped.update(inner for statement in node.body for inner in ast.walk(statement))
         if node in skipped:
             continue
@@ -94,4 +96,12 @@ def test_what_only_type_checkers_read_is_no_cycle(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a.py").write_text("from p import b")
     (tmp_path / "p" / "b.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a")
+    assert cycle(tmp_path, ("p",)) == []
+
+
+def test_a_command_that_runs_as_the_module_of_its_name_is_no_cycle(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.py").write_text(
+        "import importlib\nif __name__ == '__main__':\n    importlib.import_module('p.a')"
+    )
     assert cycle(tmp_path, ("p",)) == []
