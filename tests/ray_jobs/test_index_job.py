@@ -24,6 +24,25 @@ from wukong.serve import collection, encode, index
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
+BESIDE_A_PAGE_WITH_THE_GPU = """
+import sys
+import ray
+from ray_jobs import index
+
+ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+@ray.remote(num_cpus=0, num_gpus=1)
+class Page:
+    def ready(self):
+        pass
+
+page = Page.remote()
+ray.get(page.ready.remote())
+while ray.available_resources().get("GPU"):
+    pass
+print(index.build(*sys.argv[1:]).counts["pictures"])
+"""
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 PICTURES = 12
 
@@ -104,6 +123,15 @@ def test_beside_a_page_that_holds_all_cores_one_task_runs_at_a_time(
         ray.kill(page)
     assert made.counts["pictures"] == PICTURES
     assert "all 2 cores of Ray are reserved: one task at a time runs beside what holds them" in caplog.text
+
+
+def test_beside_a_page_that_holds_the_gpu_the_model_runs_on_cores(model: str, pictures: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_A_PAGE_WITH_THE_GPU, model, str(pictures), storage.from_path(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=300, cwd=Path(job.__file__).parents[1],
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{PICTURES}\n"), done.stderr
+    assert "all GPUs of Ray are reserved: the model runs on cores" in done.stderr
 
 
 def test_an_error_in_a_task_is_said_in_its_own_words(model: str, tmp_path: Path) -> None:

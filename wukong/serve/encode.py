@@ -50,7 +50,7 @@ SHARD_PICTURES = 10_000_000
 
 log = logging.getLogger(__name__)
 
-_VERSION = 4
+_VERSION = 5
 _BLOCK = 2_048
 _BLOCKS_AT_ONCE = 16
 """Blocks whose items have one vector each are that many times as long."""

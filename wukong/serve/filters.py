@@ -55,8 +55,7 @@ class Filters(BaseModel, frozen=True):
     )
     fold: bool = Field(
         False,
-        description="Whether of near-duplicates only the one that is nearest to the query is among the results; those "
-        "in different shards of the index are not compared.",
+        description="Whether of near-duplicates only the one that is nearest to the query is among the results.",
     )
 
     @classmethod
@@ -112,6 +111,18 @@ class Filters(BaseModel, frozen=True):
 NO_FILTERS = Filters()
 
 
+def folded(groups: Iterable[int]) -> list[int]:
+    """Return the places of the first picture of each group, and of every picture whose group is not known.
+
+    Args:
+        groups: those of ranked pictures, as ``Selection.groups`` gives them.
+    """
+    first: dict[tuple[int, int], int] = {}
+    for place, group in enumerate(groups):
+        first.setdefault((group, place if group == _UNKNOWN else 0), place)
+    return [*first.values()]
+
+
 class Selection:
     """Says which pictures of an index pass a filter.
 
@@ -144,7 +155,7 @@ class Selection:
         return None if asks_nothing else self._kept(filters)
 
     def groups(self, rows: list[int]) -> list[int]:
-        """Return the group of near-duplicates of some pictures."""
+        """Return the group of near-duplicates of some pictures, the same in all shards; -1 where it is not known."""
         found: list[int] = pc.take(self._columns["group"], pa.array(rows, pa.int64())).to_pylist()
         return found
 

@@ -122,7 +122,7 @@ class Index:
         counted: int64 [captions], how many of a caption's tokens count, from its second on.
         columns: what pictures are filtered by, as far as it is known: ``source`` and ``licence``, Arrow's strings;
             ``width`` and ``height``, ``date`` in days since 1970, int32, -1 where it is not known; ``group``, int64,
-            the row of the first of the pictures that are nearly the same.
+            the same for pictures that are nearly the same, in all shards, -1 where it is not known.
         calibration: what ``calibration.json`` holds; empty where there is none.
         questions: int32, rows of captions whose best pictures are known (``wukong.serve.recall``).
         answers: int32 [questions, 10], the rows of these pictures, the best first, -1 where there are fewer.

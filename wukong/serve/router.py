@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wukong.crawl.uploads import RefusedError
 from wukong.runtime.language import message
+from wukong.serve.filters import folded
 from wukong.serve.search import DIGITS
 from wukong.serve.served_shard import PICTURES_OF_A_CAPTION, Caption, Description, Item, Question, Ranked, Shard
 
@@ -154,6 +155,13 @@ class Router:
         """
         found = await self._ask(lambda _, shard: shard.search(question))
         ranked = sorted((-hit.score, number, hit.row) for number, each in found.given.items() for hit in each.hits)
+        if question.filters.fold:
+            group = {
+                (number, hit.row): of
+                for number, each in found.given.items()
+                for hit, of in zip(each.hits, each.groups, strict=True)
+            }
+            ranked = [ranked[place] for place in folded(group[number, row] for _, number, row in ranked)]
         hits, lost = await self._shown([(-score, number, row) for score, number, row in ranked[first:last]])
         return Found(
             hits=hits,

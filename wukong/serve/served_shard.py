@@ -20,7 +20,7 @@ from wukong.model.dual import Texts
 from wukong.serve import recall
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Place
-from wukong.serve.filters import Filters, Mask, Selection
+from wukong.serve.filters import Filters, Mask, Selection, folded
 from wukong.serve.search import Hit, Searcher, SearchResult
 
 BATCH = 32
@@ -61,6 +61,7 @@ class Ranked:
         pictures: how many pictures it has.
         matching: how many of these pass the filters.
         looked_at: how many of these were ranked: all, or the nearest alone.
+        groups: of near-duplicates, of each hit; empty where they are not folded.
     """
 
     hits: tuple[Hit, ...]
@@ -68,6 +69,7 @@ class Ranked:
     pictures: int
     matching: int
     looked_at: int
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -283,12 +285,11 @@ class LocalShard:
         while True:
             (result,) = self._searcher.pictures_of(question.text, looked_at, allowed)
             groups = self._selection.groups([hit.row for hit in result.hits])
-            first: dict[int, Hit] = {}
-            for hit, group in zip(result.hits, groups, strict=True):
-                first.setdefault(group, hit)
-            if len(first) >= question.count or looked_at >= most:
-                hits = tuple(first.values())[: question.count]
-                return Ranked(hits, _mean(result), len(self.index.keys), matching, most)
+            shown = folded(groups)
+            if len(shown) >= question.count or looked_at >= most:
+                hits = tuple(result.hits[place] for place in shown[: question.count])
+                kept = tuple(groups[place] for place in shown[: question.count])
+                return Ranked(hits, _mean(result), len(self.index.keys), matching, most, kept)
             looked_at = min(4 * looked_at, most)
 
 

@@ -93,7 +93,7 @@ def collect(made: Made) -> int:
     columns = {
         "captions": _lists(captions_of["caption"].fill_null([])),
         "by_key": pl.Series(table["key"]).arg_sort().cast(pl.Int32).to_arrow(),
-        "group": _groups(table["image_hash"]),
+        "group": _without_nulls(pl.Series(table["image_hash"]).reinterpret(signed=True).to_arrow()),
     }
     columns |= {name: _without_nulls(table[name]) for name in PICTURES.names if name not in columns}
     part = _write_arrow(made.stage, "pictures.arrow", pa.table([columns[name] for name in PICTURES.names], PICTURES))
@@ -134,15 +134,6 @@ def _captions(column: pa.ChunkedArray) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def _lists(column: pl.Series) -> pa.Array:
     return column.cast(pl.List(pl.Int32)).to_arrow().cast(pa.list_(pa.int32()))
-
-
-def _groups(hashes: pa.ChunkedArray) -> pa.Array:
-    """For each picture the row of the first with the same hash; nulls where no picture has a hash."""
-    if hashes.null_count == len(hashes):
-        return pa.nulls(len(hashes), pa.int64())
-    rows = pl.DataFrame({"hash": pl.Series(hashes)}).with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
-    first = pl.when(pl.col("hash").is_null()).then("row").otherwise(pl.col("row").first().over("hash"))
-    return rows.select(first.alias("group"))["group"].to_arrow()
 
 
 def _without_nulls(column: pa.ChunkedArray) -> pa.ChunkedArray:

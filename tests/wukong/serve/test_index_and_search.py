@@ -7,7 +7,9 @@ from math import comb
 from pathlib import Path
 
 import colours
+import drawn
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from scipy.stats import binom
@@ -17,6 +19,7 @@ from wukong.publish import superseded, takedown, takedown_plan
 from wukong.serve import calibration, collection, encode, index, search
 from wukong.serve.search import Searcher
 from wukong.store import storage
+from wukong.store.manifest import Stage
 
 
 @pytest.fixture(scope="module", params=["global", "token"])
@@ -176,6 +179,24 @@ def test_what_was_taken_down_is_in_no_index(tmp_path: Path, monkeypatch: pytest.
     assert {file.rsplit("/", 1)[0] for file in storage.list_files(root, "/manifest.json")} == kept
     left = [file for file in storage.list_files(root) if not file.startswith(tuple(kept))]
     assert left == [], "nothing of the earlier indexes of this collection"
+
+
+def test_pictures_of_one_hash_are_one_group_in_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filtered, model = drawn.pictures(tmp_path / "filtered", 6), drawn.model()
+    hashes = ([7, 2**64 - 2, None], [7, None, 2**64 - 2])
+    hashed, parts = Stage(storage.from_path(tmp_path / "hashed"), "filter", {}), []
+    for number, each in enumerate(hashes):
+        name = f"train/{number:05d}"
+        pairs = storage.read_table(storage.join(filtered.uri, f"{name}.parquet"))
+        pairs = pairs.append_column("image_hash", pa.array(each, pa.uint64()))
+        storage.write_table(hashed.path(f"{name}.parquet"), pairs)
+        storage.write_bytes(hashed.path(f"{name}.tar"), storage.read_bytes(storage.join(filtered.uri, f"{name}.tar")))
+        parts += [hashed.describe(f"{name}.{suffix}", 3) for suffix in ("tar", "parquet")]
+    found = collection.of(hashed.commit(parts).uri)
+    monkeypatch.setattr(encode, "SHARD_PICTURES", 3)
+    made = encode.build(found, model, storage.from_path(tmp_path / "indexes"))
+    groups = [index.open_index(made, model, number).columns["group"].tolist() for number in (0, 1)]
+    assert groups == [[7, -2, -1], [7, -1, -2]]
 
 
 def test_what_cannot_be_decoded_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:

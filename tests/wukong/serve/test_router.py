@@ -1,9 +1,11 @@
 """Shards and what a router makes of their answers, against one index and a comparison of everything in numpy."""
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from wukong.evaluate.model import OwnModel
 from wukong.publish import superseded
 from wukong.serve import collection, encode, index, recall, search, shard, start
 from wukong.serve.collection import Collection
+from wukong.serve.filters import Filters
 from wukong.serve.router import Router
 from wukong.serve.search import Searcher
 from wukong.serve.served_shard import LocalShard
@@ -72,12 +75,14 @@ def whole(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return found, model, encode.build(found, model, storage.from_path(tmp_path_factory.mktemp("whole")))
 
 
+def local(opened: index.Index, model: OwnModel) -> LocalShard:
+    return LocalShard(Searcher(opened, model), ThreadPoolExecutor(1), ThreadPoolExecutor(1), 256)
+
+
 @pytest.fixture
 def failing(made: Made) -> list[Any]:
     _, model, found = made
-    pools = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-    searchers = [Searcher(index.open_index(found, model, number), model) for number in range(index.shards(found))]
-    return [Failing(LocalShard(each, *pools, 256)) for each in searchers]
+    return [Failing(local(index.open_index(found, model, n), model)) for n in range(index.shards(found))]
 
 
 @pytest.fixture(params=[60.0])
@@ -113,6 +118,31 @@ def test_shards_hold_each_picture_once_and_answer_as_one_index(
         assert several[1] == pytest.approx(one[1], abs=1.5e-4)
     alone.close()
     within.close()
+
+
+def test_near_duplicates_in_several_shards_are_folded(whole: Made, failing: Sequence[Any], made: Made) -> None:
+    """A third of the pictures has no group; the others are in one of twelve, which are in all shards."""
+    drawn_groups = random.Random(0)
+    groups = [drawn_groups.choice([-1, drawn_groups.randrange(12), drawn_groups.randrange(12)]) for _ in range(150)]
+    for number, each in enumerate(failing):
+        known = {"group": np.array(groups[number * EACH : (number + 1) * EACH], np.int64)}
+        each.shard = local(replace(each.shard.index, columns=known), made[1])
+    service, alone = Service(*made, Limits(), failing, 60.0), Service(*whole, Limits())
+    row_of = {key: row for row, key in enumerate(index.open_index(whole[2], whole[1]).keys)}
+
+    async def ranked(of: Service, pages: int, **asked: Any) -> list[Any]:
+        answers = [await of.search(QUERY, 20, page, Filters(**asked)) for page in range(1, pages + 1)]
+        return [hit for each in answers for hit in each.results]
+
+    expected, seen = [], set()
+    for hit in asyncio.run(ranked(alone, 8)):
+        if (group := groups[row_of[hit.picture]]) not in seen:
+            expected.append(hit)
+        seen |= {group} - {-1}
+    assert 50 < len(expected) < 80
+    assert asyncio.run(ranked(service, 4, fold=True)) == expected
+    service.close()
+    alone.close()
 
 
 def test_pages_are_the_ranks_of_every_picture_compared(whole: Made, service: Service) -> None:
