@@ -29,8 +29,10 @@ STATED = 60
 """Seconds after which a run asks for fewer workers."""
 PRE_RUNNING, ACTIVE = 240, 300
 """Deadlines, in seconds, that a run outlasts by waiting."""
-LOSS = 1e-3
-"""How far the loss of an epoch may be from that of the run that kept its workers."""
+LOSS, EPOCHS = 1e-5, 10
+"""How far the loss of an epoch may be from that of the run that kept its workers, and of how many epochs after the
+change. Rounding differs from then on, and grows in a small model that learns a few pairs by heart for hundreds of epochs.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +233,8 @@ def _losses(made: Experiment, run: runs.Run) -> list[float]:
 
 @pytest.mark.cluster(
     claim="A training with `min_workers` that is suspended and gets no quota for two workers within the stated time "
-    "asks for one, in its place in the queue, and goes on; the loss of each epoch is within 0.001 of the run with two",
+    "asks for one, in its place in the queue, and goes on; the losses are those of the run with two up to the change, "
+    "and in the ten epochs after it within 0.00001",
     how="`fewer_workers_seconds` of 60; the same experiment trained twice, the second time with a Job of a higher "
     "priority that leaves the quota of three pods; `history.json` of both",
 )
@@ -267,8 +270,12 @@ def test_a_suspended_training_goes_on_with_fewer_workers(
     runs.succeed(services, run)
     losses = _losses(made, run)
     differences = [abs(one - other) for one, other in zip(losses, expected, strict=True)]
-    found.append(f"{epochs} epochs, the losses differ by {max(differences):.1g} at most")
-    assert max(differences) < LOSS
+    same = next((number for number, each in enumerate(differences) if each), epochs)
+    near = max(differences[same : same + EPOCHS], default=0.0)
+    found.append(f"{epochs} epochs, of them {same} with the same loss, the next {EPOCHS} within {near:.1g}")
+    found.append(f"later by {max(differences):.1g} at most, the last by {differences[-1]:.1g}")
+    assert same > 0
+    assert near < LOSS
 
 
 def _cores(quantity: str) -> Decimal:
