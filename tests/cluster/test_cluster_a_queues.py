@@ -31,7 +31,7 @@ PRE_RUNNING, ACTIVE = 240, 300
 """Deadlines, in seconds, that a run outlasts by waiting."""
 LOSS, EPOCHS = 1e-5, 10
 """How far the loss of an epoch may be from that of the run that kept its workers, and of how many epochs after the
-change. Rounding differs from then on, and grows in a small model that learns a few pairs by heart for hundreds of epochs.
+change. Rounding differs from then on, and grows in a small model that learns a few pairs by heart.
 """
 
 
