@@ -34,9 +34,10 @@ def test_processor_time_is_that_of_the_driver_and_of_its_jobs_workers_until_they
         command = [sys.executable, "-c", _WORKER]
         return subprocess.Popen(command, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    own, other = started("07000000"), started("08000000")
+    job, another = (os.urandom(4).hex() for _ in range(2))  # of no Ray that other tests have started
+    own, other = started(job), started(another)
     idle = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    times = ProcessTimes("07000000", driver=idle.pid)
+    times = ProcessTimes(job, driver=idle.pid)
     for worker in (own, other):
         assert worker.stdout is not None and worker.stdout.readline() == "\n"
     looked = times.look()
