@@ -245,7 +245,7 @@ def main() -> None:
     queries = model.saved.encode_text(texts, strict=False).vectors.numpy()
     began = time.perf_counter()
     made = made_up_index.build(options.work, model, options.pictures, captions, mixture.block)
-    seconds, record = time.perf_counter() - began, options.work / f"build-{options.pictures}.json"
+    seconds, record = time.perf_counter() - began, options.work / f"build-{made.uri.rpartition('/')[2]}.json"
     if not record.exists():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         storage.write_json(storage.from_path(record), {"build_s": seconds, "build_peak_mib": peak})

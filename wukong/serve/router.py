@@ -156,12 +156,8 @@ class Router:
         found = await self._ask(lambda _, shard: shard.search(question))
         ranked = sorted((-hit.score, number, hit.row) for number, each in found.given.items() for hit in each.hits)
         if question.filters.fold:
-            group = {
-                (number, hit.row): of
-                for number, each in found.given.items()
-                for hit, of in zip(each.hits, each.groups, strict=True)
-            }
-            ranked = [ranked[place] for place in folded(group[number, row] for _, number, row in ranked)]
+            groups = (found.given[number].groups[row] for _, number, row in ranked)
+            ranked = [ranked[place] for place in folded(groups)]
         hits, lost = await self._shown([(-score, number, row) for score, number, row in ranked[first:last]])
         return Found(
             hits=hits,

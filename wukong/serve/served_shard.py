@@ -4,9 +4,9 @@
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -61,7 +61,7 @@ class Ranked:
         pictures: how many pictures it has.
         matching: how many of these pass the filters.
         looked_at: how many of these were ranked: all, or the nearest alone.
-        groups: of near-duplicates, of each hit; empty where they are not folded.
+        groups: the group of near-duplicates of each hit, by its row; empty where they are not folded.
     """
 
     hits: tuple[Hit, ...]
@@ -69,7 +69,7 @@ class Ranked:
     pictures: int
     matching: int
     looked_at: int
-    groups: tuple[int, ...] = ()
+    groups: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class LocalShard:
             shown = folded(groups)
             if len(shown) >= question.count or looked_at >= most:
                 hits = tuple(result.hits[place] for place in shown[: question.count])
-                kept = tuple(groups[place] for place in shown[: question.count])
+                kept = {result.hits[place].row: groups[place] for place in shown[: question.count]}
                 return Ranked(hits, _mean(result), len(self.index.keys), matching, most, kept)
             looked_at = min(4 * looked_at, most)
 
