@@ -155,7 +155,7 @@ def together_on(node: str) -> Change:
 
 @contextmanager
 def reserved(node: str) -> Iterator[None]:
-    """Keep what tolerates nothing off a node: one of two cores has room for two workers alone."""
+    """Keep what tolerates nothing off a node, and leave what is there."""
     kube.kubectl("taint", "nodes", node, f"{_RESERVED}=workers:NoSchedule", "--overwrite")
     try:
         yield

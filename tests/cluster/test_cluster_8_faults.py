@@ -8,6 +8,7 @@ import os
 import random
 import re
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ FILE = table.FOLDER / "faults.json"
 FAULTS = ("kill", "cut", "drain")
 KINDS = ("rayjobs.ray.io", "rayclusters.ray.io", "jobs.batch", "secrets", "persistentvolumeclaims", "services", "pods")
 CUT = 90.0
+WITHIN = (5.0, 45.0)
+"""Seconds after a stage's Ray cluster was named; the shortest stage lasts 53."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,16 @@ class Fault:
     victim: str
 
 
-def draw(seed: int, number: int) -> Fault:
-    """The fault of a run, the same each time for the same numbers."""
-    chosen = random.Random(f"{seed} {number}")
-    return Fault(
-        chosen.choice(FAULTS),
-        chosen.choice(stages.JOBS),
-        round(chosen.uniform(0, 60), 1),
-        chosen.choice(("head", "worker")),
-    )
+def draw(seed: int) -> list[Fault]:
+    """The faults of all runs, the same for the same seed; each stage, fault and victim comes as often as the others."""
+    chosen = random.Random(seed)
+    decks = [[*each] * (RUNS // len(each)) for each in (FAULTS, stages.JOBS, ("head", "worker"))]
+    for deck in decks:
+        chosen.shuffle(deck)
+    return [
+        Fault(what, stage, round(chosen.uniform(*WITHIN), 1), victim)
+        for what, stage, victim in zip(*decks, strict=True)
+    ]
 
 
 def _strike(run: runs.Run, fault: Fault, services: runs.Services) -> str:
@@ -148,24 +152,9 @@ def _memory() -> dict[str, int]:
     return used
 
 
-@pytest.mark.cluster(
-    claim="Twelve recurring runs with a fault each, drawn by a seed, succeed, and nothing of them is left: no pods, "
-    "RayJobs, Ray clusters, Secrets and claims, no MLflow run that is RUNNING, no checkpoint without its model",
-    how="runs of the recurring pipeline, one after the other; a node killed, drained or cut while a stage works; what "
-    "is there before and after each; objects that the API server counts and memory of the servers in "
-    "`build/cluster-test/faults.json`",
-)
-def test_twelve_faults(first: runs.Run, services: runs.Services, session_state: State, found: list[str]) -> None:
-    nodes.program()
-    nodes.expendable()
-    made = experiment_of(session_state)
-    kept: dict[str, Any] = session_state.values.get("faults") or {
-        "seed": int(os.environ.get("SEED", "35")),
-        "before": _left(services, made),
-        "runs": [],
-    }
-    for number in range(len(kept["runs"]), RUNS):
-        fault = draw(kept["seed"], number)
+def _lose(services: runs.Services, session_state: State, made: Experiment, kept: dict[str, Any]) -> None:
+    """Start the runs that are left, one after the other, with a fault in each."""
+    for number, fault in list(enumerate(draw(kept["seed"])))[len(kept["runs"]) :]:
         name = f"fault-{kept['seed']}-{number + 1}-{time.strftime('%H%M%S')}"
         run = runs.start(services, made, name, f"epochs={EPOCHS}", pipeline="recurring")
         happened = _strike(run, fault, services)
@@ -177,9 +166,32 @@ def test_twelve_faults(first: runs.Run, services: runs.Services, session_state: 
         session_state.save(faults=kept)
         FILE.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         print(json.dumps(row), flush=True)
+
+
+@pytest.mark.cluster(
+    claim="Twelve recurring runs with a fault each, drawn by a seed, succeed, and nothing of them is left: no pods, "
+    "RayJobs, Ray clusters, Secrets and claims, no MLflow run that is RUNNING, no checkpoint without its model",
+    how="runs of the recurring pipeline, one after the other; a node killed, drained or cut while a stage works; what "
+    "is there before and after each; objects that the API server counts and memory of the servers in "
+    "`build/cluster-test/faults.json`",
+)
+def test_twelve_faults(first: runs.Run, services: runs.Services, session_state: State, found: list[str]) -> None:
+    nodes.program()
+    lost = nodes.expendable(2)
+    made = experiment_of(session_state)
+    kept: dict[str, Any] = session_state.values.get("faults") or {
+        "seed": int(os.environ.get("SEED", "35")),
+        "before": _left(services, made),
+        "runs": [],
+    }
+    with ExitStack() as held:
+        for node in set(nodes.ready()) - set(lost):
+            held.enter_context(nodes.reserved(node))
+        _lose(services, session_state, made, kept)
     rows = kept["runs"]
     found.append(f"seed {kept['seed']}: {len(rows)} runs, {sum(row['seconds'] for row in rows) / 3600:.1f} hours")
     found += [f"{row['stage']}: {row['happened']}, {row['state']} after {row['seconds']} s" for row in rows]
+    assert all(row["happened"].startswith(row["what"]) for row in rows), "a fault did not happen"
     assert [row["state"] for row in rows] == ["SUCCEEDED"] * RUNS
     leaks = {kind: count for kind, count in rows[-1]["left"].items() if count > kept["before"][kind]}
     assert not leaks, leaks
