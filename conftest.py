@@ -31,6 +31,8 @@ os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Nor do its workers, in which most of a long test goes on, wait for all that other tests do.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# And none is started by a call that forgot to name one: it would stay, and take the jobs of later tests.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 _KILLS = ("crawl", "filter", "exchange_job", "training_kills")
 _GROUPS = {

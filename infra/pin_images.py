@@ -2,7 +2,7 @@
 
 It gets the digests from the registry with crane, skopeo or docker, whichever is installed. It replaces
 ``image: NAME:TAG`` by ``image: NAME:TAG@sha256:...`` in every YAML file of the folder, also in manifests that are text
-in a ConfigMap.
+in a ConfigMap, and the value of a patch whose path ends in ``/image``.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
 from wukong.runtime.language import translated
 
-_IMAGE = re.compile(r"(?P<key>\bimage: )(?P<name>[\w./:-]*[\w-]:[\w.-]+)(?P<digest>@sha256:[0-9a-f]{64})?")
+_IMAGE = re.compile(
+    r"(?P<key>\bimage: |/image\n +value: )(?P<name>[\w./:-]*[\w-]:[\w.-]+)(?P<digest>@sha256:[0-9a-f]{64})?"
+)
 _LOCAL = re.compile(r"\blocalhost/[\w./-]+:[\w.-]+")  # a name that never leads to a registry
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TOOLS = {
@@ -75,7 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Pin or unpin the images, and print the digests."""
     parser = argparse.ArgumentParser(prog="python -m infra.pin_images", description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help=translated("k8s/base, and the overlay in use")
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help=translated("k8s/base, the components and the overlay in use"),
     )
     parser.add_argument("--unpin", action="store_true", help=translated("remove the digests"))
     options = parser.parse_args(arguments)

@@ -18,3 +18,10 @@ def connect() -> None:
         log_to_driver=True,
         include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
     )
+
+
+def is_this_machine() -> bool:
+    """Whether Ray has no other machine: ``connect`` started it, or it listens on 127.0.0.1, as a stack's does."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return True
+    return {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}

@@ -125,9 +125,10 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
-    repacked = run_missing(
-        "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(stage, tars, buckets)),)
-    )
+    with repacking.waiting_place(stage, tars) as place:
+        repacked = run_missing(
+            "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(place, tars, buckets)),)
+        )
 
     applied = rules.applied(settings)
     dropped = dict.fromkeys([*applied, HELD_BACK], 0)

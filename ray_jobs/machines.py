@@ -55,7 +55,8 @@ def noted(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
     attempt, here = uuid.uuid4().hex[:12], ray.get_runtime_context()
     began, before, over = time.time(), dict(manifest.committed), threading.Event()
     nodes = _alive()
-    processes = None if _POD in os.environ else ProcessTimes(here.get_job_id())
+    socket = nodes[here.get_node_id()]["RayletSocketName"]
+    processes = None if _POD in os.environ else ProcessTimes(here.get_job_id(), _raylet(socket))
     used_before = processes.look() if processes is not None else 0.0  # to import libraries and to start Ray
 
     def write(used: Mapping[str, float], *, ended: bool = False) -> None:
@@ -112,12 +113,15 @@ class ProcessTimes:
     """Processor time of a Ray job's processes on this machine: the driver and its workers, with all that they start.
 
     Args:
-        job: Ray's name of the job, which Ray gives its workers as ``RAY_JOB_ID``.
+        job: Ray's name of the job, which Ray gives its workers as ``RAY_JOB_ID``. Another Ray on this machine may have
+            a job of the same name.
+        raylet: process ID of the node's raylet, which Ray gives its workers as ``RAY_RAYLET_PID``.
         driver: process ID of the driver.
     """
 
-    def __init__(self, job: str, driver: int | None = None) -> None:
-        self._job, self._driver = job, os.getpid() if driver is None else driver
+    def __init__(self, job: str, raylet: int | None, driver: int | None = None) -> None:
+        self._named = {"RAY_JOB_ID": job, "RAY_RAYLET_PID": str(raylet)}
+        self._driver = os.getpid() if driver is None else driver
         self._is_worker: dict[tuple[int, float], bool] = {}
         self._seconds: dict[tuple[int, float], float] = {}
 
@@ -150,9 +154,16 @@ class ProcessTimes:
 
     def _has_name(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get("RAY_JOB_ID") == self._job
+            return self._named.items() <= process.environ().items()
         except psutil.Error:  # of another user, or it has ended
             return False
+
+
+def _raylet(socket: str) -> int | None:
+    """Process ID of the raylet that listens at a socket of this machine; None if it is not seen."""
+    name = f"--raylet_socket_name={socket}"
+    named = (each.pid for each in psutil.process_iter(["cmdline"]) if name in (each.info["cmdline"] or ()))
+    return next(named, None)
 
 
 def used_by_container(root: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -40,13 +40,13 @@ class Fault:
     Attributes:
         what: a verb of ``FAULTS``.
         stage: while which stage.
-        seconds: after its Ray cluster was named.
+        after: seconds since its Ray cluster was named.
         victim: whose node it happens to: ``head`` or ``worker``.
     """
 
     what: str
     stage: str
-    seconds: float
+    after: float
     victim: str
 
 
@@ -72,7 +72,7 @@ def _strike(run: runs.Run, fault: Fault, services: runs.Services) -> str:
         return jobs[-1].get("status", {}).get("rayClusterName") if jobs else None
 
     name = kube.until(f"the Ray cluster of {fault.stage}", cluster, runs.A_RUN, 2)
-    time.sleep(fault.seconds)
+    time.sleep(fault.after)
     found = nodes.of_ray(name, fault.victim)
     if not found:
         return "too late: no such pod"

@@ -75,6 +75,25 @@ def test_the_default_names_are_refused_with_the_way_on(folder: Path) -> None:
     assert {file.name: file.read_text() for file in folder.iterdir()} == before
 
 
+def test_no_image_of_components_and_overlays_is_left_without_a_digest(folder: Path, tmp_path: Path) -> None:
+    """As docs/cluster.md does it: every name in the manifests' folders is renamed and pinned, those of patches too."""
+    folders = [folder]
+    for source in sorted(each.parent for each in FOLDER.glob("*/*/kustomization.yaml")):
+        copied = tmp_path / "all" / source.relative_to(FOLDER)
+        shutil.copytree(source, copied)
+        folders.append(copied)
+    files = [file for each in folders for file in each.glob("*.yaml")]
+    for file in files:
+        file.write_text(file.read_text().replace("localhost/wukong/", "registry.example/wukong/"))
+    before = {file: file.read_text() for file in files}
+    pin_images.pin(*folders)
+    named = [line for file in files for line in file.read_text().splitlines() if "registry.example/wukong/" in line]
+    assert len(named) > 15
+    assert [line for line in named if "@sha256:" not in line] == []
+    pin_images.unpin(*folders)
+    assert {file: file.read_text() for file in files} == before
+
+
 def test_several_folders_are_pinned_at_once(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "overlay").mkdir()
     (tmp_path / "overlay" / "ray-job.yaml").write_text("data: {settings.yaml: 'image: mine/ray:1'}\n")

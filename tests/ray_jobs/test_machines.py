@@ -29,27 +29,27 @@ sys.stdin.read()
 
 
 def test_processor_time_is_that_of_the_driver_and_of_its_jobs_workers_until_they_ended() -> None:
-    def started(job: str) -> subprocess.Popen[str]:
-        variables = os.environ | {"RAY_JOB_ID": job}
+    def started(job: str, raylet: int) -> subprocess.Popen[str]:
+        variables = os.environ | {"RAY_JOB_ID": job, "RAY_RAYLET_PID": str(raylet)}
         command = [sys.executable, "-c", _WORKER]
         return subprocess.Popen(command, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     job, another = (os.urandom(4).hex() for _ in range(2))  # of no Ray that other tests have started
-    own, other = started(job), started(another)
+    own, other, elsewhere = started(job, 1001), started(another, 1001), started(job, 1002)
     idle = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    times = ProcessTimes(job, driver=idle.pid)
-    for worker in (own, other):
+    times = ProcessTimes(job, 1001, driver=idle.pid)
+    for worker in (own, other, elsewhere):
         assert worker.stdout is not None and worker.stdout.readline() == "\n"
     looked = times.look()
     used = []
-    for worker in (own, other):
+    for worker in (own, other, elsewhere):
         assert worker.stdin is not None
         worker.stdin.close()
         _, _, usage = os.wait4(worker.pid, 0)
         worker.returncode = 0
         used.append(usage.ru_utime + usage.ru_stime)
     assert used[0] > 1.0
-    assert looked == pytest.approx(used[0], abs=0.3), "the worker with its child, and not another job's"
+    assert looked == pytest.approx(used[0], abs=0.3), "the worker with its child, not another job's, not another Ray's"
     assert times.look() >= looked, "it has ended and still counts"
     idle.communicate()
 
@@ -100,6 +100,29 @@ def test_a_job_on_one_machine_holds_what_ray_was_given(experiment: Experiment, m
     files = storage.list_files(f"{experiment.root}/runs/r/held/crawl")
     written = [storage.read_json(uri)["written"] for uri in files]
     assert sorted(sum(each.values()) for each in written) == [0, 5]
+
+
+@ray.remote(
+    runtime_env={"env_vars": {"A_JOB_OF": "its own"}}
+)  # as each of our jobs has: Ray's first workers have no job
+def _burn(seconds: float) -> float:
+    while time.process_time() < seconds:
+        pass
+    time.sleep(1)
+    return time.process_time()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_workers_of_this_ray_count_until_they_end() -> None:
+    here = ray.get_runtime_context()
+    (socket,) = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == here.get_node_id()]
+    idle = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    times = ProcessTimes(here.get_job_id(), machines._raylet(socket), driver=idle.pid)
+    before = times.look()
+    used = ray.get(_burn.remote(3.0))
+    assert times.look() - before >= used - 0.5
+    idle.communicate()
 
 
 @pytest.mark.slow

@@ -242,6 +242,19 @@ def test_a_killed_release_goes_on_to_the_same_bytes(restored, monkeypatch):
         assert files_below(folder / "store") == undisturbed
 
 
+def test_by_default_a_small_set_has_as_many_files_as_pairs(restored, tmp_path):
+    _, validated, whole, *_ = restored
+    released = release.release(settings(tmp_path, files=None), validated)
+    tables = [part for part in released.parts if part.path.endswith(".csv") and "-of-" in part.path]
+    pairs = whole.counts["pairs"]
+    assert pairs < 256
+    assert [part.rows for part in tables] == [1] * pairs
+    assert tables[-1].path == f"test-{pairs - 1:05d}-of-{pairs:05d}.csv"
+    as_before = settings(tmp_path, files=256)
+    with pytest.raises(ConfigError, match=f"256, but there are only {pairs} pairs"):
+        release.release(as_before.model_copy(update={"about": "another"}), validated)
+
+
 def test_what_cannot_be_released_is_explained(restored, tmp_path):
     e, validated, *_ = restored
     with pytest.raises(ConfigError, match="ask for fewer files"):

@@ -10,7 +10,10 @@ from wukong.config.section import Positive, Strict
 class Release(Strict):
     """The set as it is published: CSV files of ``url,caption``."""
 
-    files: Positive = Field(256, description="CSV files to write; the paper's set has 256")
+    files: Positive | None = Field(
+        None,
+        description="CSV files to write; by default 256, as in the paper's set, but at most one for each pair",
+    )
     opt_out: str | None = Field(
         None, description="URI of a file of domains, URLs and SHA-256 digests to leave out; if absent, the crawler's"
     )

@@ -29,6 +29,7 @@ FAN = 32
 """The most files that a merge or the reader of a range opens."""
 
 _ROW_GROUP = 8_192
+_WHOLE = 1 << 20  # bytes up to which a file is read in one request
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,11 @@ def _together(files: Sequence[File], rows: int) -> list[list[File]]:
 
 def _read(uri: str, low: Key | None, high: Key | None) -> pl.DataFrame:
     def read(store: pafs.FileSystem, path: str) -> pa.Table:
-        with pq.ParquetFile(path, filesystem=store, pre_buffer=True) as file:
-            groups = range(file.num_row_groups)
-            return file.read_row_groups([group for group in groups if _overlaps(file.metadata, group, low, high)])
+        with store.open_input_file(path) as stream:
+            source = pa.BufferReader(stream.read_buffer()) if stream.size() <= _WHOLE else stream
+            with pq.ParquetFile(source, pre_buffer=True) as file:
+                groups = range(file.num_row_groups)
+                return file.read_row_groups([group for group in groups if _overlaps(file.metadata, group, low, high)])
 
     try:
         rows = pl.DataFrame(storage.read_with(uri, read))

@@ -48,6 +48,7 @@ SEVERAL = "captions"
 """The third column."""
 
 _VERSION = stages.of("release").version
+_FILES = 256  # of the paper's set
 _FEW = 1_000_000  # pairs that threads are enough for
 _NEEDED = ["key", "url", "caption", "sha256", "bytes", "width", "height", "length"]
 _HOSTS = "_work/hosts"
@@ -72,7 +73,8 @@ def release(experiment: Experiment, validated: Manifest) -> Manifest:
     list_uri = settings.opt_out or experiment.crawl.politeness.opt_out
     listed = OptOut.load(list_uri) if list_uri else OptOut()
     config = experiment.model_dump(mode="json", include={"name", "about", "sources"})
-    config |= {"seed": experiment.filter.seed, "release": settings.model_dump(mode="json", exclude={"opt_out"})}
+    of_release = settings.model_dump(mode="json", exclude={"opt_out"}) | {"files": settings.files or _FILES}
+    config |= {"seed": experiment.filter.seed, "release": of_release}
     config["opt_out_sha256"] = hashlib.sha256(storage.read_bytes(list_uri)).hexdigest() if list_uri else None
     stage = Stage(experiment.root, "release", config, [filtered, validated], version=_VERSION)
     return stage.made(lambda: _release(stage, experiment, filtered, validated, listed, list_uri))
@@ -83,12 +85,13 @@ def _release(
 ) -> Manifest:
     settings = experiment.release
     shards = filtered.parts.below(f"{TRAIN}/", ".parquet")
-    if settings.files > shards.rows:
+    if settings.files and settings.files > shards.rows:
         raise ConfigError(
             f"release.files is {settings.files}, but there are only {shards.rows} pairs to release: ask for fewer files"
         )
-    edges = [shards.rows * number // settings.files for number in range(settings.files + 1)]
-    files = list(zip(file_names(experiment.name, settings.files), pairwise(edges), strict=True))
+    count = settings.files or min(_FILES, shards.rows)
+    edges = [shards.rows * number // count for number in range(count + 1)]
+    files = list(zip(file_names(experiment.name, count), pairwise(edges), strict=True))
     several = MORE_CAPTIONS in filtered.counts
     columns = [*_NEEDED, *([SEVERAL] if several else [])]
     write = partial(_write_file, stage=stage, filtered_uri=filtered.uri, shards=shards, columns=columns, listed=listed)
