@@ -197,6 +197,7 @@ def main() -> None:
         server("400MiB", [f"-metricsPort={port}", "-metricsIp=127.0.0.1"]) if port else nullcontext(),
     ):
         root = "s3://bench" if port else storage.from_path(Path(folder))
+        os.environ["WUKONG_HOME"] = folder  # as beside an embedded stack: pairs wait there for their shards
         ray.init("local", num_cpus=CORES, include_dashboard=False, configure_logging=False, log_to_driver=False)
         few = crawl(f"{root}/few", 1000, 2000)
         validate.run(experiment("few", root), {"filter": filtering.run(experiment("few", root), {"crawl": few})})
