@@ -522,14 +522,15 @@ class TestRunning:
     def test_ray_runs_tasks_only_with_the_token(self, running: Stack) -> None:
         code = (
             "import os, ray\n"
+            "from ray_jobs import connection\n"
             "ray.init(log_to_driver=False)\n"
             "@ray.remote\n"
             "def seen(): return os.environ['AWS_ENDPOINT_URL_S3'], 'AWS_SECRET_ACCESS_KEY' in os.environ, os.nice(0)\n"
-            "print(ray.get(seen.remote()), ray.cluster_resources()['CPU'])"
+            "print(ray.get(seen.remote()), ray.cluster_resources()['CPU'], connection.is_this_machine())"
         )
         done = python(code, **running.environment())
         priority = os.environ[services.NICENESS]  # conftest.py's, not Ray's own
-        told = f"('{running.url('s3')}', True, {priority}) {os.cpu_count()}.0"
+        told = f"('{running.url('s3')}', True, {priority}) {os.cpu_count()}.0 True"
         assert done.stdout.strip().endswith(told), done.stderr
         refused = python(code, **running.environment() | {"RAY_AUTH_TOKEN": "0" * 64})
         assert refused.returncode != 0
