@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -54,6 +55,7 @@ from wukong.store.manifest import Manifest, Part, Stage
 from wukong.store.parts import Parts
 
 FILE_ROWS = 100_000
+AHEAD = 16  # files that are written at a time
 NOUNS, COLOURS = "猫狗鸟鱼马牛羊鸡猪兔山河湖海桥楼树花草云", "红橙黄绿青蓝紫黑白灰"
 OPENED: list[str] = []
 
@@ -209,28 +211,38 @@ def caption(number: int) -> str:
     return COLOURS[number % 10] + "色的" + "".join(NOUNS[int(digit, 20)] for digit in digits)
 
 
-def write_results(folder: str, rows: int) -> list[str]:
+def write_results(folder: str, rows: int, pool: ProcessPoolExecutor) -> list[str]:
     """What a search found, in files as a crawl writes them; a fifth is found twice."""
     generator, uris = np.random.default_rng(0), []
+    written: deque[Future] = deque()
     for first in range(0, rows, FILE_ROWS):
-        uris.append(storage.join(folder, f"search/{first:012d}.parquet"))
         size = min(FILE_ROWS, rows - first)
         identity = np.arange(first, first + size)
         again = generator.random(size) < 0.2
         identity[again] = generator.integers(0, first + size, int(again.sum()))
-        if storage.exists(uris[-1]):
-            continue
-        urls = [f"http://x/{'abc'[n % 3]}/{n:012d}.jpg" for n in identity]
-        columns = {
-            "key": [key_of(url) for url in urls],
-            "url": urls,
-            "caption": [caption(int(n)) for n in identity],
-            "query": [f"词{(first + n) // 1000}" for n in range(size)],
-            "order": np.arange(first, first + size),
-            "page_url": [None] * size,
-        }
-        write_found(uris[-1], pa.table(columns, schema=FOUND).sort_by([("key", "ascending")]))
+        uris.append(storage.join(folder, f"search/{first:012d}.parquet"))
+        written.append(pool.submit(write_result, uris[-1], first, identity))
+        if len(written) > AHEAD:
+            written.popleft().result()
+    for each in written:
+        each.result()
     return uris
+
+
+def write_result(uri: str, first: int, identity: Any) -> None:
+    """A file of results, from the numbers of their pictures."""
+    if storage.exists(uri):
+        return
+    urls = [f"http://x/{'abc'[n % 3]}/{n:012d}.jpg" for n in identity]
+    columns = {
+        "key": [key_of(url) for url in urls],
+        "url": urls,
+        "caption": [caption(int(n)) for n in identity],
+        "query": [f"词{(first + n) // 1000}" for n in range(len(identity))],
+        "order": np.arange(first, first + len(identity)),
+        "page_url": [None] * len(identity),
+    }
+    write_found(uri, pa.table(columns, schema=FOUND).sort_by([("key", "ascending")]))
 
 
 def write_part(uri: str, plan_uri: str, group: int) -> Part:
@@ -310,7 +322,7 @@ def measure(rows: int, work: Path, processes: int, gate: bool) -> None:
     experiment, measured = experiment_at(root), Measured(rows, work / str(rows), tasks)
 
     crawled = Stage(root, "crawl", {})
-    found = write_results(crawled.uri, rows)
+    found = write_results(crawled.uri, rows, tasks.pool)
     job = crawl._Job.__new__(crawl._Job)
     job._stage, job._config, job._cores = crawled, experiment.crawl, processes
     planned = measured.stage("plan", lambda: job._plan(found, rows), lambda: digest_of(crawled.path("plan")))
