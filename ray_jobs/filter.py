@@ -54,6 +54,7 @@ from ray_jobs.groups import (
     told,
 )
 from ray_jobs.repacking import Tar
+from ray_jobs.waiting_place import waiting_place
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, lookup, repack, rules, split
@@ -125,7 +126,8 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
-    with repacking.waiting_place(stage, tars) as place:
+    # Twice the pictures: the shards may go to the same disk.
+    with waiting_place(stage, 2 * sum(tar.bytes for tar in tars)) as place:
         repacked = run_missing(
             "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(place, tars, buckets)),)
         )

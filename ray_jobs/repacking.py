@@ -6,10 +6,8 @@ of each piece of the order become shards. Where there are so many buckets that t
 of each file, the pairs are divided in several rounds.
 """
 
-import shutil
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,11 +17,9 @@ import numpy.typing as npt
 import polars as pl
 import ray
 
-from ray_jobs import connection
 from ray_jobs.exchange import run_all
 from wukong.curate import bucket_files, repack
 from wukong.curate.bucket_files import Buckets, Division, File, Segments, Span
-from wukong.runtime import environment
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -128,42 +124,11 @@ def _pieces(histograms: Mapping[str, Histogram], shard_size: int, pair_bytes: fl
     return pieces, Buckets(starts)
 
 
-@contextmanager
-def waiting_place(stage: Stage, tars: Sequence[Tar]) -> Iterator[str]:
-    """Give the prefix of the files in which pairs wait for their shards.
-
-    On one machine with an embedded stack, that is a folder in the stack's home: pictures that wait there pass the
-    object store once and not twice. Its disk must have twice the tars' bytes free, because the shards may go to the
-    same disk. The folder is deleted after the block; a killed process leaves it to the next one. Elsewhere the files
-    are work files of the stage.
-
-    Args:
-        stage: whose pairs they are.
-        tars: all of the crawl's.
-    """
-    home = environment.home()
-    room = 2 * sum(tar.bytes for tar in tars)
-    if (
-        stage.uri.startswith("file://")
-        or not connection.is_this_machine()
-        or not home.is_dir()
-        or shutil.disk_usage(home).free < room
-    ):
-        yield stage.path("_work/buckets")
-        return
-    folder = home / "waiting" / stage.key
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield storage.from_path(folder)
-    finally:
-        shutil.rmtree(folder)
-
-
 def scattered(place: str, tars: Sequence[Tar], buckets: Buckets) -> list[Span]:
     """Bring the pairs of each bucket together, pictures and all.
 
     Args:
-        place: as ``waiting_place`` gives it. What a killed run has left there is used.
+        place: prefix of the files (``ray_jobs/waiting_place.py``). What a killed run has left there is used.
         tars: all of the crawl's.
         buckets: as ``planned`` returned them.
     """

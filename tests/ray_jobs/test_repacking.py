@@ -109,54 +109,6 @@ def test_shards_are_those_of_a_sort_in_memory(tmp_path, make_crawl, monkeypatch,
     assert list(made.parts) == [describe(made.uri, part.path, part.rows) for part in made.parts]
 
 
-BUCKET_STAGE = Stage("s3://bucket/test", "filter", {})
-
-
-@pytest.fixture
-def stack_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of an embedded stack, and no Ray of other machines."""
-    monkeypatch.setenv("WUKONG_HOME", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return tmp_path
-
-
-@pytest.mark.parametrize("nodes", [[], ["127.0.0.1"]])
-def test_pairs_wait_in_the_home_of_a_stack_and_are_gone_afterwards(stack_home, monkeypatch, nodes):
-    if nodes:
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeManagerAddress": node} for node in nodes])
-    tars = [repacking.Tar(0, "s3://bucket/0.tar", 100, "s3://bucket/0.parquet")]
-    with repacking.waiting_place(BUCKET_STAGE, tars) as place:
-        storage.write_bytes(storage.join(place, "1-1", "0-000000"), b"pairs")
-        assert [file.name for file in stack_home.rglob("0-000000")] == ["0-000000"]
-        assert BUCKET_STAGE.key in place
-    assert not list(stack_home.rglob("0-000000"))
-    with pytest.raises(ValueError), repacking.waiting_place(BUCKET_STAGE, tars) as place:
-        storage.write_bytes(storage.join(place, "1-1", "0-000000"), b"pairs")
-        raise ValueError
-    assert not list(stack_home.rglob("0-000000"))
-
-
-@pytest.mark.parametrize(
-    ("root", "size", "home", "nodes"),
-    [
-        ("file:///data", 100, ".", []),
-        ("s3://bucket/test", 1 << 60, ".", []),
-        ("s3://bucket/test", 100, "missing", []),
-        ("s3://bucket/test", 100, ".", ["10.0.0.1"]),  # a pod: the next node may be another machine
-        ("s3://bucket/test", 100, ".", ["127.0.0.1", "127.0.0.2"]),
-    ],
-)
-def test_elsewhere_pairs_wait_among_the_work_files(stack_home, monkeypatch, root, size, home, nodes):
-    monkeypatch.setenv("WUKONG_HOME", str(stack_home / home))
-    if nodes:
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeManagerAddress": node} for node in nodes])
-    stage = Stage(root, "filter", {})
-    with repacking.waiting_place(stage, [repacking.Tar(0, "0.tar", size, "0.parquet")]) as place:
-        assert place == stage.path("_work/buckets")
-
-
 class Proxy:
     """Passes connections on to a server and counts the requests, by method."""
 
