@@ -189,9 +189,9 @@ def main() -> None:
     parser.add_argument("--store", choices=("s3", "file"), default="s3")
     options = parser.parse_args()
     port = free_port() if options.store == "s3" else None
-    logging.getLogger("ray_jobs.filter").setLevel(logging.INFO)
+    logging.getLogger("ray_jobs.groups").setLevel(logging.INFO)
     watch = Watch()
-    logging.getLogger("ray_jobs.filter").addHandler(watch)
+    logging.getLogger("ray_jobs.groups").addHandler(watch)
     with (
         tempfile.TemporaryDirectory() as folder,
         server("400MiB", [f"-metricsPort={port}", "-metricsIp=127.0.0.1"]) if port else nullcontext(),
