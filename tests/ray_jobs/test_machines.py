@@ -102,9 +102,8 @@ def test_a_job_on_one_machine_holds_what_ray_was_given(experiment: Experiment, m
     assert sorted(sum(each.values()) for each in written) == [0, 5]
 
 
-@ray.remote(
-    runtime_env={"env_vars": {"A_JOB_OF": "its own"}}
-)  # as each of our jobs has: Ray's first workers have no job
+# With variables, as each of our jobs: Ray's first workers have no job in theirs.
+@ray.remote(runtime_env={"env_vars": {"A_JOB_OF": "its own"}})
 def _burn(seconds: float) -> float:
     while time.process_time() < seconds:
         pass

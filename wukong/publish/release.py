@@ -85,17 +85,17 @@ def _release(
 ) -> Manifest:
     settings = experiment.release
     shards = filtered.parts.below(f"{TRAIN}/", ".parquet")
-    if settings.files and settings.files > shards.rows:
+    files = settings.files or max(1, min(_FILES, shards.rows))
+    if files > shards.rows:
         raise ConfigError(
-            f"release.files is {settings.files}, but there are only {shards.rows} pairs to release: ask for fewer files"
+            f"release.files is {files}, but there are only {shards.rows} pairs to release: ask for fewer files"
         )
-    count = settings.files or min(_FILES, shards.rows)
-    edges = [shards.rows * number // count for number in range(count + 1)]
-    files = list(zip(file_names(experiment.name, count), pairwise(edges), strict=True))
+    edges = [shards.rows * number // files for number in range(files + 1)]
+    named = list(zip(file_names(experiment.name, files), pairwise(edges), strict=True))
     several = MORE_CAPTIONS in filtered.counts
     columns = [*_NEEDED, *([SEVERAL] if several else [])]
     write = partial(_write_file, stage=stage, filtered_uri=filtered.uri, shards=shards, columns=columns, listed=listed)
-    records = list(for_each("release", files, write, many=shards.rows > _FEW))
+    records = list(for_each("release", named, write, many=shards.rows > _FEW))
     parts = [Part.model_validate(record["part"]) for record in records]
     pairs, left_out = sum(part.rows for part in parts), sum(record["left_out"] for record in records)
     if not pairs:
