@@ -23,7 +23,9 @@ def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
 def source(tmp_path: Path) -> Path:
     """A copy of the pages, to break."""
     shutil.copytree(ROOT / "docs", tmp_path / "source" / "docs")
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path / "source")
+    for file in ("mkdocs.yml", "tools/page_language.py"):
+        (tmp_path / "source" / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / "source" / file)
     return tmp_path / "source"
 
 
@@ -36,6 +38,11 @@ def test_it_builds_and_every_page_is_in_it(tmp_path: Path) -> None:
     assert {f"{page}.html" for page in pages} <= set(re.findall(r'href="([\w/-]+\.html)"', index))
     fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', index)
     assert fetched == [], "a page loads nothing from elsewhere"
+    languages = {
+        page: re.findall(r'<html lang="([^"]+)"', (tmp_path / f"{page}.html").read_text(encoding="utf-8"))
+        for page in pages
+    }
+    assert languages == {page: ["zh-Hans" if page.parts[0] == "zh" else "en"] for page in pages}
 
 
 def test_what_leads_nowhere_ends_the_build(source: Path, tmp_path: Path) -> None:
