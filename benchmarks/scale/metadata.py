@@ -2,9 +2,9 @@
 
     python benchmarks/scale/metadata.py --rows 1000000 [--work FOLDER] [--tasks 2]
 
-There are no pictures: a crawl's plan becomes a crawl whose pictures are said to be stored, and places in tars are made
-up. The jobs' own code runs, but for Ray: their tasks run in processes of this machine, which tell their peak and what
-they opened. One caption in ten repeats, and one picture in twenty.
+There are no pictures: a crawl's plan becomes a crawl whose pictures are said to be stored. The jobs' own code runs, but
+for Ray: their tasks run in processes of this machine, which tell their peak and what they opened. One caption in ten
+repeats, and one picture in twenty.
 
 For each stage a line of JSON is printed: ``seconds`` of the clock, ``core_seconds`` of all processes, which other work
 of the machine hardly changes, ``driver_mib`` and ``task_mib`` (peak memory of the driver and of the largest task),
@@ -46,7 +46,7 @@ from wukong.config.experiment import Experiment
 from wukong.crawl import plan
 from wukong.crawl.found import FOUND, write_found
 from wukong.crawl.url import key_of
-from wukong.curate import repack, rules
+from wukong.curate import rules
 from wukong.curate.pairs import PAIRS
 from wukong.data.schema import CRAWLED
 from wukong.stages import places
@@ -71,12 +71,9 @@ def count_opened(name: str) -> None:
 
 
 def prepare() -> None:
-    """Count opened files in this process, and leave out what needs pictures."""
+    """Count opened files in this process."""
     for name in ("read_with", "read_bytes", "open_input", "open_output"):
         count_opened(name)
-    repack.locate = lambda pairs, tar: pairs.with_columns(
-        offset=pl.lit(0, pl.Int64), size=pl.lit(100_000, pl.Int64), tar=pl.lit(tar.rpartition("/")[2])
-    )
 
 
 def peak_mib() -> float:

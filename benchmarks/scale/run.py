@@ -56,10 +56,11 @@ CORES = os.cpu_count() or 1
 _LOOK_SECONDS = 0.3
 _FEATURES = """
 import sys
-from ray_jobs import __main__ as driver, features
+from ray_jobs import features
+from ray_jobs.connection import connect
 from wukong.config import stored
 from wukong.store import manifest
-driver._connect()
+connect()
 filtered = manifest.load(sys.argv[2])
 print(features.run(stored.load(sys.argv[1]), {"filter": filtered}).uri, flush=True)
 """
