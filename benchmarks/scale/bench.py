@@ -262,9 +262,8 @@ def main() -> None:
     print("", *rows, sep="\n", flush=True)
     (options.folder / "results.json").write_text(json.dumps({"lines": lines, "fits": fits}, indent=1), encoding="utf-8")
     if options.rates:
-        sizes = [
-            f"{option} {' '.join(map(str, getattr(options, option[2:])))}" for option in ("--pictures", "--trained")
-        ]
+        told = [name for name in ("only", "pictures", "trained") if getattr(options, name)]
+        sizes = [f"--{name} {' '.join(map(str, getattr(options, name)))}" for name in told]
         written = rates(lines, f"make bench-scale ARGS='{' '.join(sizes)}'")
         options.rates.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if failed := [each["script"] for each in done if each["status"]]:

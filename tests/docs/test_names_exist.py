@@ -8,6 +8,7 @@ import re
 import subprocess
 import tokenize
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -141,15 +142,40 @@ def test_names_exist(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "examples", "notebooks"])
-def test_imported_names_exist(folder: str) -> None:
+def test_used_names_exist(folder: str) -> None:
     """In files that no type checker reads and that not every run of the tests executes."""
-    wrong = []
-    for name in TEXTS:
-        if name.startswith(f"{folder}/") and not name.endswith(".md"):
-            imports = [node for node in ast.walk(ast.parse(_code(name))) if isinstance(node, ast.ImportFrom)]
-            asked = [f"{node.module}.{alias.name}" for node in imports for alias in node.names]
-            wrong += [f"{name}: {dotted}" for dotted in asked if dotted.startswith(OURS) and not _exists(dotted)]
-    assert wrong == []
+    names = [name for name in TEXTS if name.startswith(f"{folder}/") and not name.endswith(".md")]
+    assert [f"{name}: {dotted}" for name in names for dotted in lost_names(_code(name))] == []
+
+
+def lost_names(code: str) -> list[str]:
+    """The names of this tree that code imports, or takes from a module that it imports, and that are not there."""
+    lost = []
+    for tree in _trees(code):
+        nodes = list(ast.walk(tree))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        imported = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}" for node in imports for alias in node.names
+        }
+        ours = {name: dotted for name, dotted in imported.items() if dotted.startswith(OURS)}
+        variables = {node.arg for node in nodes if isinstance(node, ast.arg)}
+        variables |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        asked = list(ours.values())
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id not in variables:
+                asked += [f"{dotted}.{node.attr}"] if (dotted := ours.get(node.value.id)) in MODULES else []
+        lost += [dotted for dotted in asked if not _exists(dotted)]
+    return lost
+
+
+def _trees(code: str) -> Iterator[ast.Module]:
+    """The code, and the code in its strings, such as of a process that it starts."""
+    tree = ast.parse(code)
+    yield tree
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+            with suppress(SyntaxError):
+                yield ast.parse(node.value)
 
 
 def _code(name: str) -> str:
@@ -164,5 +190,14 @@ def test_wrong_names_are_found() -> None:
     """So that the test above means something."""
     wrong = ("wukong.tracking.log_stage", "`tracking.log_stage`", "`metric_sender.py`", "wukong/run_records.py")
     assert [wrong_names(f"See {name}.") for name in wrong] == [[name.strip("`")] for name in wrong]
+    code = "CODE = '''\nfrom ray_jobs import __main__ as driver, features\ndriver._connect()\nfeatures.run()\n'''\n"
+    code += "from wukong.store import storage, nothing\nfrom wukong.gone import anything\nstorage.no_such()\n"
+    lost = [
+        "wukong.store.nothing",
+        "wukong.gone.anything",
+        "wukong.store.storage.no_such",
+        "ray_jobs.__main__._connect",
+    ]
+    assert lost_names(code) == lost
     right = "wukong.config.documents.load `storage.filesystem` `pretrain.epochs` `checkpoint.keep` `wukong.run_records`"
     assert wrong_names(right) == ["wukong.run_records"]
