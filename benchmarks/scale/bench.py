@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -49,6 +50,8 @@ WORDS = {
     "task_mib": ("peak_of_workers_mib", "task_mib"),
 }
 """Names in the table, and those that scripts print."""
+STEPS = {"crawl": ("plan",), "filter": ("count", "rules", "compare", "assign")}
+"""The steps of a stage that ``metadata.py`` measures one by one."""
 Line = dict[str, Any]
 
 
@@ -104,7 +107,7 @@ def pieces(options: argparse.Namespace) -> list[tuple[Path, list[str], int]]:
     folder = str(options.folder / "run")
     wanted = {
         "manifests": [(["--parts", str(max(size // ROWS_OF_A_PART, 1))], size) for size in rows],
-        "metadata": [(["--rows", str(size)], size) for size in rows],
+        "metadata": [(["--rows", str(size), "--work", str(options.folder / "metadata")], size) for size in rows],
         "pictures": [(["--pictures", str(size)], size) for size in pictures],
         "stragglers": [([], 0)],
         "evaluate": [(["plan"], 0)],
@@ -155,7 +158,8 @@ def stages_of(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
 
     A stage's start and the cost of an item lie on the line of seconds of cores through the smallest and the largest
     size that ``run.py`` measured: what other work of the machine adds to elapsed seconds is none of them. Memory grows
-    as between the smallest and the largest size of the metadata benchmarks, where they have measured the stage.
+    as between the two largest sizes of the metadata benchmarks, of whose steps the largest counts, and is nowhere less
+    than what was measured.
     """
     found: dict[str, dict[str, float]] = {}
     runs = [line for line in lines if line.get("of_run") and line["stage"] != "copy"]
@@ -171,11 +175,16 @@ def stages_of(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
             "largest": last["n"],
         }
         for name in ("driver_mib", "task_mib"):
-            others = [line for line in lines if not line.get("of_run") and line["stage"] == stage and line.get(name)]
-            points = sorted((line["n"], line[name]) for line in others)
+            points: dict[int, float] = {}
+            for line in lines:
+                if not line.get("of_run") and line["stage"] in STEPS.get(stage, (stage,)) and line.get(name):
+                    points[line["n"]] = max(line[name], points.get(line["n"], 0.0))
             if len(points) > 1:
-                (few, low), (many, high) = points[0], points[-1]
-                found[stage][f"{name}_per_million"] = round(max(high - low, 0.0) / (many - few) * 1e6, 3)
+                few, many = sorted(points)[-2:]
+                each = max(points[many] - points[few], 0.0) / (many - few)
+                least = max(held - each * n for n, held in points.items())
+                found[stage][name] = round(max(found[stage][name], least))
+                found[stage][f"{name}_per_million"] = round(each * 1e6, 3)
     return found
 
 
@@ -258,11 +267,14 @@ def main() -> None:
     for each in done:
         if each["text"]:
             print(f"\n{each['script']} {' '.join(each['arguments'])}\n", *each["text"], sep="\n")
+    if not any(each["status"] for each in done):
+        shutil.rmtree(options.folder / "metadata", ignore_errors=True)  # 45 GB at 100 million rows
     rows, fits = table(lines)
     print("", *rows, sep="\n", flush=True)
     (options.folder / "results.json").write_text(json.dumps({"lines": lines, "fits": fits}, indent=1), encoding="utf-8")
     if options.rates:
-        told = [name for name in ("only", "pictures", "trained") if getattr(options, name)]
+        tables = not options.only or "metadata" in options.only
+        told = ["only"] * bool(options.only) + ["rows"] * tables + ["pictures", "trained"]
         sizes = [f"--{name} {' '.join(map(str, getattr(options, name)))}" for name in told]
         written = rates(lines, f"make bench-scale ARGS='{' '.join(sizes)}'")
         options.rates.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,7 @@ class Tasks:
     exceptions = ray.exceptions
 
     def __init__(self, processes: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for a task of one core
         self.pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), prepare)
         self.free = threading.Semaphore(4 * processes)
         for started in [self.pool.submit(time.sleep, 1) for _ in range(processes)]:

@@ -5,7 +5,8 @@
 ``--pictures`` JPEGs (crops of the demo's pictures, each with a seed of its own) go from a list of URLs through crawl,
 filter and validate; a run of its own takes ``--trained`` of them through features, an epoch and evaluate. Each stage is
 a process with an embedded Ray, on the object store of an embedded stack whose home is in the folder. A stage whose
-result is in the folder is not run again, so a benchmark that was killed goes on.
+result is in the folder is not run again, so a benchmark that was killed goes on. The folder ``pictures`` in it may be
+deleted when the crawls are done.
 
 A line of JSON is printed for each stage: seconds with the start of Ray; seconds of cores, the object store's among
 them, which say more on a machine that has other work; peak MiB of its driver and of its largest task; bytes written;
@@ -230,10 +231,12 @@ def main() -> None:
     folder: Path = options.folder
     demo = corpus.prepare(progress=False)
     entries = [entry for entry in demo.entries if min(entry.width, entry.height) >= served.SMALLEST]
-    served.make(folder / "pictures", max(options.pictures, options.trained), [demo.file(entry) for entry in entries])
+    files = [demo.file(entry) for entry in entries]
     with object_store(folder / "home"):
         for name, count, names in (("data", options.pictures, DATA), ("model", options.trained, MODEL)):
             if count and set(names) & set(options.only):
+                if not (folder / f"{name}-{count}-crawl.json").exists():
+                    served.make(folder / "pictures", count, files)
                 measure(folder, f"{name}-{count}", count, [stage for stage in names if stage in options.only], entries)
 
 

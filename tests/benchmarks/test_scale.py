@@ -61,16 +61,34 @@ def test_a_piece_that_has_finished_is_not_run_again_and_one_that_failed_is(bench
 def test_a_stage_costs_what_lies_on_the_line_through_its_sizes(bench: ModuleType) -> None:
     fixed = {"stage": "crawl", "seconds": 0, "driver_mib": 300, "of_run": True}
     lines = [fixed | {"n": n, "core_seconds": 9 + 0.004 * n, "task_mib": 200 + n / 1e3} for n in (5_000, 20_000)]
-    rows = [{"stage": "crawl", "n": n, "seconds": 1, "driver_mib": 50 + 2 * n / 1e6} for n in (10**6, 10**8)]
-    found = bench.stages_of([*lines, *rows])["crawl"]
+    found = bench.stages_of(lines)["crawl"]
     assert found == {
         "start": pytest.approx(9),
         "core_seconds": pytest.approx(0.004),
         "driver_mib": 300,
         "task_mib": 220,
-        "driver_mib_per_million": pytest.approx(2),
         "largest": 20_000,
     }
+
+
+def test_memory_of_a_stage_is_that_of_its_largest_step_and_grows_as_between_the_two_largest_sizes(
+    bench: ModuleType,
+) -> None:
+    runs = [
+        {"stage": "filter", "n": n, "core_seconds": n, "driver_mib": 300, "task_mib": 200, "of_run": True}
+        for n in (5_000, 20_000)
+    ]
+    measured = {10**6: (400, 390, 630), 10**7: (420, 430, 875), 10**8: (510, 610, 863)}
+    rows = [
+        {"stage": stage, "n": n, "driver_mib": driver, "task_mib": task if stage == "compare" else 100}
+        for n, (count, compare, task) in measured.items()
+        for stage, driver in (("count", count), ("compare", compare))
+    ]
+    found = bench.stages_of([*runs, *rows])["filter"]
+    assert found["driver_mib_per_million"] == pytest.approx(2)  # 430 at 10 million, 610 at 100 million
+    assert found["driver_mib"] == 410  # 410 + 2 * 10 = 430; above 300 and, with 2 more, the 400 at a million
+    assert found["task_mib_per_million"] == 0
+    assert found["task_mib"] == 875
 
 
 def test_lines_of_every_script_get_the_words_of_the_table(bench: ModuleType) -> None:

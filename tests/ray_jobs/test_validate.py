@@ -1,11 +1,15 @@
 """The validation gate on real Ray and real Great Expectations."""
 
+import subprocess
+import sys
+
 import polars as pl
 import pytest
 from crawled import corpus, experiment
 
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as job
+from wukong.config import stored
 from wukong.curate.pairs import PAIRS
 from wukong.errors import ConfigError, GateError
 from wukong.stages import places
@@ -46,6 +50,24 @@ def test_what_the_filter_keeps_passes(tmp_path, filtered):
     assert f"{manifest.counts['pairs']:,}" in card
     assert "101,483,885" in card
     assert "docs/card.html" in [part.path for part in manifest.parts]
+
+
+CHECK = """
+import sys
+from ray_jobs import validate
+from wukong.config import stored
+from wukong.store import manifest
+from wukong.store.manifest import Stage
+
+experiment, filtered = stored.load(sys.argv[1]), manifest.load(sys.argv[2])
+validate._check(Stage(experiment.root, "checked", {}), experiment, 0, filtered.part_uris("train/", ".parquet"))
+sys.exit("torch" in sys.modules)
+"""
+
+
+def test_a_batch_is_checked_without_torch_which_takes_500_mb(tmp_path, filtered):
+    uri = stored.store(gate(tmp_path))
+    subprocess.run([sys.executable, "-c", CHECK, uri, f"{filtered.uri}/manifest.json"], check=True)
 
 
 FAULTS = {

@@ -2,15 +2,18 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tokenizers import BertWordPieceTokenizer
 
 from wukong.config.model import TextEncoder
 from wukong.errors import ConfigError, DataError
 from wukong.runtime.installed import installed_file
 from wukong.store import storage
+
+if TYPE_CHECKING:
+    import torch
 
 VOCABULARY_SIZE = 21_128
 _PACKAGE = "cn-clip"
@@ -95,12 +98,14 @@ class Tokenizer:
         # The tokens that were cut off are in ``overflowing``; each piece has its own two special tokens.
         return [len(first.ids) + sum(len(rest.ids) - 2 for rest in first.overflowing) for first in encoded]
 
-    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+    def __call__(self, captions: Sequence[str]) -> "torch.Tensor":
         """Return token ids, int64 [captions, length of the longest], padded with ``pad``."""
         return self.collate(self.encode(captions))
 
-    def collate(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    def collate(self, sequences: Sequence[Sequence[int]]) -> "torch.Tensor":
         """Pad token ids to the length of the longest: int64 [sequences, length of the longest]."""
+        import torch  # here: it takes 500 MB, which a task that only counts tokens has no use for
+
         ids = np.full((len(sequences), max(map(len, sequences), default=0)), self.pad)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
