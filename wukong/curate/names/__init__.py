@@ -57,7 +57,7 @@ def find(captions: Sequence[str], care: Care = "balanced") -> list[list[Span]]:
         for (start, end), probability in spans.items():
             if _is_inner(start, text, first, length):
                 probabilities[number][first + start, first + end] = probability
-    return [select(spans, THRESHOLDS[care]) for spans in probabilities]
+    return [select(spans, THRESHOLDS[care]) if spans else [] for spans in probabilities]
 
 
 def suspects(captions: Sequence[str]) -> list[bool]:
