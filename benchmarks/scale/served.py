@@ -9,13 +9,14 @@ import io
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 BLOCK = 5_000
+CROPS = 8  # of a source in a row: it is decoded once for them
 SMALLEST = 205  # pixels of a side; the crawl keeps those above 200
 
 
@@ -31,22 +32,29 @@ def _write_block(folder: Path, sources: list[Path], number: int) -> None:
     offsets = [0]
     with (folder / f"{number:05d}.bin").open("wb") as file:
         for picture in range(number * BLOCK, (number + 1) * BLOCK):
-            offsets.append(offsets[-1] + file.write(_picture(sources[picture % len(sources)], picture)))
+            source = sources[picture // CROPS % len(sources)]
+            offsets.append(offsets[-1] + file.write(_picture(source, picture)))
     np.save(folder / f"{number:05d}.npy", np.array(offsets))  # last: it says that the block is whole
 
 
 def _picture(source: Path, seed: int) -> bytes:
     rng = np.random.default_rng(seed)
-    with Image.open(source) as opened:
-        picture = opened.convert("RGB")
+    picture = _decoded(source)
     share = rng.uniform(0.8, 1.0)
     width, height = picture.width * share, picture.height * share
     left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
     scale = rng.uniform(SMALLEST, 1.9 * SMALLEST) / min(width, height)
     size = (min(round(width * scale), 1_000), min(round(height * scale), 1_000))
     data = io.BytesIO()
-    picture.resize(size, box=(left, top, left + width, top + height)).save(data, "JPEG", quality=90)
+    box = (left, top, left + width, top + height)
+    picture.resize(size, Image.Resampling.BILINEAR, box).save(data, "JPEG", quality=90)
     return data.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _decoded(source: Path) -> Image.Image:
+    with Image.open(source) as opened:
+        return opened.convert("RGB")
 
 
 class _Connection(asyncio.Protocol):
