@@ -248,7 +248,8 @@ def object_store(home: Path) -> Iterator[None]:
     stack = stack.with_changes(ports=choose_ports(stack, (), {}))
     stack.save()
     services.start(stack, [services.ObjectStore()])
-    os.environ |= {name: value for name, value in stack.variables().items() if not name.startswith("RAY_ADDRESS")}
+    os.environ |= {name: value for name, value in stack.variables().items() if name != "RAY_ADDRESS"}
+    os.environ["WUKONG_HOME"] = str(home)  # where pairs wait for their shards, as in a run of `wukong run`
     try:
         yield
     finally:

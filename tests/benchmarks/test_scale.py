@@ -105,7 +105,6 @@ def test_lines_of_every_script_get_the_words_of_the_table(bench: ModuleType) -> 
     assert "| load | driver_mib | 3.5 at 10,000, 7 at 20,000 | n | 3.5e+05 |" in rows
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_small_benchmark_runs_and_its_table_has_the_stages(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/scale/bench.py", "--small", "--only", "run", "--folder", str(tmp_path)]
