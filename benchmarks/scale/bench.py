@@ -268,7 +268,7 @@ def main() -> None:
         if each["text"]:
             print(f"\n{each['script']} {' '.join(each['arguments'])}\n", *each["text"], sep="\n")
     if not any(each["status"] for each in done):
-        shutil.rmtree(options.folder / "metadata", ignore_errors=True)  # 45 GB at 100 million rows
+        shutil.rmtree(options.folder / "metadata", ignore_errors=True)  # large, and all of it is in the results
     rows, fits = table(lines)
     print("", *rows, sep="\n", flush=True)
     (options.folder / "results.json").write_text(json.dumps({"lines": lines, "fits": fits}, indent=1), encoding="utf-8")

@@ -43,6 +43,7 @@ from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.model.cost import Size
 from wukong.runs import run_records
+from wukong.runtime import environment
 from wukong.stages import estimate, measured_rates
 from wukong.stages.estimate import Capacity, Work
 from wukong.store import manifest, storage
@@ -210,6 +211,11 @@ def copy(experiment: Experiment) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - began, 1), "core_seconds": round(cores, 1), "bytes": size}
 
 
+def result_of(folder: Path, name: str, stage: str) -> Path:
+    """The file of what was measured of a stage of an experiment."""
+    return folder / f"{name}-{stage}.json"
+
+
 def once(file: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Do a piece of the benchmark, unless its result is there."""
     if not file.exists():
@@ -235,7 +241,7 @@ def main() -> None:
     with object_store(folder / "home"):
         for name, count, names in (("data", options.pictures, DATA), ("model", options.trained, MODEL)):
             if count and set(names) & set(options.only):
-                if not (folder / f"{name}-{count}-crawl.json").exists():
+                if not result_of(folder, f"{name}-{count}", "crawl").exists():
                     served.make(folder / "pictures", count, files)
                 measure(folder, f"{name}-{count}", count, [stage for stage in names if stage in options.only], entries)
 
@@ -249,7 +255,7 @@ def object_store(home: Path) -> Iterator[None]:
     stack.save()
     services.start(stack, [services.ObjectStore()])
     os.environ |= {name: value for name, value in stack.variables().items() if name != "RAY_ADDRESS"}
-    os.environ["WUKONG_HOME"] = str(home)  # where pairs wait for their shards, as in a run of `wukong run`
+    os.environ[environment.HOME] = str(home)  # where pairs wait for their shards, as in a run of `wukong run`
     try:
         yield
     finally:
@@ -268,9 +274,7 @@ def measure(folder: Path, name: str, count: int, names: list[str], entries: list
     with serving(folder / "pictures") as port:
         os.environ["WUKONG_CONNECT_TO"] = f"{HOST}=127.0.0.1:{port}"
         for stage in (stage for stage in (*DATA, "features", "pretrain", "finetune", "evaluate") if stage in wanted):
-            found = once(
-                folder / f"{name}-{stage}.json", partial(run_stage, experiment, stage, folder / f"{stage}.log")
-            )
+            found = once(result_of(folder, name, stage), partial(run_stage, experiment, stage, folder / f"{stage}.log"))
             if stage in names or stage in between:
                 print(
                     json.dumps({"stage": stage, "n": count, **found, **predicted(experiment, stage, count)}), flush=True

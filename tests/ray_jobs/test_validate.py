@@ -65,7 +65,7 @@ sys.exit("torch" in sys.modules)
 """
 
 
-def test_a_batch_is_checked_without_torch_which_takes_500_mb(tmp_path, filtered):
+def test_a_batch_is_checked_without_torch(tmp_path, filtered):
     uri = stored.store(gate(tmp_path))
     subprocess.run([sys.executable, "-c", CHECK, uri, f"{filtered.uri}/manifest.json"], check=True)
 
