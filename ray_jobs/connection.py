@@ -10,6 +10,9 @@ from wukong.runtime import forwarded
 def connect() -> None:
     """Connect to the Ray cluster that ``RAY_ADDRESS`` names, or start Ray on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The first error of a task ends a stage and is told. Others follow from it, such as files that are gone; Ray would
+    # write them after it.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     variables = {name: os.environ[name] for name in forwarded.TO_WORKERS if name in os.environ}
     ray.init(
         address=os.environ.get("RAY_ADDRESS") or "local",

@@ -126,8 +126,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
-    # Twice the pictures: the shards may go to the same disk.
-    with waiting_place(stage, 2 * sum(tar.bytes for tar in tars)) as place:
+    with waiting_place(stage, repacking.room(tars, buckets)) as place:
         repacked = run_missing(
             "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(place, tars, buckets)),)
         )

@@ -124,6 +124,12 @@ def _pieces(histograms: Mapping[str, Histogram], shard_size: int, pair_bytes: fl
     return pieces, Buckets(starts)
 
 
+def room(tars: Sequence[Tar], buckets: Buckets) -> int:
+    """Bytes that a disk needs for the files of ``scattered``, and for the shards, which may go to the same disk."""
+    rounds = len(bucket_files.rounds(buckets.count, bucket_files.FAN_ON_DISK))
+    return (rounds + 1) * sum(tar.bytes for tar in tars)
+
+
 def scattered(place: str, tars: Sequence[Tar], buckets: Buckets) -> list[Span]:
     """Bring the pairs of each bucket together, pictures and all.
 
@@ -134,7 +140,8 @@ def scattered(place: str, tars: Sequence[Tar], buckets: Buckets) -> list[Span]:
     """
     sources = _sources(tars)
     folder = storage.join(place, f"{len(sources)}-{buckets.count}")
-    widths = bucket_files.rounds(buckets.count, bucket_files.FAN)
+    fan = bucket_files.FAN_ON_DISK if place.startswith("file://") else bucket_files.FAN
+    widths = bucket_files.rounds(buckets.count, fan)
     shared = ray.put(buckets)
     segments = bucket_files.first_round(buckets.count, widths[0])
     places = [storage.join(folder, f"0-{number:06d}") for number in range(len(sources))]

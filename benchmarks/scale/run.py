@@ -10,8 +10,9 @@ deleted when the crawls are done.
 
 A line of JSON is printed for each stage: seconds with the start of Ray; seconds of cores, the object store's among
 them, which say more on a machine that has other work; peak MiB of its driver and of its largest task; bytes written;
-and what the plan predicts of both. ``copy`` is the sequential limit: one process reads the filter's shards and writes
-them again.
+and what the plan predicts of both. ``decode_ms`` is the speed of the machine during the stage: milliseconds of a core
+for one picture, always the same, decoded every two seconds. Lines where it differs must not be compared. ``copy`` is
+the sequential limit: one process reads the filter's shards and writes them again.
 """
 
 import argparse
@@ -33,6 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import served
 import yaml
+from PIL import Image
 
 from infra import corpus
 from infra.stack import processes, services
@@ -56,6 +58,7 @@ MODEL = ("features", "pretrain", "evaluate")
 MIB = 2**20
 CORES = os.cpu_count() or 1
 _LOOK_SECONDS = 0.3
+_DECODE_SECONDS = 2.0  # between two measurements of the machine's speed
 _FEATURES = """
 import sys
 from ray_jobs import features
@@ -122,18 +125,26 @@ def store_seconds() -> float:
 
 
 class Watch(threading.Thread):
-    """Peak memory and seconds of cores of a driver and of all processes that it starts, with the object store's."""
+    """Peak memory and seconds of cores of a driver and of all processes that it starts, with the object store's.
 
-    def __init__(self, driver: int) -> None:
+    Decodes ``picture`` from time to time, to know the speed of a core.
+    """
+
+    def __init__(self, driver: int, picture: Path) -> None:
         super().__init__(daemon=True)
-        self._driver = psutil.Process(driver)
+        self._driver, self._picture = psutil.Process(driver), picture
+        self._decodes: list[float] = []
         self._before = store_seconds()
         self._seconds: dict[int, float] = {}
         self._ended = threading.Event()
         self.driver_bytes = self.task_bytes = 0
 
     def run(self) -> None:
+        due = 0.0
         while not self._ended.wait(_LOOK_SECONDS):
+            if time.monotonic() >= due:
+                due = time.monotonic() + _DECODE_SECONDS
+                self._decode()
             try:
                 tree = [self._driver, *self._driver.children(recursive=True)]
             except psutil.NoSuchProcess:
@@ -150,6 +161,12 @@ class Watch(threading.Thread):
                 elif name.startswith("ray::"):
                     self.task_bytes = max(self.task_bytes, held)
 
+    def _decode(self) -> None:
+        before = time.thread_time()
+        with Image.open(self._picture) as opened:
+            opened.load()
+        self._decodes.append(time.thread_time() - before)
+
     def end(self) -> dict[str, float]:
         self._ended.set()
         self.join()
@@ -157,11 +174,12 @@ class Watch(threading.Thread):
             "core_seconds": round(sum(self._seconds.values()) + store_seconds() - self._before, 1),
             "driver_mib": round(self.driver_bytes / MIB),
             "task_mib": round(self.task_bytes / MIB),
+            "decode_ms": round(1e3 * sum(self._decodes) / max(len(self._decodes), 1), 2),
         }
 
 
-def run_stage(experiment: Experiment, stage: str, log: Path) -> dict[str, Any]:
-    """Run a stage in a process of its own and return what was measured."""
+def run_stage(experiment: Experiment, stage: str, log: Path, picture: Path) -> dict[str, Any]:
+    """Run a stage in a process of its own and return what was measured; ``picture`` tells the machine's speed."""
     if stage == "copy":
         return copy(experiment)
     uri = stored.store(experiment)
@@ -174,7 +192,7 @@ def run_stage(experiment: Experiment, stage: str, log: Path) -> dict[str, Any]:
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, cwd=ROOT)
-        watch = Watch(process.pid)
+        watch = Watch(process.pid, picture)
         watch.start()
         said, _ = process.communicate()
     seconds = time.monotonic() - began
@@ -243,7 +261,8 @@ def main() -> None:
             if count and set(names) & set(options.only):
                 if not result_of(folder, f"{name}-{count}", "crawl").exists():
                     served.make(folder / "pictures", count, files)
-                measure(folder, f"{name}-{count}", count, [stage for stage in names if stage in options.only], entries)
+                chosen = [stage for stage in names if stage in options.only]
+                measure(folder, f"{name}-{count}", count, chosen, [entry.title for entry in entries], files[0])
 
 
 @contextmanager
@@ -262,11 +281,11 @@ def object_store(home: Path) -> Iterator[None]:
         processes.stop(lambda: processes.find(stack.identity, services.scratch(home)))
 
 
-def measure(folder: Path, name: str, count: int, names: list[str], entries: list[corpus.Entry]) -> None:
+def measure(folder: Path, name: str, count: int, names: list[str], titles: list[str], picture: Path) -> None:
     """Run the stages of one experiment, and print a line for each of ``names``."""
     listed = folder / f"{name}.parquet"
     if not listed.exists():
-        write_list(listed, count, [entry.title for entry in entries])
+        write_list(listed, count, titles)
     experiment = experiment_of(name, listed)
     before = ["crawl", "filter", "validate"] if set(names) & {"copy", *MODEL} else []
     between = ["finetune"] if "evaluate" in names else []
@@ -274,7 +293,8 @@ def measure(folder: Path, name: str, count: int, names: list[str], entries: list
     with serving(folder / "pictures") as port:
         os.environ["WUKONG_CONNECT_TO"] = f"{HOST}=127.0.0.1:{port}"
         for stage in (stage for stage in (*DATA, "features", "pretrain", "finetune", "evaluate") if stage in wanted):
-            found = once(result_of(folder, name, stage), partial(run_stage, experiment, stage, folder / f"{stage}.log"))
+            log = folder / f"{stage}.log"
+            found = once(result_of(folder, name, stage), partial(run_stage, experiment, stage, log, picture))
             if stage in names or stage in between:
                 print(
                     json.dumps({"stage": stage, "n": count, **found, **predicted(experiment, stage, count)}), flush=True

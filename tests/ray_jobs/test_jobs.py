@@ -64,6 +64,31 @@ def test_an_unfinished_parent_is_named(experiment: Experiment, tmp_path: Path) -
     assert "the stage has not finished" in record.error
 
 
+_SEVERAL_ERRORS = """
+import time
+from ray_jobs.connection import connect
+from ray_jobs.exchange import run_all
+
+def fail(number):
+    time.sleep(number)
+    raise ValueError(f"group {number} is damaged")
+
+connect()
+try:
+    run_all(fail, [(0,), (1,)])
+except ValueError as error:
+    print(error)
+time.sleep(3)
+"""
+
+
+def test_errors_that_follow_the_first_one_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ended = subprocess.run([sys.executable, "-c", _SEVERAL_ERRORS], capture_output=True, text=True, check=True)
+    assert "group 0 is damaged" in ended.stdout
+    assert "group 1 is damaged" not in ended.stdout + ended.stderr
+
+
 def test_a_job_that_is_killed_says_so(experiment: Experiment) -> None:
     def kill() -> None:
         while True:

@@ -83,11 +83,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
-    ("run_bytes", "fan", "rounds"), [(bucket_files.RUN_BYTES, bucket_files.FAN, 1), (20_000, 8, 2), (9_000, 4, 4)]
+    ("run_bytes", "fan", "rounds"),
+    [(bucket_files.RUN_BYTES, bucket_files.FAN_ON_DISK, 1), (20_000, 8, 2), (9_000, 4, 4)],
 )
 def test_shards_are_those_of_a_sort_in_memory(tmp_path, make_crawl, monkeypatch, run_bytes, fan, rounds):
     monkeypatch.setattr(bucket_files, "RUN_BYTES", run_bytes)
-    monkeypatch.setattr(bucket_files, "FAN", fan)
+    monkeypatch.setattr(bucket_files, "FAN_ON_DISK", fan)
     widths = []
     plan = bucket_files.rounds
     monkeypatch.setattr(bucket_files, "rounds", lambda *asked: widths.append(plan(*asked)) or widths[-1])
@@ -107,6 +108,12 @@ def test_shards_are_those_of_a_sort_in_memory(tmp_path, make_crawl, monkeypatch,
     for name, (tar, _) in wanted.items():
         assert storage.read_bytes(storage.join(made.uri, f"{name}.tar")) == tar, name
     assert list(made.parts) == [describe(made.uri, part.path, part.rows) for part in made.parts]
+
+
+@pytest.mark.parametrize(("buckets", "pictures"), [(1, 2), (256, 2), (257, 3), (65_536, 3), (65_537, 4)])
+def test_a_disk_has_room_for_each_round_and_the_shards(buckets, pictures):
+    tars = [repacking.Tar(number, "tar", 500, "table") for number in range(3)]
+    assert repacking.room(tars, bucket_files.Buckets({"train": np.arange(buckets)})) == pictures * 1500
 
 
 class Proxy:

@@ -22,7 +22,10 @@ RUN_BYTES = 128 << 20
 """About how many bytes of pictures a run and a bucket hold: a task holds one of them."""
 
 FAN = 32
-"""The most segments of a run. With more buckets, the pairs are divided in several rounds."""
+"""The most segments of a run in an object store. With more buckets, the pairs are divided in several rounds."""
+
+FAN_ON_DISK = 256
+"""The same on a disk: reading a small piece costs no request there, and each round takes the room of all pictures."""
 
 Ends = npt.NDArray[np.int64]
 
