@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import platform
 import shutil
@@ -26,6 +27,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -194,20 +196,18 @@ def rates(lines: Sequence[Line], command: str) -> dict[str, Any]:
     A core's speed in the tower follows from the features, where all cores are as busy. The starts of what trains or
     evaluates are where the lines of their sizes begin; the plan computes the rest from the speeds.
     """
-    import torch
     from run import experiment_of
 
     from wukong.model.cost import Size, text_step_flops
     from wukong.stages.estimate import CAPTION_TOKENS
-    from wukong.train import rates as of_training
 
     stages = stages_of(lines)
     experiment = experiment_of("rates", Path("none"))
-    torch.set_num_threads(1)
-    of_training.time.perf_counter = time.process_time  # one thread: elapsed seconds of a machine without other work
-    found = of_training.measure(
-        experiment.model, experiment.pretrain, ["text_step", "tower", "decode", "augment"], torch.device("cpu")
-    )
+    cores = os.cpu_count() or 1
+    # All cores at once, as in a run: two cores that share a cache are slower than one alone.
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        each = list(pool.map(_speeds_of_a_core, [experiment] * cores))
+    found = {name: sum(speeds[name] for speeds in each) / cores for name in each[0]}
     size, settings = Size.of(experiment.model), experiment.pretrain
     views = 1 + settings.views
     tower = stages["features"]["core_seconds"] / views - 1 / found["augment"]
@@ -228,6 +228,18 @@ def rates(lines: Sequence[Line], command: str) -> dict[str, Any]:
         "speeds": speeds,
         "stages": stages | {"register": {"start": 2.0}, "report": {"start": 3.0}},
     }
+
+
+def _speeds_of_a_core(experiment: Any) -> dict[str, float]:
+    """Items a second of what a training does, of one thread; of its own time, which other work hardly changes."""
+    import torch
+
+    from wukong.train import rates as of_training
+
+    torch.set_num_threads(1)
+    of_training.time.perf_counter = time.process_time
+    names = ["text_step", "tower", "decode", "augment"]
+    return dict(of_training.measure(experiment.model, experiment.pretrain, names, torch.device("cpu")))
 
 
 def processor() -> str:

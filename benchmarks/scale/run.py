@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ ROOT = Path(__file__).parents[2]
 HOST = "pictures.wukong.test"
 DATA = ("crawl", "filter", "validate", "copy")
 MODEL = ("features", "pretrain", "evaluate")
+MODELLED = (*MODEL, "finetune")
 MIB = 2**20
 CORES = os.cpu_count() or 1
 _LOOK_SECONDS = 0.3
@@ -313,6 +315,9 @@ def predicted(experiment: Experiment, stage: str, count: int) -> dict[str, float
         return {}
     kept = made(experiment, "filter").counts["train"] if stage not in ("crawl", "filter") else count
     work = Work(experiment, count, kept, size(), Capacity(CORES), measured_rates.load())
+    if stage in MODELLED:
+        tokens = made(experiment, "validate").metrics["tokens_mean"] + 2  # [CLS] and [SEP]
+        work = replace(work, caption_tokens=round(tokens))
     planned = estimate.of_features(work) if stage == "features" else stages.of(stage).estimate(work)  # type: ignore[misc]
     assert planned is not None
     seconds, start = planned.seconds, work.rates.of(stage).start
