@@ -11,8 +11,9 @@ deleted when the crawls are done.
 A line of JSON is printed for each stage: seconds with the start of Ray; seconds of cores, the object store's among
 them, which say more on a machine that has other work; peak MiB of its driver and of its largest task; bytes written;
 and what the plan predicts of both. ``decode_ms`` is the speed of the machine during the stage: milliseconds of a core
-for one picture, always the same, decoded every two seconds. Lines where it differs must not be compared. ``copy`` is
-the sequential limit: one process reads the filter's shards and writes them again.
+for one picture, always the same, decoded every two seconds. As far as it differs between two lines of a stage, their
+seconds of cores differ too. ``copy`` is the sequential limit: one process reads the filter's shards and writes them
+again.
 """
 
 import argparse
@@ -56,7 +57,6 @@ ROOT = Path(__file__).parents[2]
 HOST = "pictures.wukong.test"
 DATA = ("crawl", "filter", "validate", "copy")
 MODEL = ("features", "pretrain", "evaluate")
-MODELLED = (*MODEL, "finetune")
 MIB = 2**20
 CORES = os.cpu_count() or 1
 _LOOK_SECONDS = 0.3
@@ -315,7 +315,7 @@ def predicted(experiment: Experiment, stage: str, count: int) -> dict[str, float
         return {}
     kept = made(experiment, "filter").counts["train"] if stage not in ("crawl", "filter") else count
     work = Work(experiment, count, kept, size(), Capacity(CORES), measured_rates.load())
-    if stage in MODELLED:
+    if stage not in DATA:
         tokens = made(experiment, "validate").metrics["tokens_mean"] + 2  # [CLS] and [SEP]
         work = replace(work, caption_tokens=round(tokens))
     planned = estimate.of_features(work) if stage == "features" else stages.of(stage).estimate(work)  # type: ignore[misc]
