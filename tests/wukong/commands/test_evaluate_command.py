@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +17,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
+from wukong.commands import evaluate
 from wukong.config import documents
 from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import sets
+from wukong.evaluate.model import OwnModel
+from wukong.evaluate.protocol import OWN
 from wukong.evaluate.published import NotThereError
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
@@ -164,14 +169,58 @@ def test_the_example_of_the_help_names_no_set_that_the_demo_trains_on() -> None:
     assert named and not [name for name in named if "trains" in sets.of(name).note]
 
 
-def test_with_all_and_nothing_there_it_says_where_sets_belong(
+def test_with_all_and_nothing_there_it_says_where_sets_belong_and_fetches_none(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("tuxpaint", "fashion-mnist"):  # these would be fetched
-        monkeypatch.delitem(sets.REGISTRY, name)
+    asked: list[str] = []
+    monkeypatch.setattr(evaluate, "fetched", lambda names: dict.fromkeys(asked.extend(names) or ()))
     result = CliRunner().invoke(app, ["evaluate", "--model", model, "--data", str(tmp_path / "none")])
     assert isinstance(result.exception, DataError)
     assert f"none of the {len(sets.REGISTRY)} sets is in" in str(result.exception)
+    assert not asked
+    command = ["evaluate", "--model", model, "--data", str(tmp_path / "none"), "--tasks", "tuxpaint"]
+    assert isinstance(CliRunner().invoke(app, command).exception, NotThereError)
+    assert asked == ["tuxpaint"]
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_folder_or_list_of_own_pictures_is_measured(as_list: bool, model: str, tmp_path: Path) -> None:
+    pictures = tmp_path / "mytest"
+    pictures.mkdir()
+    captions = ["红色的猫", "绿色的船", "蓝色的天空"]
+    for number, caption in enumerate(captions):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+        (pictures / f"{number}.txt").write_text(caption, encoding="utf-8")
+    rows = [f"mytest/{number}.png,{caption}" for number, caption in enumerate(captions)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,caption", *rows]), encoding="utf-8")
+    given, written = tmp_path / "list.csv" if as_list else pictures, tmp_path / "r.json"
+    result = CliRunner().invoke(app, ["evaluate", "--model", model, "--data", str(given), "--output", str(written)])
+    assert result.exit_code == 0, result.output
+    (entry,) = json.loads(written.read_text("utf-8"))["tasks"]
+    assert (entry["kind"], entry["sizes"]) == ("retrieval", {"images": 3, "captions": 3})
+    own = OwnModel(saved_model.load(Path(model).as_uri()), "m")
+    images = own.encode_images([Image.open(pictures / f"{n}.png").convert("RGB") for n in range(3)], OWN)
+    scores = own.image_to_text(images, own.encode_texts(captions, OWN))
+    right = [int(scores[:, n].argmax()) == n for n in range(3)]
+    assert entry["results"]["text_to_image_r1"]["value"] == pytest.approx(sum(right) / 3)
+
+
+def test_own_pictures_without_a_caption_are_an_error_that_names_both_readings(model: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["evaluate", "--model", model, "--data", str(tmp_path)])
+    assert isinstance(result.exception, DataError)
+    assert "no folder of an evaluation set" in str(result.exception) and "no picture" in str(result.exception)
+
+
+def test_a_wrong_name_is_said_before_large_libraries_are_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom cli.main import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program, "evaluate", "--model", "x", "--tasks", "nope"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    assert ended.returncode and "there is no evaluation set 'nope'" in ended.stderr
+    assert ended.stderr.rstrip().endswith("False")
 
 
 def test_hold_outs_of_an_experiment_are_measured_by_their_own_protocol(

@@ -186,8 +186,8 @@ def test_a_named_set_that_is_not_there_is_an_error_and_one_of_all_is_listed(
     classified(monkeypatch)
     (tmp_path / "fashion-mnist").mkdir()
     with pytest.raises(NotThereError, match=r"CIFAR10.*Download"):
-        tasks.read(tasks.chosen("fashion-mnist,cifar10"), {}, tmp_path, PAPER, skip=False)
-    there = tasks.read(tasks.chosen("all"), {}, tmp_path, PAPER, skip=True)
+        tasks.read(sets.chosen("fashion-mnist,cifar10"), {}, tmp_path, PAPER, skip=False)
+    there = tasks.read(sets.chosen("all"), {}, tmp_path, PAPER, skip=True)
     assert list(there.data) == ["fashion-mnist"]
     assert set(there.missing) == set(sets.REGISTRY) - {"fashion-mnist"}
     assert all("Download" in message for message in there.missing.values())
@@ -199,20 +199,20 @@ def test_a_damaged_set_is_an_error_for_all_too(tmp_path: Path, monkeypatch: pyte
     broken = replace(sets.of("fashion-mnist"), splits={"test": 41})
     monkeypatch.setitem(sets.REGISTRY, "fashion-mnist", broken)
     with pytest.raises(DataError, match=r"40 images .* but 41 are published"):
-        tasks.read(tasks.chosen("all"), {}, tmp_path, PAPER, skip=True)
+        tasks.read(sets.chosen("all"), {}, tmp_path, PAPER, skip=True)
 
 
 @pytest.mark.parametrize(("asked", "message"), [("mnist", "no evaluation set 'mnist'"), (" , ", "names none")])
 def test_tasks_that_do_not_exist_are_refused(asked: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        tasks.chosen(asked)
+        sets.chosen(asked)
 
 
 def test_hold_outs_stand_behind_the_sets() -> None:
-    assert tasks.chosen("mine,cifar10", ["mine", "yours"]) == ["cifar10", "mine"]
-    assert tasks.chosen("all", ["mine"]) == [*sets.REGISTRY, "mine"]
+    assert sets.chosen("mine,cifar10", ["mine", "yours"]) == ["cifar10", "mine"]
+    assert sets.chosen("all", ["mine"]) == [*sets.REGISTRY, "mine"]
     with pytest.raises(ConfigError, match=r"'mine'.*hold-outs are those of --config"):
-        tasks.chosen("mine")
+        sets.chosen("mine")
 
 
 def test_a_class_without_images_is_an_error_in_a_published_set_and_left_out_of_a_hold_out(tmp_path: Path) -> None:

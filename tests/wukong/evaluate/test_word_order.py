@@ -240,7 +240,7 @@ def test_a_similarity_that_is_no_number_is_refused() -> None:
 
 
 def test_it_is_a_set_like_others_and_its_files_are_known_without_it(tmp_path: Path) -> None:
-    assert "word-order" in set_folders.NAMES and tasks.chosen("word-order") == ["word-order"]
+    assert "word-order" in set_folders.NAMES and sets.chosen("word-order") == ["word-order"]
     write(tmp_path / "word-order", GOOD)
     there = tasks.read(["word-order"], {}, tmp_path, PAPER, skip=False).data["word-order"]
     assert isinstance(there, WordOrderData) and isinstance(there.images, pictures.Files)

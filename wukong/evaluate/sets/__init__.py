@@ -5,7 +5,7 @@ To add a set, add a file and, for a classification set, its class names; nothing
 """
 
 import pkgutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -35,6 +35,9 @@ def _registered() -> dict[str, DataSet]:
 REGISTRY = _registered()
 """All evaluation sets by their names."""
 
+ALL = "all"
+"""In the place of names: every set."""
+
 
 def of(name: str) -> DataSet:
     """The set with this name.
@@ -45,6 +48,31 @@ def of(name: str) -> DataSet:
     if name not in REGISTRY:
         raise ConfigError(f"there is no evaluation set {name!r}: take one of {', '.join(REGISTRY)}")
     return REGISTRY[name]
+
+
+def chosen(tasks: str, holdouts: Sequence[str] = ()) -> list[str]:
+    """Return the names in a comma-separated list, or all for ``all``: sets in the registry's order, then hold-outs.
+
+    Args:
+        tasks: the list.
+        holdouts: names of the hold-outs' tasks, of an experiment.
+
+    Raises:
+        ConfigError: there is no such task, or no name.
+    """
+    known = [*REGISTRY, *holdouts]
+    asked = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not asked:
+        raise ConfigError(f"tasks: {tasks!r} names none; allowed: {ALL}, or some of {', '.join(known)}")
+    if asked == [ALL]:
+        return known
+    for name in asked:
+        if name not in known:
+            raise ConfigError(
+                f"tasks: there is no evaluation set {name!r}: take some of {', '.join(known)}"
+                f"{'' if holdouts else '; hold-outs are those of --config'}"
+            )
+    return [name for name in known if name in asked]
 
 
 def read(name: str, root: Path, split: str | None = None) -> Data:

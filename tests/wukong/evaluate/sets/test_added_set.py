@@ -43,7 +43,7 @@ root, rules = Path(sys.argv[1]), PROTOCOLS["clip-benchmark"]
 assert sets.__file__.startswith(str(root.parent)), sets.__file__
 data = tasks.read(["my-dice"], {}, root, rules, skip=False).data["my-dice"]
 outcome = tasks.measure(Knowing(["一", "二"]), data, rules)
-print(json.dumps([set_folders.NAMES, tasks.chosen("my-dice"), outcome.as_json("pretrained"), sets.missing(["muge"])]))
+print(json.dumps([set_folders.NAMES, sets.chosen("my-dice"), outcome.as_json("pretrained"), sets.missing(["muge"])]))
 """
 
 
