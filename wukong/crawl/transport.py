@@ -19,6 +19,7 @@ import pycurl
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.usage import NOTHING, Said
+from wukong.runtime.environment import CONNECT_TO
 from wukong.runtime.language import message
 
 _BUFFER = 16 * 1024
@@ -170,7 +171,8 @@ class Transport:
                 del stopped
         if code != pycurl.E_OK and not exchange.enough:
             if refused and not response.status:
-                raise FetchError(Status.FORBIDDEN_ADDRESS, "the host's address is not a public one")
+                why = message(f"the host's address is not a public one; {CONNECT_TO} opens hosts of your own")
+                raise FetchError(Status.FORBIDDEN_ADDRESS, why)
             if code in _BROKEN and response.status:
                 code = pycurl.E_PARTIAL_FILE
             status, why = _CURL_STATUS.get(code, (Status.CONNECTION_ERROR, message(f"libcurl error {code}")))

@@ -5,12 +5,17 @@ from collections.abc import Mapping, Sequence
 from wukong.config.crawl import Crawl
 from wukong.crawl.status import Status, is_transient
 from wukong.errors import DataError
+from wukong.runtime.environment import CONNECT_TO
 from wukong.runtime.language import message
 
 Examples = Mapping[str, Sequence[str]]
 """Status -> a URL with this status, and its error."""
 
 _ADVICE = {
+    Status.FORBIDDEN_ADDRESS: message(
+        f"Hosts of your own network are fetched from where {CONNECT_TO} names them: "
+        f"{CONNECT_TO}=HOST=ADDRESS:PORT, with commas between several"
+    ),
     Status.DNS_ERROR: message("Check that this machine resolves names: DNS, proxy, network policy"),
     Status.TIMEOUT: message("Check the network, and whether crawl.concurrency is more than it carries"),
     Status.CONNECTION_ERROR: message("Check the network: firewall, proxy, network policy"),
@@ -78,10 +83,14 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
     if stored:
         return None
     if urls:
+        advice = message(
+            f"Check that crawl.{_source(config)} gives pictures, and the limits of crawl.* that exclude them"
+        )
+        if failed[0][0] is Status.FORBIDDEN_ADDRESS:
+            advice = _ADVICE[Status.FORBIDDEN_ADDRESS]
         return message(
             f"the crawl stored no picture: {urls:,} URLs ended as {_counts(failed)}"
-            f"{_instance([status for status, _ in failed], examples)}. Check that crawl.{_source(config)} gives "
-            "pictures, and the limits of crawl.* that exclude them."
+            f"{_instance([status for status, _ in failed], examples)}. {advice}."
         )
     return message(f"the crawl found nothing: {config.source.nothing(config, queries)}")
 

@@ -25,6 +25,7 @@ from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size
+from wukong.runtime.environment import CONNECT_TO
 from wukong.runtime.language import message
 from wukong.stages import estimate, overlay, run_paths, start
 from wukong.store import address, fence, manifest, s3_requests, storage
@@ -32,6 +33,8 @@ from wukong.store import address, fence, manifest, s3_requests, storage
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
+_HOSTS, _LOOKUP_SECONDS = 8, 4.0
+"""Hosts of a list that are looked up, and how long for all of them."""
 _GIB = 2**30
 
 
@@ -130,7 +133,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
     Args:
         experiment: the experiment.
         names: names of the stages that will run.
-        connect: also check that the search engine's address answers.
+        connect: also check that the search engine's address answers, and look up the first hosts of a list of URLs.
 
     Raises:
         ConfigError: something is missing or of another kind; the message names every key.
@@ -145,6 +148,9 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
             problems.append(f"{key}: {why}")
     if experiment.crawl.engine == "urls" and "crawl" in sections and not experiment.crawl.politeness.is_signed:
         log.warning("crawl.politeness.contact is empty: owners of the listed sites cannot know whom to write to")
+    if connect and "crawl" in sections:
+        for note in _refused_hosts(experiment.crawl):
+            log.warning("%s", note)
     if experiment.crawl.source.searched and "crawl" in sections:
         problems += _unsigned(experiment.crawl)
         problems += _unanswered(experiment.crawl.endpoint) if connect else ()
@@ -250,6 +256,44 @@ def _unsigned(crawl: Crawl) -> Iterator[str]:
             "nobody can reach: write your e-mail address or a page about your crawl, for instance "
             "--set crawl.politeness.contact=crawl@university.example"
         )
+
+
+def _refused_hosts(crawl: Crawl) -> Iterator[str]:
+    """Say which of the first hosts of a list the crawl will refuse, or does not find."""
+    from wukong.crawl.addresses import ConnectTo, is_public, looked_up
+
+    opened = ConnectTo.from_environment().of_crawl(crawl.endpoint).targets
+    ports = {host: port for host, port in _first_hosts(crawl).items() if host not in opened}
+    for host, found in looked_up(ports, _LOOKUP_SECONDS).items():
+        if not found:
+            yield message(f"crawl.endpoint: {host}, a host of its URLs, has no address in DNS: its pictures will fail")
+        elif not any(map(is_public, found)):
+            target = f"[{found[0]}]" if ":" in found[0] else found[0]
+            yield message(
+                f"crawl.endpoint: {host}, a host of its URLs, is at {target}, no public address, so its pictures will "
+                f"be refused. If it is your own: export {CONNECT_TO}={host}={target}:{ports[host]}"
+            )
+
+
+def _first_hosts(crawl: Crawl) -> dict[str, int]:
+    """Return the hosts of the first URLs of a list, and their ports."""
+    from wukong.crawl.status import FetchError
+    from wukong.crawl.url import normalise
+
+    hosts: dict[str, int] = {}
+    source = crawl.source
+    if not isinstance(source, Listed) or not (lists := source.lists(crawl)):
+        return hosts
+    first = next(source.read(lists[0], 0, crawl), None)
+    for url in first["url"].to_pylist() if first is not None else ():
+        try:
+            parts = urlsplit(normalise(url))
+        except FetchError:
+            continue  # a file, or no URL, which the crawl counts
+        hosts[parts.hostname or ""] = parts.port or (443 if parts.scheme == "https" else 80)
+        if len(hosts) == _HOSTS:
+            break
+    return hosts
 
 
 def _unanswered(endpoint: str) -> Iterator[str]:

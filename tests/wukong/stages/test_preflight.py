@@ -191,6 +191,33 @@ def test_an_engine_that_does_not_answer_is_named(
     preflight.check_world(experiment(), connect=False)
 
 
+@pytest.mark.parametrize("engine", ["urls", "files"])
+def test_hosts_of_a_list_that_will_be_refused_are_named_with_the_setting_that_opens_them(
+    engine: str,
+    experiment: Callable[..., Experiment],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("WUKONG_CONNECT_TO", raising=False)
+    urls = ["http://localhost:8123/1.jpg", "https://127.0.0.1/2.jpg", "https://1.1.1.1/3.jpg", "http://a b/4.jpg"]
+    (tmp_path / "list.csv").write_text("\n".join(["url,caption", *(f"{url},一只猫" for url in urls)]), encoding="utf-8")
+    listed = f"crawl.endpoint={(tmp_path / 'list.csv').as_uri()}"
+    asked = experiment(f"crawl.engine={engine}", listed)
+    preflight.check_world(asked)
+    assert "DNS" not in caplog.text and "refused" not in caplog.text, "nothing is looked up by a pod"
+    preflight.check_world(asked, connect=True)
+    said = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert sorted(line.rpartition("export ")[2] for line in said) == [
+        "WUKONG_CONNECT_TO=127.0.0.1=127.0.0.1:443",
+        "WUKONG_CONNECT_TO=localhost=127.0.0.1:8123",
+    ]
+    caplog.clear()
+    monkeypatch.setenv("WUKONG_CONNECT_TO", "127.0.0.1=127.0.0.1:443,localhost=127.0.0.1:8123")
+    preflight.check_world(asked, connect=True)
+    assert "refused" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "contact", ["crawl.politeness.contact=me@example.org", "crawl.politeness.user_agent=x/1 (https://example.org/)"]
 )
