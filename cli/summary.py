@@ -58,7 +58,7 @@ def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
         return
     decided, document = found
     heading, says = translated(decided.heading), translated(decided.says)
-    console.print(f"[bold]Model {decided.model}[/] {heading} {escape(says)}", highlight=False)
+    console.print(f"[bold]Model models:/{decided.model}/{decided.version}[/] {heading} {escape(says)}", highlight=False)
     if document is not None:
         table = Table(box=None, pad_edge=False)
         columns = map(message, (f"Against {document['baseline']}", "", "before, %", "now, %", "change", ""))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from wukong.commands.output import Console, JsonOption, Table, print_json, wide
+from wukong.commands.output import Console, JsonOption, Table, echo, print_json, wide
 from wukong.config.registry import Registry
 from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
@@ -27,7 +27,11 @@ _MODEL = "/model"
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS; by default the champion."),
+    typer.Option(
+        "--model",
+        help="The model's folder or URI, or models:/NAME@ALIAS; by default the champion, or "
+        "the newest version where there is none.",
+    ),
 ]
 DataOption = Annotated[
     str | None,
@@ -101,10 +105,10 @@ def search(
 
 
 def champion() -> str:
-    """Return the address of the model that holds the alias of a champion.
+    """Return the address of the model that holds the alias of a champion, or of the newest version where none does.
 
     Raises:
-        ConfigError: no model holds it, or several do.
+        ConfigError: no model is registered, or several hold the alias.
     """
     environment.use_for("models:/")
     availability.refuse_untracked()
@@ -115,10 +119,13 @@ def champion() -> str:
         return champions[0]
     if champions:
         raise ConfigError(f"several models have a {_ALIAS}: choose one by --model, of {', '.join(champions)}")
-    raise ConfigError(
-        f"no model has the alias {_ALIAS} yet: `wukong run` trains and registers one; `wukong models` lists those that "
-        "are registered, and --model takes any"
-    )
+    versions = Server().registered("model-versions")
+    if not versions:
+        raise ConfigError("no model is registered yet: `wukong run` trains and registers one; --model takes any folder")
+    newest = max(versions, key=lambda each: (int(each["creation_timestamp"]), int(each["version"])))
+    address = f"models:/{newest['name']}/{newest['version']}"
+    echo(f"No model has the alias {_ALIAS}: {address}, the newest version, is taken; --model names another.", err=True)
+    return address
 
 
 def data_of(model: str) -> str:

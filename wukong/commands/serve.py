@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wukong.commands import search
 from wukong.commands.output import echo
 from wukong.errors import ConfigError
 from wukong.model.signature import PUBLIC_KEY
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    model: Annotated[str, typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS in MLflow.")],
+    model: search.ModelOption = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +72,7 @@ def serve(
     logging.getLogger("wukong").setLevel(logging.INFO)
     try:
         with cancel.end_on_signal():
-            _serve(model, data, index, host, port, device, public_key, watch)
+            _serve(model or search.champion(), data, index, host, port, device, public_key, watch)
     except SystemExit as ended:
         echo("Ended." if data is None else "Ended. What was encoded is kept for the next start.")
         # To end a server by SIGTERM is the usual way; Ctrl-C ends any command with 130.

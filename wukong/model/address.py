@@ -59,6 +59,12 @@ def _download(uri: str, scratch: Path) -> Path:
     try:
         folder = Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
     except (MlflowException, OSError) as error:
+        if "@" in uri and "not found" in str(error):
+            name, _, alias = uri.partition("@")
+            raise StorageError(
+                f"no version holds {uri}: MLflow has no model of this name, or the gate gave @{alias} to none of its "
+                f"versions. `wukong models` lists them; take one by its number, {name}/1"
+            ) from error
         raise StorageError(
             f"MLflow does not give {uri} ({error}); `wukong status` shows the embedded server, MLFLOW_TRACKING_URI "
             "names another"

@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from wukong.errors import ConfigError, DataError
+from wukong.commands.search import champion
+from wukong.errors import ConfigError, DataError, StorageError
+from wukong.model import address
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
@@ -120,23 +122,33 @@ def test_pictures_of_a_folder_have_the_url_of_their_file(filtered: Manifest, tmp
     assert {hit["url"] for hit in found["results"]} == {f"{folder}/{name}.png" for name in ("红蓝", "蓝红")}
 
 
-def test_the_champion_searches_what_its_run_filtered(
-    filtered: Manifest, client: "MlflowClient", tmp_path: Path
+def test_the_champion_searches_what_its_run_filtered_and_without_one_the_newest_version(
+    filtered: Manifest, client: "MlflowClient", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluation = Stage(storage.from_path(tmp_path / "data"), "evaluate", {}, [filtered]).commit([])
     tags = {"wukong.evaluation.uri": storage.join(evaluation.uri, "manifest.json")}
-    with pytest.raises(ConfigError, match=r"no model has the alias champion yet: `wukong run` trains"):
+    with pytest.raises(ConfigError, match=r"no model is registered yet: `wukong run` trains"):
         search("红蓝")
-    for name in ("demo", "other"):
-        client.create_registered_model(name)
+    for name in ("demo", "other", "demo"):
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
         client.create_model_version(name, "s3://nowhere/model", tags=tags)
         client.set_registered_model_alias(name, "old", "1")
+    assert champion() == "models:/demo/2"
+    assert "No model has the alias champion: models:/demo/2, the newest version, is taken" in capsys.readouterr().err
     client.set_registered_model_alias("demo", "champion", "1")
     found = json.loads(search("红蓝", "--encode", "--json"))
     assert (found["model"], found["data"]) == ("models:/demo@champion", filtered.uri)
     client.set_registered_model_alias("other", "champion", "1")
     with pytest.raises(ConfigError, match=r"by --model, of models:/demo@champion, models:/other@champion"):
         search("红蓝")
+
+
+def test_an_alias_that_nobody_holds_says_which_versions_to_take(client: "MlflowClient", tmp_path: Path) -> None:
+    client.create_registered_model("demo")
+    for uri in ("models:/demo@champion", "models:/none@champion"):
+        with pytest.raises(StorageError, match=r"no version holds .*the gate gave @champion to none .*models:/\w+/1"):
+            address.fetch(uri, tmp_path)
 
 
 def test_a_models_folder_says_what_it_was_trained_on(filtered: Manifest, tmp_path: Path) -> None:

@@ -25,12 +25,6 @@ def test_a_port_that_is_taken_is_an_error_before_anything_is_loaded() -> None:
     assert "give another --port" in str(result.exception)
 
 
-def test_a_model_is_needed() -> None:
-    result = CliRunner().invoke(app, ["serve", "--data", "x"])
-    assert result.exit_code == 2
-    assert "--model" in result.output
-
-
 def test_an_index_is_of_data() -> None:
     result = CliRunner().invoke(app, ["serve", "--model", "x", "--index", "x"])
     assert isinstance(result.exception, ConfigError)
