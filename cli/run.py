@@ -142,7 +142,7 @@ def run_local(
         ended = time.monotonic()
     page = fetch_report(storage.join(experiment.root, "runs", run), folder)
     records = run_records.read_all(experiment, run)
-    summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
+    summary.print_run(console, run, records, total=ended - prepared, setup=prepared - started)
     summary.print_verdict(console, experiment, run)
     summary.print_pages(console, page, run_links.pages(experiment, run))
     summary.print_tables(console, experiment, run)
@@ -237,7 +237,9 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch
         failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
         log = folder / "log.txt"
         if failed:
-            ended = RunError(f"the {failed[0].stage} stage failed: {failed[0].error}\nThe whole log: {log}")
+            more = message(f"\n`wukong show {run} --failed` lists what it did not get.")
+            more = more if failed[0].stage == "crawl" else ""
+            ended = RunError(f"the {failed[0].stage} stage failed: {failed[0].error}\nThe whole log: {log}{more}")
             written = failed[0].traceback
         else:
             stage = watch.current or message("the pipeline")

@@ -31,18 +31,19 @@ def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
     console.print(table)
 
 
-def print_run(console: Console, records: list[Record], total: float, setup: float) -> None:
+def print_run(console: Console, run: str, records: list[Record], total: float, setup: float) -> None:
     """Print a finished run.
 
     Args:
         console: prints it.
+        run: its name.
         records: the run's records, in order.
         total: seconds the pipeline took.
         setup: seconds it took to fetch the corpus and start the stack.
     """
     manifests = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
     if "filter" in manifests:
-        _print_funnel(console, manifests)
+        _print_funnel(console, run, manifests)
     if "evaluate" in manifests:
         _print_results(console, storage.read_json(storage.join(manifests["evaluate"].uri, "evaluation.json")))
     _print_times(console, records, total, setup)
@@ -106,7 +107,7 @@ def print_tables(console: Console, experiment: Experiment, run: str) -> None:
         console.print_titled("" if number else "Paper", Text(command), _WIDTH)
 
 
-def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
+def _print_funnel(console: Console, run: str, manifests: Mapping[str, Manifest]) -> None:
     from wukong.report.funnel import funnel, repeated, wording
 
     table = Table(title=wording(manifests["crawl"]).heading, title_justify="left", box=None, pad_edge=False)
@@ -121,6 +122,8 @@ def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
     dropped = manifests["crawl"].dropped.items()
     reasons = ", ".join(f"{translated(name.replace('_', ' '))} {count:,}" for name, count in dropped)
     console.print(f"Not downloaded: {reasons or translated('nothing')}", style="dim", highlight=False)
+    if reasons:
+        console.print(f"`wukong show {run} --failed` lists them.", style="dim", highlight=False)
     if said := repeated(manifests.get("validate")):
         console.print(said, style="dim", highlight=False)
     console.print()

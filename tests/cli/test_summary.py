@@ -14,10 +14,12 @@ from wukong.store.manifest import Stage
 from wukong.tracking.run_links import Pages
 
 
-def printed(root: Path, engine: str, tasks: list[dict[str, Any]], repeated: int = 0) -> str:
+def printed(
+    root: Path, engine: str, tasks: list[dict[str, Any]], repeated: int = 0, dropped: dict[str, int] | None = None
+) -> str:
     uri = storage.from_path(root)
     counts: dict[str, Any] = {"results": 9, "urls": 7, "queries": 0 if engine == "urls" else 4}
-    crawl = Stage(uri, "crawl", {"engine": engine}).commit([], counts=counts)
+    crawl = Stage(uri, "crawl", {"engine": engine}).commit([], counts=counts, dropped=dropped)
     kept = Stage(uri, "filter", {}, [crawl]).commit([], counts={"pairs": 5, "train": 5})
     evaluate = Stage(uri, "evaluate", {}, [kept])
     storage.write_json(evaluate.path("evaluation.json"), {"tasks": tasks})
@@ -28,7 +30,7 @@ def printed(root: Path, engine: str, tasks: list[dict[str, Any]], repeated: int 
         for each in (crawl, kept, checked, measured)
     ]
     stream = io.StringIO()
-    summary.print_run(Console(file=stream, width=120), records, total=1, setup=1)
+    summary.print_run(Console(file=stream, width=120), "mine", records, total=1, setup=1)
     return stream.getvalue()
 
 
@@ -63,6 +65,12 @@ def test_pairs_that_repeat_others_are_counted(tmp_path: Path) -> None:
     assert "another pair" not in printed(tmp_path / "none", "files", [])
     said = printed(tmp_path / "some", "files", [], repeated=1_234)
     assert "Pairs with the picture and the caption of another pair: 1,234" in said
+
+
+def test_what_was_not_downloaded_is_listed_by_a_command_that_is_named(tmp_path: Path) -> None:
+    assert "--failed" not in printed(tmp_path / "none", "files", [])
+    said = printed(tmp_path / "some", "files", [], dropped={"corrupt": 3})
+    assert "Not downloaded: corrupt 3" in said and "`wukong show mine --failed` lists them." in said
 
 
 def test_the_pages_of_a_run_are_named(tmp_path: Path) -> None:

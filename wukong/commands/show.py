@@ -8,9 +8,11 @@ from rich.text import Text
 
 from wukong.commands.output import Console, JsonOption, Table, print_json, size
 from wukong.commands.runs import STORAGE, StorageOption
+from wukong.runs import failed_urls
 from wukong.runtime.language import message, translated
 
 _LONGEST = 90
+_CELL = 16  # characters that a column needs at least, if it has as many
 _WIDTH = 14  # cells of a line's title
 _FILES = {"picture": message("picture"), "json": "json", "text": message("text"), "file": message("file")}
 
@@ -24,6 +26,11 @@ def show(
             "address of a page in MLflow, or a run's name.",
         ),
     ],
+    failed: Annotated[
+        bool,
+        typer.Option("--failed", help="List the files or URLs of the crawl that gave no picture, and why."),
+    ] = False,
+    page: Annotated[int, typer.Option("--page", min=1, help="Which page of the list of --failed.")] = 1,
     storage: StorageOption = STORAGE,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,10 +42,13 @@ def show(
         wukong show models:/demo@champion
 
         wukong show s3://wukong/demo/filter/0123456789abcdef
+
+        wukong show pictures-20261202-101500 --failed
     """
     from wukong.runs import describe
 
-    described = describe.describe(describe.resolve(place, storage))
+    uri = describe.resolve(place, storage)
+    described = failed_urls.page(uri, page) if failed else describe.describe(uri)
     if as_json:
         print_json(described)
     else:
@@ -55,6 +65,7 @@ def _print(console: Console, found: Mapping[str, Any]) -> None:
         "table": _print_table,
         "folder": _print_files,
         "tar": _print_files,
+        "failed": _print_failed,
     }.get(found["kind"], _print_file)(console, found)
 
 
@@ -111,6 +122,16 @@ def _print_table(console: Console, found: Mapping[str, Any]) -> None:
     _rows(console, found["head"], found["rows"])
 
 
+def _print_failed(console: Console, found: Mapping[str, Any]) -> None:
+    _numbers(console, message("left out"), {reason: f"{count:,}" for reason, count in found["reasons"].items()})
+    console.print()
+    for row in found["rows"]:
+        reason = f"{row['reason']}: {row['error']}" if row["error"] else row["reason"]
+        console.out(f"{row['what']}\n    {reason}")
+    if len(found["rows"]) == failed_urls.PAGE_ROWS:
+        console.print(f"More: --page {found['page'] + 1}", style="dim")
+
+
 def _print_files(console: Console, found: Mapping[str, Any]) -> None:
     _rows(console, [{**file, "bytes": f"{file['bytes']:,}"} for file in found["files"]], found["count"])
 
@@ -135,13 +156,22 @@ def _print_file(console: Console, found: Mapping[str, Any]) -> None:
 def _rows(console: Console, rows: Sequence[Mapping[str, Any]], of: int | None = None) -> None:
     if not rows:
         return
-    table = Table(box=None, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(Text(name), overflow="fold", justify="right" if name in ("bytes", "rows") else "left")
-    for row in rows:
-        table.add_row(*(_short(value) for value in row.values()))
+    cells = [[_short(value) for value in row.values()] for row in rows]
     console.print()
-    console.print(table)
+    if sum(min(_CELL, max(map(len, column))) + 2 for column in zip(*cells, strict=True)) <= console.width:
+        table = Table(box=None, pad_edge=False)
+        for name in rows[0]:
+            table.add_column(Text(name), overflow="fold", justify="right" if name in ("bytes", "rows") else "left")
+        for row in cells:
+            table.add_row(*row)
+        console.print(table)
+    else:  # the columns have no room beside each other
+        for row in cells:
+            table = Table.grid(padding=(0, 2))
+            for name, value in zip(rows[0], row, strict=True):
+                table.add_row(Text(name, style="bold"), value)
+            console.print(table)
+            console.print()
     if of is not None and of > len(rows):
         console.print(f"and {of - len(rows):,} more", style="dim")
 
