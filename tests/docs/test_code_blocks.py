@@ -143,6 +143,10 @@ NOT_EXECUTED = {
         ".venv/bin/wukong evaluate",
     ): "fetches a set; tests/wukong/export/test_back_again.py measures an export",
     (
+        "docs/own-data.md",
+        ".venv/bin/wukong evaluate",
+    ): "needs a model; tests/wukong/commands/test_evaluate_command.py measures one on a folder",
+    (
         "docs/export.md",
         "import mteb",
     ): "needs mteb, and a set; tests/wukong/export/targets/test_sentence_transformers_target.py has a small one",
