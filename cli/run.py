@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from cli import begin, hold, own_data, summary
-from cli.watch import Watch
+from cli.watch import Watch, waiting
 from ray_jobs import plan
 from wukong import stages
 from wukong.commands.output import Console
@@ -78,7 +78,7 @@ def run_local(
             home = ends.enter_context(_looked_at(home))
         # An earlier run's home may hold all that this run would make: then neither Ray, the site nor torch is started.
         looks_first = environment.is_home(home) and not (containers or dry_run)
-        with ExitStack() as checks:
+        with waiting(console) as tell, ExitStack() as checks:
             known_model = not experiment.pretrain.from_model  # else the registry of the stack may say which it is
             checked = (
                 None if looks_first or not known_model else checks.enter_context(begin.model_being_checked(experiment))
@@ -87,6 +87,7 @@ def run_local(
             own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
             catalogue = demo.catalogue if demo and not own else None
             only = stack.LOOKED_AT if dry_run else stack.STORES if looks_first else None
+            tell(message("Starting the services of the stack that do not run"))
             services = stack.up(home, catalogue, only=only, remember=not dry_run)
             variables = services.environment()
             os.environ.update(variables)
@@ -98,7 +99,9 @@ def run_local(
             if retry_failed:
                 experiment = retrying(experiment, run)
             hold.check(home, run, experiment)  # before what takes long
+            tell(message("Looking which stages have finished"))
             reused = looks_first and plan.finished_jobs(experiment) is not None
+            tell(message("Checking the model and the experiment's files"))
             if checked is None and not reused:
                 checked = checks.enter_context(begin.model_being_checked(experiment))
                 if looks_first:

@@ -25,6 +25,24 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _POINTS = 40  # of a curve
 
 
+@contextmanager
+def waiting(console: Console) -> Iterator[Callable[[str], None]]:
+    """Give what says what a command waits for, in English: a line each, on a terminal one that goes away at the end."""
+    if not console.is_terminal:
+        yield lambda what: console.out(f"{translated(what)} …", highlight=False)
+        return
+    status = console.status("")
+
+    def tell(what: str) -> None:
+        status.update(f"{translated(what)} …")
+        status.start()
+
+    try:
+        yield tell
+    finally:
+        status.stop()
+
+
 class Watch:
     """Shows a run as a table of stages; without a terminal as lines, of which one a minute says how far a stage is.
 

@@ -1,12 +1,13 @@
 """What ``wukong run`` shows of components that are processes of their own, one of which dies early."""
 
 import io
+import time
 from pathlib import Path
 
 import pytest
 from kfp import dsl
 
-from cli.watch import Watch, curve
+from cli.watch import Watch, curve, waiting
 from pipelines import local
 from wukong.commands.output import Console
 from wukong.runtime import events
@@ -145,3 +146,18 @@ def test_a_chinese_reader_sees_the_same_events_in_chinese(tmp_path: Path, monkey
     Console(file=drawn, width=100).print(watch)
     assert lines.getvalue().splitlines() == ["  下载：图像 1,500/1,500（20.0/秒）", "✓ crawl  75.0 s"]
     assert "训练: 5/10 图文对" in drawn.getvalue() and "loss 2.5，目前最佳 2.25" in drawn.getvalue()
+
+
+def test_what_is_waited_for_is_said_at_once_and_leaves_nothing_on_a_terminal() -> None:
+    plain, terminal = io.StringIO(), io.StringIO()
+    with waiting(Console(file=plain)) as tell:
+        tell("Starting the services of the stack that do not run")
+        assert plain.getvalue() == "Starting the services of the stack that do not run …\n"
+    with waiting(Console(file=terminal, force_terminal=True, width=80)) as tell:
+        assert terminal.getvalue() == "", "a progress bar of its own may be drawn before"
+        tell("Starting the services")
+        until = time.monotonic() + 20
+        while "Starting the services …" not in terminal.getvalue() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert "Starting the services …" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[2K"), "the line is erased"
