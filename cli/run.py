@@ -101,7 +101,8 @@ def run_local(
             hold.check(home, run, experiment)  # before what takes long
             tell(message("Looking which stages have finished"))
             reused = looks_first and plan.finished_jobs(experiment) is not None
-            tell(message("Checking the model and the experiment's files"))
+            if not reused:
+                tell(message("Checking the model and the experiment's files"))
             if checked is None and not reused:
                 checked = checks.enter_context(begin.model_being_checked(experiment))
                 if looks_first:
