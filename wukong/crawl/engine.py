@@ -1,7 +1,8 @@
 """The interface of an image search engine, and what engines share. The engines are in ``wukong/crawl/engines/``."""
 
+import json
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from wukong.errors import WukongError
 
@@ -44,3 +45,12 @@ def clean(text: str) -> str:
     """Make external text valid UTF-8 on one line: without lone surrogates and control characters."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def parsed(text: str) -> Any:
+    """Return what a JSON text of an engine holds; numbers are floats, because Python reads no integer of 5,000 digits.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return json.loads(text, strict=False, parse_int=float)

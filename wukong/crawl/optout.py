@@ -1,5 +1,6 @@
 """The opt-out list: domains, URLs and images whose owners asked to be left out."""
 
+import io
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -10,7 +11,7 @@ from wukong.crawl.status import FetchError
 from wukong.crawl.url import normalise
 from wukong.errors import ConfigError
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import storage, text_files
 
 LISTED = message("the opt-out list names this URL or its domain")
 DIGEST_LISTED = message("the opt-out list names this picture's digest")
@@ -52,7 +53,7 @@ class OptOut:
             ConfigError: a line is neither a domain, a URL nor a digest.
         """
         domains, urls, digests = set(), set(), set()
-        text = data.decode("utf-8-sig", errors="replace")
+        text = text_files.utf8(io.BytesIO(data), uri).read().decode("utf-8", "replace")
         for number, line in enumerate(text.splitlines(), start=1):
             entry = line.strip() if "://" in line else line.partition("#")[0].strip()
             if not entry or entry.startswith("#"):

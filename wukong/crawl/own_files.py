@@ -16,10 +16,12 @@ import hashlib
 import io
 import json
 import logging
+import posixpath
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,16 +40,23 @@ from wukong.crawl.url import MAX_URL, MEASURED, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import storage, text_files
 
-PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
+_HEIF = (".heic", ".heif")
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff", *_HEIF)
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 _CAPTION_COLUMNS = ("caption", "text", "title")
 _PART = "#bytes="
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 _CAPTION_NUMBER = re.compile(r"#caption-\d+$")
+_CONVERT = message(
+    "HEIC, as iPhones save pictures, is not read: convert it to JPEG, on a Mac with `sips -s format jpeg *.heic --out "
+    "FOLDER`, elsewhere with `heif-convert`"
+)
 _BATCH_ROWS = 1_000
 _FIELD_BYTES = 1 << 20
 _SHOWN = 200
@@ -55,30 +64,61 @@ _SHOWN = 200
 logger = logging.getLogger(__name__)
 
 
-def pictures_of(config: CrawlSettings, named_by: str = "crawl.endpoint") -> Iterator[Picture]:
+@dataclass
+class _Notes:
+    """What is said of a folder's files at the end, each with a count and the first.
+
+    Attributes:
+        assumed: text files that are read in an encoding that is assumed.
+        unread: text files with captions that cannot be read.
+        heif: pictures that no decoder here reads.
+    """
+
+    assumed: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    heif: list[str] = field(default_factory=list)
+
+    def log(self) -> None:
+        if self.assumed:
+            logger.warning("%s", text_files.said(self.assumed))
+        if self.unread:
+            logger.warning(
+                "%d text files hold captions that cannot be read and are left out; the first is %s",
+                len(self.unread),
+                self.unread[0],
+            )
+        if self.heif:
+            logger.warning("%d pictures are HEIC; the first is %s. %s", len(self.heif), self.heif[0], _CONVERT)
+
+
+def pictures_of(config: CrawlSettings, named_by: str = "crawl.endpoint", *, quiet: bool = False) -> Iterator[Picture]:
     """Iterate over the images of the folder or list that a config names; the order depends only on its files.
 
     Args:
         config: where they are, and the columns of lists.
         named_by: the key or the option that named the place, for messages.
+        quiet: whether to log nothing about captions, for a look before they are read.
 
     Raises:
         DataError: there are no images, or a list cannot be read; the message says what was looked for.
     """
+    notes = _Notes()
     try:
-        yield from _pictures_of(config)
+        yield from _pictures_of(config, notes)
     except DataError as error:
         raise DataError(f"{named_by}: {error}") from error
+    if not quiet:
+        notes.log()
 
 
-def _pictures_of(config: CrawlSettings) -> Iterator[Picture]:
+def _pictures_of(config: CrawlSettings, notes: _Notes) -> Iterator[Picture]:
     uri = config.endpoint.rstrip("/")
     fs, path = storage.filesystem(uri)
     info = fs.get_file_info(path.rstrip("/") or "/")
     if info.type == pafs.FileType.File:
-        named = _of_list(uri, fs, info.path, config)
+        named = _of_list(uri, fs, info.path, config, notes)
     elif info.type == pafs.FileType.Directory:
-        named = _of_folder(fs, info.path, config)
+        named = _of_folder(fs, info.path, config, notes)
     else:
         raise DataError(f"there is nothing at {uri}; name a folder of pictures, or a list of {', '.join(LISTS)}")
     nothing = True
@@ -128,8 +168,8 @@ def read_picture(url: str, max_bytes: int) -> bytearray:
     """Read the file of an image, or its part of a table of images.
 
     Raises:
-        FetchError: there is no such file, or it has more than ``max_bytes``; or the URL is that of a row which cannot
-            be used, or of an image that is left out.
+        FetchError: there is no such file, it has more than ``max_bytes``, or is HEIC; or the URL is that of a row
+            which cannot be used, or of an image that is left out.
     """
     _, is_row, problem = url.partition(ROW)
     if is_row:
@@ -150,6 +190,8 @@ def read_picture(url: str, max_bytes: int) -> bytearray:
         body = _decoded_part(bytes(body))
     if len(body) > max_bytes:
         raise FetchError(Status.TOO_LARGE, f"more than {max_bytes} bytes")
+    if body[4:8] == b"ftyp" and body[8:12] in _HEIF_BRANDS:
+        raise FetchError(Status.NOT_IMAGE, _CONVERT)
     return body
 
 
@@ -172,7 +214,7 @@ def _decoded_part(data: bytes) -> bytearray:
         raise FetchError(Status.CORRUPT, f"its part of the table is damaged ({error})") from error
 
 
-def _of_folder(fs: pafs.FileSystem, folder: str, config: CrawlSettings) -> Iterator[Picture]:
+def _of_folder(fs: pafs.FileSystem, folder: str, config: CrawlSettings, notes: _Notes) -> Iterator[Picture]:
     infos = {
         info.path: info
         for info in sorted(storage.files_below(fs, folder), key=lambda info: info.path)
@@ -181,38 +223,63 @@ def _of_folder(fs: pafs.FileSystem, folder: str, config: CrawlSettings) -> Itera
     named: set[str] = set()
     for path in infos:
         if PurePosixPath(path).name in METADATA:
-            for picture in _of_list(_uri(fs, path), fs, path, config, infos):
+            for picture in _of_list(_uri(fs, path), fs, path, config, notes, _Folder(folder, infos)):
                 named.add(picture.url)
                 yield picture
     for path, info in infos.items():
         url = _uri(fs, path)
         if not path.lower().endswith(PICTURES) or url in named:
             continue
+        if path.lower().endswith(_HEIF):
+            notes.heif.append(path)
         beside = next((text for suffix in (".txt", ".TXT") if (text := _stem(path) + suffix) in infos), None)
-        captions = _captions_in(fs, beside) if beside else []
+        captions = _captions_in(fs, beside, notes) if beside else []
         for caption in captions or [""]:
             stamp = _stamp(info) + (f" {_stamp(infos[beside])}" if beside else "")
             yield Picture(url, caption, stamp)
 
 
+@dataclass
+class _Folder:
+    """A folder and all files below it; a list that lies there names none elsewhere."""
+
+    path: str
+    files: Mapping[str, pafs.FileInfo]
+
+    def holds(self, path: str) -> bool:
+        return path.startswith(f"{self.path.rstrip('/')}/")
+
+
 def _of_list(
-    uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings, known: Mapping[str, pafs.FileInfo] | None = None
+    uri: str,
+    fs: pafs.FileSystem,
+    path: str,
+    config: CrawlSettings,
+    notes: _Notes,
+    within: _Folder | None = None,
 ) -> Iterator[Picture]:
     """Iterate over the images of a list. File information is requested in batches, which is faster on object stores."""
     name = path.lower().removesuffix(".gz")
     if not name.endswith((".csv", ".tsv", ".jsonl", ".parquet")):
         raise DataError(f"{uri} is neither a folder nor a list; a list is a file of {', '.join(LISTS)}")
-    rows = iter(_rows(uri, fs, path, config))
+    rows = iter(_rows(uri, fs, path, config, notes))
+    known = within.files if within else {}
     while piece := list(islice(rows, _BATCH_ROWS)):
-        read = [_picture_in(number, row, uri, fs, path, config) for number, row in piece]
-        wanted = [file for _, file, _ in read if file and file not in (known or {})]
-        infos = {info.path: info for info in fs.get_file_info(wanted)} | dict(known or {})
+        read = [_picture_in(number, row, uri, fs, path, config, within) for number, row in piece]
+        wanted = [file for _, file, _ in read if file and file not in known]
+        infos = {info.path: info for info in fs.get_file_info(wanted)} | dict(known)
         for url, file, caption in read:
             yield Picture(url, caption, _stamp(infos[file]) if file in infos else "")
 
 
 def _picture_in(
-    number: int, row: Mapping[str, Any] | str, uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings
+    number: int,
+    row: Mapping[str, Any] | str,
+    uri: str,
+    fs: pafs.FileSystem,
+    path: str,
+    config: CrawlSettings,
+    within: _Folder | None,
 ) -> tuple[str, str, str]:
     """Return the URL of a row's image, its path if it is on the list's file system (else empty), and its caption."""
     where = f"{uri}{ROW}{number}: "
@@ -228,35 +295,40 @@ def _picture_in(
     if value.startswith(("http://", "https://")):
         return clean(value), "", clean(caption)
     if "://" in value:
-        if value.startswith(("file:///", "s3://")):
+        if value.startswith(("file:///", "s3://")) and within is None:
             return value, "", clean(caption)
-        why = message(f"{clean(value)[:_SHOWN]} is neither a path nor an address of http, s3 or file")
-        return where + why, "", ""
+        known = "a path in the folder nor an address of http" if within else "a path nor an address of http, s3 or file"
+        return where + message(f"{clean(value)[:_SHOWN]} is neither {known}"), "", ""
     if "/" not in value:
         value = value.replace("\\", "/")
     file = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"
     file = re.sub(r"(^|/)\./", r"\1", file)
+    if within is not None:
+        file = posixpath.normpath(file)
+        if not within.holds(file):
+            why = message(f"{clean(value)[:_SHOWN]} is outside of the folder; name a list that lies beside it instead")
+            return where + why, "", ""
     return _uri(fs, file), file, clean(caption)
 
 
-def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings) -> Iterator[Row]:
+def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings, notes: _Notes) -> Iterator[Row]:
     name = path.lower()
     try:
         if name.endswith(".parquet"):
             yield from _rows_of_parquet(fs, path, config, uri)
             return
-        with fs.open_input_file(path) as stream:
-            data = stream.read()
-        text = _decoded(gzip.decompress(data) if name.endswith(".gz") else data, uri)
+        with fs.open_input_file(path) as raw:
+            source: Any = gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw
+            data = text_files.utf8(source, uri, notes.assumed)
+            lines = io.TextIOWrapper(data, encoding="utf-8", errors="surrogateescape", newline="")
+            if name.removesuffix(".gz").endswith(".jsonl"):
+                yield from rows_of_json(lines)
+            else:
+                header, rows = csv_reader(lines, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
+                _check_columns(header, uri, config)
+                yield from rows
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
         raise DataError(f"{uri} cannot be read ({error})") from error
-    lines = io.StringIO(text, newline="")
-    if name.removesuffix(".gz").endswith(".jsonl"):
-        yield from rows_of_json(lines)
-    else:
-        header, rows = csv_reader(lines, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
-        _check_columns(header, uri, config)
-        yield from rows
 
 
 def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: CrawlSettings, uri: str) -> Iterator[Row]:
@@ -297,23 +369,19 @@ def _first(row: Mapping[str, Any], columns: Iterable[str]) -> str:
     return next((text for value in values if isinstance(value, str) and (text := value.strip())), "")
 
 
-def _captions_in(fs: pafs.FileSystem, path: str) -> list[str]:
+def _captions_in(fs: pafs.FileSystem, path: str, notes: _Notes) -> list[str]:
     try:
         with fs.open_input_file(path) as stream:
             data = stream.read(_FIELD_BYTES)
     except OSError as error:
-        logger.warning("%s cannot be read (%s): its picture gets no caption", path, error)
+        notes.unread.append(f"{path} ({error})")
         return []
-    return [caption for line in _decoded(data, path).splitlines() if (caption := clean(line))]
-
-
-def _decoded(data: bytes, name: str) -> str:
-    """Decode text as UTF-8, or else as GB 18030, which spreadsheets on Windows write for Chinese."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        logger.warning("%s is not UTF-8: it is read as GB 18030", name)
-        return data.decode("gb18030", errors="replace")
+    text = text_files.utf8(io.BytesIO(data), path, notes.assumed).read().decode("utf-8", "surrogateescape")
+    lines = text.splitlines()
+    good = [line for line in lines if not _NO_TEXT.search(line)]
+    if len(good) < len(lines) and len(data) < _FIELD_BYTES:
+        notes.unread.append(path)
+    return [caption for line in good if (caption := clean(line))]
 
 
 def _stamp(info: pafs.FileInfo) -> str:

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import IO, Any
 
 import ahocorasick_rs
@@ -21,14 +22,13 @@ import numpy.typing as npt
 from wukong.curate.text.characters import has_han
 from wukong.errors import ConfigError, DataError
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import storage, text_files
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**20
 """Bytes of text processed at a time; the matches take about twenty times as much memory."""
 
-_BUFFER_BYTES = 2**20
 _WORD = re.compile(r"\w(?:[\w·・\-'.&+]*\w)?")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 _VECTORS_HEADER = re.compile(r"\d+ \d+\s*")
@@ -42,7 +42,8 @@ def read_queries(uri: str, limit: int) -> list[str]:
     Raises:
         ConfigError: half of the lines or more are not UTF-8, or the list holds no query.
     """
-    lines = storage.read_bytes(uri).decode("utf-8-sig", errors="surrogateescape").splitlines()
+    data = text_files.utf8(io.BytesIO(storage.read_bytes(uri)), uri).read()
+    lines = data.decode("utf-8", "surrogateescape").splitlines()
     good = [line for line in lines if line.isprintable() or not _NO_UTF8.search(line)]
     if len(good) < len(lines):
         number, line = next((number, line) for number, line in enumerate(lines, 1) if _NO_UTF8.search(line))
@@ -144,24 +145,17 @@ def count_words(words: Sequence[bytes], texts: Iterable[bytes]) -> npt.NDArray[n
 
 
 def _vocabulary(uri: str) -> Iterator[str]:
-    with _opened(uri) as stream:
-        first = stream.readline()
-        vectors = _VECTORS_HEADER.fullmatch(first.decode("utf-8", errors="replace")) is not None
-        for line in _chain(() if vectors else (first,), stream):
-            word = line.decode("utf-8-sig", errors="replace")
-            word = word.split(" ", 1)[0] if vectors else word
-            yield word.strip()
-
-
-def _chain(first: Iterable[bytes], rest: Iterable[bytes]) -> Iterator[bytes]:
-    yield from first
-    yield from rest
+    lines = _lines(uri)
+    first = next(lines, "")
+    vectors = _VECTORS_HEADER.fullmatch(first) is not None
+    for word in lines if vectors else chain((first,), lines):
+        yield word.split(" ", 1)[0] if vectors else word
 
 
 def _lines(uri: str) -> Iterator[str]:
-    with _opened(uri) as stream:
-        for line in stream:
-            yield line.decode("utf-8-sig", errors="replace").strip()
+    with _opened(uri) as stream, io.TextIOWrapper(stream, encoding="utf-8", errors="replace") as text:
+        for line in text:
+            yield line.strip()
 
 
 def _texts(corpus: Sequence[str], text_field: str) -> Iterator[bytes]:
@@ -217,6 +211,9 @@ def _json_texts(uri: str, stream: IO[bytes], field: str) -> Iterator[bytes]:
 @contextmanager
 def _opened(uri: str) -> Iterator[IO[bytes]]:
     with storage.open_input(uri) as raw:
+        assumed: list[str] = []
         source: Any = gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw
-        with io.BufferedReader(source, _BUFFER_BYTES) as stream:
+        with text_files.utf8(source, uri, assumed) as stream:
             yield stream
+    if assumed:
+        logger.warning("%s", text_files.said(assumed))

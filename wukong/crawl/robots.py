@@ -5,7 +5,7 @@ looked up in a table, so that their number does not matter. A site with more wil
 """
 
 import bisect
-import codecs
+import io
 import math
 import re
 import time
@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 from wukong.crawl import usage
 from wukong.crawl.status import FetchError, Status
 from wukong.runtime.language import message
+from wukong.store import text_files
 
 MAX_BYTES = 500 * 1024
 """Only this many bytes of a robots.txt are read; RFC 9309 requires at least 500 kibibytes."""
@@ -52,13 +53,6 @@ _SLOW_WILDCARDS = 50
 _LINE = re.compile(
     r"\s*(user[- ]?agent|dis{1,2}all?[ao]w|diasllow|allow|crawl[- ]delay|content-usage)(?:\s*:|\s)\s*([^#]*)",
     re.IGNORECASE,
-)
-_ENCODINGS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/=-]*")
 _ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2}))?")
@@ -143,7 +137,8 @@ class Rules:
         """
         if len(body) > MAX_BYTES:
             body = body[: max(body.rfind(b"\n", 0, MAX_BYTES), body.rfind(b"\r", 0, MAX_BYTES)) + 1]
-        access, preferences, delay = _rules_for(product, _decode(body))
+        text = text_files.utf8(io.BytesIO(body), "robots.txt").read()
+        access, preferences, delay = _rules_for(product, text.decode("utf-8", "replace"))
         both = Paths(access), Paths(preferences)
         failure = None
         if (
@@ -253,13 +248,6 @@ def path_of(url: str) -> str:
     """Return the path and the query of a URL as patterns are compared with them."""
     parts = urlsplit(url)
     return _comparable(f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/", "")
-
-
-def _decode(body: bytes) -> str:
-    for mark, encoding in _ENCODINGS:
-        if body.startswith(mark):
-            return body.decode(encoding, errors="replace")
-    return body.decode("utf-8", errors="replace")
 
 
 def _rules_for(product: str, text: str) -> tuple[list[tuple[str, bool]], list[tuple[str, usage.Said]], float]:

@@ -3,7 +3,8 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from itertools import count
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,7 @@ MAX_FIELD = 1 << 20
 """A CSV field with more characters makes its row unreadable."""
 
 MAX_LINE = 8 << 20
-"""A line with more characters is read as several."""
+"""A line with more characters is unreadable."""
 
 _BATCH_ROWS = 1_000
 _SHOWN = 200
@@ -27,10 +28,13 @@ Row = tuple[int, Mapping[str, Any] | str]
 
 def rows_of_json(text: IO[str]) -> Iterator[Row]:
     """Iterate over JSON lines; the names of the fields are in lower case."""
-    for number, line in enumerate(_lines(text), 1):
-        if not line.strip():
-            continue
+    lines = _Lines(text)
+    for number in count(1):
         try:
+            if (line := next(lines, None)) is None:
+                return
+            if not line.strip():
+                continue
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             yield number, message(f"it is no JSON ({clean(str(error))[:_SHOWN]})")
@@ -49,7 +53,7 @@ def csv_reader(text: IO[str], delimiter: str) -> tuple[list[str], Iterator[Row]]
         delimiter: what stands between two fields.
     """
     csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(_lines(text), delimiter=delimiter)
+    reader = csv.reader(_Lines(text), delimiter=delimiter)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
     except csv.Error:  # it names no column that anybody looks for
@@ -73,9 +77,28 @@ def rows_of_parquet(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[Ro
             yield number, dict(zip(names, values, strict=True))
 
 
-def _lines(text: IO[str]) -> Iterator[str]:
-    while line := text.readline(MAX_LINE):
-        yield line
+class _TooLongError(csv.Error, ValueError):
+    """A line is longer than any that is read."""
+
+
+class _Lines:
+    """The lines of a text. One that is too long is an error, behind which the next line follows."""
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = read = self._text.readline(MAX_LINE + 1)
+        while len(read) > MAX_LINE and not read.endswith(("\n", "\r")):
+            read = self._text.readline(MAX_LINE + 1)
+        if not line:
+            raise StopIteration
+        if line is not read or len(line) > MAX_LINE:
+            raise _TooLongError(message(f"it has more than {MAX_LINE:,} characters"))
+        return line
 
 
 def _rows_of_csv(reader: Iterator[list[str]], header: Sequence[str]) -> Iterator[Row]:

@@ -23,6 +23,8 @@ MEASURED = "#measured "
 """Likewise of a picture that is left out because it or its caption is measured; the reason follows."""
 
 _MAX_HOST = 253
+_LABEL = "[A-Za-z0-9_-]{1,63}+"  # other characters, and longer ones, no name server resolves
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*+")
 _SHOWN = 200
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # like browsers: reserved characters and % stay, others are percent-encoded
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -30,7 +32,7 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 _PERCENT = re.compile("%(?:([0-9A-Fa-f]{2}))?")
 _OTHER = "%[89A-F][0-9A-F]"  # of a character that is not ASCII
 _NORMAL = re.compile(  # possessive throughout: what does not match is found out in linear time
-    r"https?://(?=[^/]{1,253}/)(?:[a-z][a-z0-9-]*+\.)+[a-z]++"
+    r"https?://(?=[^/]{1,253}/)(?:[a-z][a-z0-9-]{0,62}+\.)+[a-z]{1,63}+"
     rf"(?:/(?:[A-Za-z0-9_~!$&'()*+,;=:@-]|{_OTHER})(?:[A-Za-z0-9._~!$&'()*+,;=:@-]++|{_OTHER})*+)++"
     rf"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]++|{_OTHER})++)?+"
 )
@@ -145,7 +147,7 @@ def _host(host: str) -> str:
             return str(ipaddress.IPv6Address(host))
         except ValueError as error:
             raise FetchError(Status.INVALID_URL, "not a host name") from error
-    if len(host) > _MAX_HOST or not all(host.split(".")) or re.search(r"[\x00-\x20\x7f<>\"\\^`{|}%]", host):
+    if len(host) > _MAX_HOST or not _HOST.fullmatch(host):
         raise FetchError(Status.INVALID_URL, "not a host name")
     if re.fullmatch("[0-9a-fx.]+", host):  # libcurl and browsers read 127.1, 0x7f000001 and 017700000001 as 127.0.0.1
         try:

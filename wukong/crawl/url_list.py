@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,16 +24,17 @@ from wukong.crawl.source import CrawlSettings
 from wukong.crawl.url import ROW
 from wukong.errors import DataError
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import storage, text_files
 
 PIECE_ROWS = 250_000
 """Number of rows in memory at a time, and in one sorted file."""
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-_BUFFER_BYTES = 1 << 20
 _FILE_ORDER = 1 << 40
 _SHOWN = 100
 _LINE_BYTES = 150  # of a URL with its caption; a third where it is compressed
+
+logger = logging.getLogger(__name__)
 
 
 def list_files(uri: str) -> list[str]:
@@ -111,11 +113,14 @@ def _rows(uri: str, config: CrawlSettings) -> Iterator[Row]:
 
 @contextmanager
 def _text_of(uri: str) -> Iterator[io.TextIOWrapper]:
-    """Open a list as text; what is no UTF-8 has lone surrogates in its place."""
+    """Open a list as text; what is no text has lone surrogates in its place."""
+    assumed: list[str] = []
     with storage.open_input(uri) as raw:
         source: Any = gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw
-        with io.BufferedReader(source, _BUFFER_BYTES) as stream:
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        with text_files.utf8(source, uri, assumed) as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+    if assumed:
+        logger.warning("%s", text_files.said(assumed))
 
 
 def _with_columns(uri: str, rows: Iterable[Row], config: CrawlSettings) -> Iterator[Row]:

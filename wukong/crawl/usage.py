@@ -24,6 +24,8 @@ CATEGORIES = ("train-ai", "search")
 _NOAI = frozenset({"noai", "noimageai"})
 _NOINDEX = frozenset({"noindex", "noimageindex", "none"})
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+_BETWEEN = re.compile("[,;|，；]")
+_WORD = re.compile(r"[\w-]+")
 _NAMED = re.compile(r"\s*([^\s:,]+)\s*:\s*(.*)", re.DOTALL)
 
 # Dictionaries of RFC 9651. No alternative begins like another, so matching takes linear time.
@@ -99,25 +101,29 @@ def from_text(text: str | None) -> Said:
 def _of_robots_tag(line: str, product: str) -> Said:
     """Read one ``X-Robots-Tag`` header, which may begin with the name of a crawler.
 
-    ``noai`` and ``noimageai`` are taken from headers for any crawler: they name a use, and the name is mostly that of
-    the crawler that the owner knows. A date that is past or cannot be read makes ``unavailable_after`` a ``noindex``.
+    Directives stand between commas. In doubt a refusal counts: other marks and spaces end a directive too. ``noai`` and
+    ``noimageai`` are taken from headers for any crawler: they name a use, and the name is mostly that of the crawler
+    that the owner knows. A date that is past or cannot be read makes ``unavailable_after`` a ``noindex``.
     """
-    said: set[str] = set()
+    said = set(_NOAI.intersection(_words(line)))
     for_us = True
-    pieces = line.split(",")
+    pieces = _BETWEEN.split(line)
     for number, piece in enumerate(pieces):
         directive, named = piece, _NAMED.match(piece)
         if named is not None and named[1].lower() not in _WITH_VALUE:
             for_us = named[1].lower() in ("*", product.lower())
             directive, named = named[2], _NAMED.match(named[2])
-        directive = directive.strip().lower()
-        if directive in _NOAI:
-            said.add(directive)
-        elif for_us and directive in _NOINDEX:
-            said.add("noindex")
-        elif for_us and named is not None and named[1].lower() == "unavailable_after":
+        if not for_us:
+            continue
+        if named is not None and named[1].lower() == "unavailable_after":
             said.add(_until(named[2], pieces[number + 1 :]))
+        elif not _NOINDEX.isdisjoint(_words(directive)[2 if named else 0 :]):  # the second word is the value
+            said.add("noindex")
     return frozenset(said)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 def _until(date: str, rest: list[str]) -> str:

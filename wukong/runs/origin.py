@@ -7,7 +7,6 @@ later, so those that see the pods of a run write down which images these have ha
 
 import os
 import re
-import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel, ConfigDict
 
 from wukong.config.experiment import Experiment
+from wukong.runtime import git
 from wukong.runtime.language import message
 from wukong.stages.run_paths import uri_of
 from wukong.store import storage
@@ -97,13 +97,13 @@ def of_file(file: Path, overrides: Sequence[str] = ()) -> Source:
     """Return where a config comes from, as git says; without git, as the variables of GitLab CI or GitHub Actions."""
     file = file.resolve()
     known = {"overrides": tuple(overrides), "code": own_revision()}
-    top, revision = _git(file.parent, "rev-parse", "--show-toplevel"), _git(file.parent, "rev-parse", "HEAD")
+    top, revision = git.ask(file.parent, "rev-parse", "--show-toplevel"), git.ask(file.parent, "rev-parse", "HEAD")
     if top and revision:
-        has_file = _git(file.parent, "ls-files", "--error-unmatch", file.name) is not None
+        has_file = git.ask(file.parent, "ls-files", "--error-unmatch", file.name) is not None
         return Source(
-            repository=_without_credentials(_git(file.parent, "remote", "get-url", "origin") or ""),
+            repository=_without_credentials(git.ask(file.parent, "remote", "get-url", "origin") or ""),
             revision=revision,
-            dirty=not has_file or bool(_git(Path(top), "status", "--porcelain", "--untracked-files=no")),
+            dirty=git.is_changed(Path(top)) if has_file else True,
             file=file.relative_to(Path(top).resolve()).as_posix(),
             **known,
         )
@@ -186,20 +186,6 @@ def tags_of(experiment: Experiment, run: str) -> dict[str, str]:
     tags |= {f"{SOURCE_TAG}dirty": dirty} if origin.revision else {}
     images = images_of(experiment, run).get(COMPONENTS)
     return tags | ({IMAGES_TAG: " ".join(images)} if images else {})
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git says; None if it refuses, or is not installed."""
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(folder), *arguments],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _without_credentials(address: str) -> str:

@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.errors import DataError, StorageError
+from wukong.runtime import git
 from wukong.store import fence, lease, storage
 from wukong.store.parts import SCHEMA, Parts
 from wukong.store.parts import Part as Part  # noqa: PLC0414 (readers take it from here)
@@ -431,10 +431,8 @@ def code_revision() -> str:
     """The code's git revision, of its image or its checkout; ``unknown`` where neither says."""
     if revision := os.environ.get("WUKONG_REVISION"):
         return revision
-    result = subprocess.run(  # noqa: S603
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() or "unknown"
+    folder = Path(__file__).parent
+    described = git.ask(folder, "describe", "--always", "--abbrev=12")
+    if not described:
+        return "unknown"
+    return described if git.is_changed(folder) is False else f"{described}-dirty"

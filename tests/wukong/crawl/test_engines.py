@@ -88,6 +88,14 @@ def test_invalid_answers_are_errors(body: bytes) -> None:
         SearXNG("http://s/search").parse(body)
 
 
+@pytest.mark.parametrize("number", ["9" * 5_000, "-" + "1" * 100_000, "1e999999"])
+def test_a_number_of_thousands_of_digits_loses_no_result(number: str) -> None:
+    body = f'{{"data": [{{"objURL": "http://a.test/1.jpg", "width": {number}}}], "listNum": {number}}}'
+    assert [result.url for result in BAIDU.parse(body.encode())] == ["http://a.test/1.jpg"]
+    body = f'{{"results": [{{"img_src": "http://a.test/1.jpg", "title": "a", "score": {number}}}]}}'
+    assert [result.url for result in SearXNG("http://s/search").parse(body.encode())] == ["http://a.test/1.jpg"]
+
+
 def test_escapes_are_read_in_order() -> None:
     body = rb"""{"data":[{"objURL":"http://a.com/1.jpg","fromPageTitle":"a\\'b\'c\"d\\\\\'e"}]}"""
     assert BAIDU.parse(body)[0].caption == "a\\'b'c\"d\\\\'e"

@@ -23,8 +23,10 @@ from PIL import Image
 from wukong.config.crawl import Crawl
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
+from wukong.crawl.engines.files import SOURCE
 from wukong.crawl.own_files import digest_of, pictures_of, read_pictures
 from wukong.crawl.picture_fetcher import PictureFetcher
+from wukong.crawl.rows import MAX_LINE
 from wukong.crawl.url import key_of
 from wukong.errors import DataError
 from wukong.store import storage
@@ -142,6 +144,83 @@ def test_gb18030_text_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
     )
     assert [p.caption for p in pictures_of(settings_of(tmp_path / "l.csv"))] == ["熊猫"]
     assert [p.caption for p in pictures_of(settings_of(tmp_path / "b.csv"))] == ["x"]
+
+
+def test_notes_are_one_line_each_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = "一只猫\n".encode() + b"\xff\xfe\xff\n" + "两只猫\n".encode()
+    folder = put(
+        tmp_path / "p",
+        {
+            **{f"{name}.jpg": b"1" for name in "abcde"},
+            **{f"{name}.txt": "红色的苹果\n".encode("gb18030") for name in "abc"},
+            "d.txt": damaged,
+            "e.txt": "红色的苹果\n",
+            "f.heic": b"",
+            "g.HEIF": b"",
+        },
+    )
+    assert found(folder)[:6] == [
+        *((f"{name}.jpg", "红色的苹果") for name in "abc"),
+        ("d.jpg", "一只猫"),
+        ("d.jpg#caption-2", "两只猫"),
+        ("e.jpg", "红色的苹果"),
+    ]
+    notes = [record.getMessage() for record in caplog.records]
+    assert len(notes) == 3
+    assert "3 text files are not UTF-8 and are read as GB 18030; the first is" in notes[0]
+    assert "1 text files hold captions that cannot be read" in notes[1] and "d.txt" in notes[1]
+    assert "2 pictures are HEIC" in notes[2] and "f.heic" in notes[2] and "sips" in notes[2]
+    caplog.clear()
+    assert SOURCE.count(settings_of(folder)) == 8
+    assert SOURCE.content is not None and SOURCE.content(settings_of(folder))
+    assert not caplog.records, "the looks before the captions are read say nothing"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "gb18030"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_captions_and_lists_of_every_encoding_and_line_end(tmp_path: Path, encoding: str, end: str) -> None:
+    rows = [("a.jpg", "红色的苹果"), ("b.jpg", "一只猫")]
+    jsonl = [json.dumps({"path": path, "caption": text}, ensure_ascii=False) for path, text in rows]
+    texts = {
+        "l.csv": ["path,caption", *(f"{path},{text}" for path, text in rows)],
+        "l.tsv": ["path\tcaption", *(f"{path}\t{text}" for path, text in rows)],
+        "l.jsonl": jsonl,
+        "p/metadata.csv": ["file_name,text", *(f"{path},{text}" for path, text in rows)],
+        "q/a.txt": ["红色的苹果", "一只猫"],
+    }
+    put(tmp_path, {name: (end.join(lines) + end).encode(encoding) for name, lines in texts.items()})
+    put(tmp_path, {"p/a.jpg": b"1", "p/b.jpg": b"2", "q/a.jpg": b"1"})
+    for name in ("l.csv", "l.tsv", "l.jsonl", "p"):
+        assert [caption for _, caption in found(tmp_path / name)] == ["红色的苹果", "一只猫"], name
+    assert found(tmp_path / "q") == [("a.jpg", "红色的苹果"), ("a.jpg#caption-2", "一只猫")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_list_inside_of_a_folder_names_no_file_outside(tmp_path: Path, kind: str) -> None:
+    secret = put(tmp_path, {"secret.jpg": b"1", "pp/secret.jpg": b"2"}) / "secret.jpg"
+    folder = put(tmp_path / "p", {"in/a.jpg": b"1", "b.jpg": b"2"})
+    outside = [str(secret), "../../secret.jpg", "../../pp/secret.jpg", f"file://{secret}", "s3://bucket/x.jpg", ".."]
+    inside = ["a.jpg", "../b.jpg", str(folder / "b.jpg"), "http://site.test/c.jpg"]
+    write_rows(folder / "in" / f"metadata.{kind}", [{"file_name": name, "text": name} for name in outside + inside])
+    pictures = list(pictures_of(settings_of(folder)))
+    assert all("#row " in picture.url for picture in pictures[: len(outside)])
+    assert [picture.url.rpartition("/p/")[2] for picture in pictures[len(outside) :]] == [
+        "in/a.jpg",
+        "b.jpg",
+        "b.jpg#caption-2",
+        "http://site.test/c.jpg",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_line_that_is_too_long_is_one_row_and_no_more(tmp_path: Path, kind: str) -> None:
+    good = ["a.jpg,猫\n", "b.jpg,狗\n"] if kind == "csv" else [f'{{"path": "{n}.jpg", "caption": "x"}}\n' for n in "ab"]
+    hidden = ("x" * 200 + "," + good[1][:-1]) * (MAX_LINE // 200)
+    header = "path,caption\n" if kind == "csv" else ""
+    put(tmp_path, {f"l.{kind}": header + good[0] + hidden + "\n" + good[1]})
+    urls = [url for url, _ in found(tmp_path / f"l.{kind}")]
+    assert len(urls) == 3 and [url.rpartition("/")[2] for url in urls[::2]] == ["a.jpg", "b.jpg"]
+    assert "it has more than 8,388,608 characters" in urls[1]
 
 
 def test_bad_rows_are_counted_and_not_fatal(tmp_path: Path) -> None:
@@ -267,6 +346,7 @@ def test_every_row_gets_a_status(tmp_path: Path) -> None:
             "empty.jpg": b"",
             "tiny.png": b"\x89PNG\r\n\x1a\n",
             "big.jpg": jpeg(1, (400, 400)),
+            "phone.heic": b"\0\0\0\x18ftypheic" + b"\0" * 40,
             "名 #1?.jpg": jpeg(2),
         },
     )
@@ -295,11 +375,13 @@ def test_every_row_gets_a_status(tmp_path: Path) -> None:
         "empty.jpg": "not_image",
         "tiny.png": "corrupt",
         "big.jpg": "too_large",
+        "phone.heic": "not_image",
         "gone.jpg": "missing_file",
-        "list.csv#row 11: it names no picture": "invalid_url",
+        "list.csv#row 12: it names no picture": "invalid_url",
     }
+    assert "convert it to JPEG" in ended["phone.heic"]["error"]
     assert ended["good.jpg"]["sha256"] == ended["good.jpg#caption-2"]["sha256"]
-    assert ended["list.csv#row 11: it names no picture"]["error"] == "row 11: it names no picture"
+    assert ended["list.csv#row 12: it names no picture"]["error"] == "row 12: it names no picture"
 
 
 def test_a_folder_that_is_linked_into_itself_is_listed_once(tmp_path: Path) -> None:

@@ -109,6 +109,22 @@ def test_reading_a_list(tmp_path: Path) -> None:
         queries.read_queries(uri(tmp_path / "empty.txt", "\n"), 10)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "gb18030"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_word_lists_of_every_encoding_and_line_end(tmp_path: Path, encoding: str, end: str) -> None:
+    words = [f"{word}{end}".encode(encoding) for word in ("中国大学", "大学")]
+    mark = len("".encode(encoding))
+    data = words[0] + words[1][mark:]
+    (tmp_path / "words.txt").write_bytes(data)
+    listed = storage.from_path(tmp_path / "words.txt")
+    if encoding != "gb18030":
+        assert queries.read_queries(listed, 10) == ["中国大学", "大学"]
+    assert queries.build(listed, [listed]) == [("中国大学", 1), ("大学", 1)]
+    (tmp_path / "stop.txt").write_bytes(words[1])
+    stop = storage.from_path(tmp_path / "stop.txt")
+    assert queries.build(listed, [listed], stop_words=stop) == [("中国大学", 1)]
+
+
 def test_a_line_that_is_not_utf8_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listed = uri(
         tmp_path / "q.txt",

@@ -147,3 +147,17 @@ def test_what_is_too_long_is_not_stored() -> None:
             normalise(url)
         assert raised.value.status is Status.INVALID_URL
     assert bounded("http://images.test/" + "x" * 100) == "http://images.test/" + "x" * 100
+
+
+@pytest.mark.parametrize(
+    "host", ["*", "a,b", "*.images.test", "a,b.test", "a;b.test", "x" * 64 + ".test", "!.test", "a'b"]
+)
+def test_a_host_that_no_name_server_resolves_is_invalid(host: str) -> None:
+    with pytest.raises(FetchError, match="not a host name") as raised:
+        normalise(f"http://{host}/a.jpg")
+    assert raised.value.status is Status.INVALID_URL
+
+
+@pytest.mark.parametrize("host", ["a_b.test", "-a.test", "1-2.test", "x" * 63 + ".test", "xn--fiqs8s.test"])
+def test_a_host_with_an_odd_name_is_asked_for(host: str) -> None:
+    assert normalise(f"http://{host}/a.jpg") == f"http://{host}/a.jpg"

@@ -45,7 +45,7 @@ CSV = {
     "no URL": (b",a", "it names no URL"),
     "a long URL": (b"http://x.test/" + b"x" * 900_000 + b",a", "longer than 8192 characters"),
     "a long field": (b'"http://x.test/' + b"x" * 4_000_000 + b'",a', "field larger than field limit"),
-    "a long line": (b"http://x.test/" + b"x" * 20_000_000 + b",a", "it"),
+    "a long line": (b"http://x.test/" + b"x" * 20_000_000 + b",a", "it has more than 8,388,608 characters"),
 }
 
 
@@ -54,10 +54,29 @@ def test_one_bad_row_of_a_csv(tmp_path: Path, kind: str) -> None:
     row, said = CSV[kind]
     file = tmp_path / "l.csv"
     file.write_bytes(csv_of(f"{GOOD[0]},一".encode(), row, f"{GOOD[1]},二".encode()))
-    first, *bad, last = read(file)
+    first, (bad, _), last = read(file)
     assert (first, last) == ((GOOD[0], "一"), (GOOD[1], "二"))
-    assert bad and said in reason(bad[0][0])
-    assert all(len(url) < 500 for url, _ in bad)
+    assert said in reason(bad)
+    assert len(bad) < 500
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv.gz", "l.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "gb18030"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_of_every_encoding_and_line_end(
+    tmp_path: Path, name: str, encoding: str, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(GOOD[0], "红色的苹果"), (GOOD[1], "猫")]
+    between = "\t" if "tsv" in name else ","
+    lines = [f"url{between}caption", *(f"{url}{between}{text}" for url, text in rows)]
+    if "jsonl" in name:
+        lines = [json.dumps({"url": url, "caption": text}, ensure_ascii=False) for url, text in rows]
+    data = "".join(line + end for line in lines).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read(tmp_path / name) == rows
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (encoding == "gb18030")
+    assert all("1 text files are not UTF-8 and are read as GB 18030" in each for each in said)
 
 
 JSON = {

@@ -25,12 +25,32 @@ def tag(*lines: str) -> set[str]:
         ("otherbot: noindex, NOAI", True),
         ("otherbot:noai", True),
         ("noindex, nofollow", False),
+        ("noindex; noai", True),
+        ("noindex noai", True),
+        ("noindex|NoImageAI", True),
+        ('"noai"', True),
+        ("noai: true", True),
+        ("unavailable_after: 31 Dec 2126 23:00:00 GMT; noai", True),
         ("noairplane", False),
+        ("x-noai", False),
         ("", False),
     ],
 )
 def test_x_robots_tag_forbids_training(value: str, expected: bool) -> None:
     assert forbids_training(said_in({"x-robots-tag": value}, US)) is expected
+
+
+@given(
+    st.lists(st.sampled_from(["nofollow", "all", "noarchive"]), max_size=3),
+    st.sampled_from([",", ";", "|", " ", "\t", " , ", "; "]),
+    st.sampled_from(["noai", "NoImageAI", "noindex"]),
+    st.integers(0, 3),
+)
+def test_a_refusal_counts_whatever_stands_between_directives(
+    others: list[str], mark: str, refusal: str, at: int
+) -> None:
+    others.insert(at, refusal)
+    assert tag(mark.join(others)) == {refusal.lower()}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +68,13 @@ def test_x_robots_tag_forbids_training(value: str, expected: bool) -> None:
         (["otherbot: nofollow, noindex"], set()),
         (["otherbot: nofollow, wukong-crawler: noindex"], {"noindex"}),
         (["otherbot: nofollow", "noindex"], {"noindex"}),
+        (["nofollow; noindex"], {"noindex"}),
+        (["nofollow noindex"], {"noindex"}),
+        (["wukong-crawler: nofollow; none"], {"noindex"}),
+        (["max-snippet:-1 noindex"], {"noindex"}),
+        (["max-image-preview: none; nofollow"], set()),
+        (["otherbot: nofollow; noindex"], set()),
+        (["noindex=true"], {"noindex"}),
         (["nofollow", "otherbot: noindex", "noai"], {"noai"}),
         (["unavailable_after: 25 Jun 2010 15:00:00 PST"], {"noindex"}),
         (["unavailable_after: Wednesday, 03-Dec-2014 10:00:00 GMT, nofollow"], {"noindex"}),

@@ -88,6 +88,12 @@ def test_the_operators_lists_may_add_to_the_default(tmp_path):
     assert [match.word for match in words.find("内部赛马")] == ["内部赛马"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding):
+    (tmp_path / "house.txt").write_bytes("# 自己的\r内部资料\r".encode(encoding))
+    assert categories(sensitive_words.load(storage.from_path(tmp_path)), pl.Series(["内部资料"])).to_list() == ["house"]
+
+
 def test_lists_that_cannot_be_used_are_explained(tmp_path):
     with pytest.raises(ConfigError, match="no list"):
         sensitive_words.load(storage.from_path(tmp_path))

@@ -1,11 +1,10 @@
 """Baidu image search, through the JSON interface of its own result page (``acjson``)."""
 
 import html
-import json
 import re
 from urllib.parse import urlencode
 
-from wukong.crawl.engine import EngineRefusedError, Result, clean
+from wukong.crawl.engine import EngineRefusedError, Result, clean, parsed
 from wukong.crawl.source import Searched
 
 PAGE = 30
@@ -74,10 +73,10 @@ class Baidu:
 
 def _loads(text: str) -> object:
     try:
-        return json.loads(text, strict=False)
+        return parsed(text)
     except ValueError:
         # Baidu escapes single quotes, which JSON forbids. Escapes are read in order, so that \\' is not changed.
-        return json.loads(_ESCAPE.sub(lambda m: "'" if m[1] == "'" else m[0], text), strict=False)
+        return parsed(_ESCAPE.sub(lambda m: "'" if m[1] == "'" else m[0], text))
 
 
 def _result(item: dict[str, object]) -> Result | None:

@@ -34,10 +34,16 @@ def _read(_uri: str, _number: int, config: CrawlSettings) -> Iterator[pa.Table]:
     return read_pictures(config)
 
 
+def _count(config: CrawlSettings) -> int:
+    from wukong.crawl.own_files import pictures_of
+
+    return sum(1 for _ in pictures_of(config, quiet=True))
+
+
 def _content(config: CrawlSettings) -> list[str]:
     from wukong.crawl.own_files import digest_of, pictures_of
 
-    return [digest_of(pictures_of(config))]
+    return [digest_of(pictures_of(config, quiet=True))]
 
 
 def _bytes_read(sizes: Mapping[str, int]) -> int:
@@ -57,7 +63,7 @@ SOURCE = Listed(
     check=_check,
     lists=lambda config: [config.endpoint],
     read=_read,
-    count=lambda config: sum(1 for _ in _pictures(config)),
+    count=_count,
     content=_content,
     bytes_read=_bytes_read,
     reads_files=True,

@@ -1,9 +1,8 @@
 """SearXNG, a self-hosted meta search engine, through its JSON API."""
 
-import json
 from urllib.parse import urlencode, urljoin
 
-from wukong.crawl.engine import Result, clean
+from wukong.crawl.engine import Result, clean, parsed
 from wukong.crawl.source import Searched
 
 
@@ -26,7 +25,7 @@ class SearXNG:
 
     def parse(self, body: bytes) -> list[Result]:
         """Parse ``results[]``: ``img_src`` and ``title``."""
-        answer = json.loads(body.decode("utf-8-sig", errors="replace"), strict=False)
+        answer = parsed(body.decode("utf-8-sig", errors="replace"))
         items = answer.get("results") if isinstance(answer, dict) else None
         if not isinstance(items, list):
             raise ValueError("the answer has no results[]")  # noqa: TRY004

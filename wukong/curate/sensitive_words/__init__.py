@@ -17,6 +17,7 @@ Words that are written otherwise on purpose, in pinyin or with characters that l
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from wukong.curate.text.characters import has_han
 from wukong.curate.text.normalize import normal_forms
 from wukong.curate.text.simplified import simplify, traditional
 from wukong.errors import ConfigError
-from wukong.store import storage
+from wukong.store import storage, text_files
 
 if TYPE_CHECKING:
     from wukong.config.disguise import Disguise
@@ -157,7 +158,7 @@ def load(
         if categories is not None and Path(file).stem not in categories:
             continue
         try:
-            text = storage.read_bytes(file).decode("utf-8-sig")
+            text = text_files.utf8(io.BytesIO(storage.read_bytes(file)), file).read().decode()
         except UnicodeDecodeError as error:
             raise ConfigError(f"{file} is not UTF-8 ({error}): save the list of sensitive words as UTF-8") from error
         words = lists.setdefault(Path(file).stem, [])

@@ -139,12 +139,25 @@ class WukongModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.has_bias else None
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def get_image_features(self, pixel_values: Tensor) -> WukongFeatures:
-        """Encode pictures, [images, 3, size, size] as the image processor makes them."""
+    def get_image_features(self, pixel_values: Tensor, attention_mask: Tensor | None = None) -> WukongFeatures:
+        """Encode pictures.
+
+        Args:
+            pixel_values: [images, 3, size, size] as the image processor makes them.
+            attention_mask: not read: an image processor with masks gives it, and every patch is real.
+        """
         return self._named(self._embed_image(pixel_values))
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> WukongFeatures:
-        """Encode texts, token ids [texts, tokens]; without a mask, all tokens but padding are real."""
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> WukongFeatures:
+        """Encode texts.
+
+        Args:
+            input_ids: token ids, [texts, tokens].
+            attention_mask: the real tokens; without it, all tokens but padding are real.
+            token_type_ids: not read: the tokenizer gives them, and this text tower has one type.
+        """
         return self._named(*self._embed_text(input_ids, attention_mask))
 
     def forward(
@@ -162,7 +175,7 @@ class WukongModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             input_ids: see ``get_text_features``.
             pixel_values: see ``get_image_features``.
             attention_mask: see ``get_text_features``.
-            token_type_ids: not read: the tokenizer gives them, and this text tower has one type.
+            token_type_ids: see ``get_text_features``.
             return_loss: whether to compute the loss, of as many pictures as texts.
             return_dict: whether to return the output by names, or a tuple of what is not None.
         """

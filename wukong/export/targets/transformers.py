@@ -100,12 +100,12 @@ def check_model(saved: SavedModel, folder: Path) -> list[Check]:
     if not torch.equal(given["input_ids"], ids):
         raise DataError("the tokenizer of transformers gives other tokens: do not use it")
     normalised = _normalise(parts.seen(saved, pictures), processor.image_processor)
-    seen = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    seen = processor(images=pictures, return_tensors="pt")
     with torch.no_grad():
         ours = saved.model.embed_pixels(parts.seen(saved, pictures))
         text, real = saved.model.embed_text(ids).vectors, ids != saved.tokenizer.pad
-        theirs, through = (_vectors(model.get_image_features(pixels)) for pixels in (normalised, seen))
-        their_text = _vectors(model.get_text_features(ids, attention_mask=given["attention_mask"]))
+        theirs = _vectors(model.get_image_features(normalised))
+        through, their_text = _vectors(model.get_image_features(**seen)), _vectors(model.get_text_features(**given))
     if saved.model.token_wise:
         text, their_text = text[real], their_text[real]
     checks = [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.layers.activations import QuickGELU
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
 
 from wukong.data import images
 from wukong.errors import DataError
@@ -37,8 +37,13 @@ for folder in folders:
     model = AutoModel.from_pretrained(folder, trust_remote_code=trusted).eval()
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trusted)
     inputs = processor(text=captions, images=pictures, padding=True, return_tensors="pt")
+    texts = processor(text=captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         found = model(**inputs)
+        text = model.get_text_features(**texts).pooler_output
+        image = model.get_image_features(**processor(images=pictures, return_tensors="pt")).pooler_output
+    for features, wanted in ((text, found.text_embeds), (image, found.image_embeds)):
+        assert torch.allclose(torch.nn.functional.normalize(features, dim=-1), wanted, atol=1e-5)
     print(type(model).__name__)
     np.savez(folder + ".npz", image=found.image_embeds, text=found.text_embeds, logits=found.logits_per_image)
 """
@@ -112,6 +117,21 @@ def test_other_towers_bring_their_code(settings: dict[str, object], built: Build
     torch.testing.assert_close(found.logits_per_image, scores.image_to_text * pairs.scale + bias, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.logits_per_text, scores.text_to_image.T * pairs.scale + bias, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.loss, wanted_loss, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_every_method_takes_what_the_processor_gives(token_wise: SavedModel, tmp_path: Path, with_masks: bool) -> None:
+    target.write_model(token_wise, tmp_path, with_masks=with_masks)
+    model = AutoModel.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    texts = processor(text=CAPTIONS, padding=True, return_tensors="pt")
+    pictures = processor(images=parts.sample_pictures(3), return_tensors="pt")
+    given = {"get_text_features": texts, "get_image_features": pictures, "forward": {**pictures, **texts}}
+    assert set(given) == {name for name in vars(type(model)) if name.startswith(("get_", "forward"))}
+    with torch.no_grad():
+        found = {name: getattr(model, name)(**inputs) for name, inputs in given.items()}
+    assert torch.equal(found["get_text_features"].token_embeddings, found["forward"].text_embeds)
+    assert torch.equal(found["get_image_features"].token_embeddings, found["forward"].image_embeds)
 
 
 def test_openais_towers_with_quick_gelu_need_no_code(built: Build, tmp_path: Path) -> None:
