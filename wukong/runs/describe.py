@@ -243,11 +243,11 @@ def _tensors(uri: str, size: int) -> dict[str, Any]:
 def _picture(uri: str, _size: int) -> dict[str, Any]:
     from PIL import Image
 
-    from wukong.data.decoding import DECODER_ERRORS
+    from wukong.data.decoding import DECODER_ERRORS, FORMATS
 
     with storage.open_input(uri) as stream:
         try:
-            with Image.open(stream) as picture:
+            with Image.open(stream, formats=FORMATS) as picture:
                 return {"kind": "picture", "format": picture.format, "size": list(picture.size), "mode": picture.mode}
         except DECODER_ERRORS as error:
             raise ValueError(str(error)) from error
