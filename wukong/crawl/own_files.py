@@ -11,18 +11,19 @@ it is counted and reported like all others.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
 import json
 import logging
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ from wukong.crawl.source import CrawlSettings, Picture
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.url import MAX_URL, MEASURED, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
-from wukong.errors import DataError, StorageError
+from wukong.errors import DataError, StorageError, reading
 from wukong.runtime.language import message
 from wukong.store import storage
 
@@ -50,6 +51,8 @@ _PART = "#bytes="
 _CAPTION_NUMBER = re.compile(r"#caption-\d+$")
 _BATCH_ROWS = 1_000
 _FIELD_BYTES = 1 << 20
+_MOST_OF_PATH, _MOST_OF_NAME = 4095, 255  # bytes
+_PIECE_BYTES = 1 << 20
 _SHOWN = 200
 
 logger = logging.getLogger(__name__)
@@ -236,27 +239,35 @@ def _picture_in(
         value = value.replace("\\", "/")
     file = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"
     file = re.sub(r"(^|/)\./", r"\1", file)
+    if len(file.encode()) > _MOST_OF_PATH or max(len(part.encode()) for part in file.split("/")) > _MOST_OF_NAME:
+        return where + message(f"{clean(value)[:_SHOWN]!r}… is longer than a path may be"), "", ""
     return _uri(fs, file), file, clean(caption)
 
 
 def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings) -> Iterator[Row]:
     name = path.lower()
-    try:
+    with reading(message(f"{uri} cannot be read"), message("Fetch or make it again")):
         if name.endswith(".parquet"):
             yield from _rows_of_parquet(fs, path, config, uri)
             return
-        with fs.open_input_file(path) as stream:
-            data = stream.read()
-        text = _decoded(gzip.decompress(data) if name.endswith(".gz") else data, uri)
-    except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
-        raise DataError(f"{uri} cannot be read ({error})") from error
-    lines = io.StringIO(text, newline="")
-    if name.removesuffix(".gz").endswith(".jsonl"):
-        yield from rows_of_json(lines)
-    else:
-        header, rows = csv_reader(lines, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
-        _check_columns(header, uri, config)
-        yield from rows
+        with _opened(fs, path) as stream:
+            encoding = _encoding(stream, uri)
+        with _opened(fs, path) as stream, io.TextIOWrapper(stream, encoding, errors="replace", newline="") as lines:
+            if name.removesuffix(".gz").endswith(".jsonl"):
+                yield from rows_of_json(lines)
+            else:
+                header, rows = csv_reader(lines, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
+                _check_columns(header, uri, config)
+                yield from rows
+
+
+@contextmanager
+def _opened(fs: pafs.FileSystem, path: str) -> Iterator[IO[bytes]]:
+    """Open a list, of which a piece is in memory at a time: a small packed file may hold gigabytes."""
+    with fs.open_input_file(path) as raw:
+        source: Any = gzip.GzipFile(fileobj=raw) if path.lower().endswith(".gz") else raw
+        with io.BufferedReader(source, _PIECE_BYTES) as stream:
+            yield stream
 
 
 def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: CrawlSettings, uri: str) -> Iterator[Row]:
@@ -308,12 +319,20 @@ def _captions_in(fs: pafs.FileSystem, path: str) -> list[str]:
 
 
 def _decoded(data: bytes, name: str) -> str:
-    """Decode text as UTF-8, or else as GB 18030, which spreadsheets on Windows write for Chinese."""
+    return data.decode(_encoding(io.BytesIO(data), name), errors="replace")
+
+
+def _encoding(stream: IO[bytes], name: str) -> str:
+    """Return how a text is encoded: UTF-8, or else GB 18030, which spreadsheets on Windows write for Chinese."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        return data.decode("utf-8-sig")
+        while piece := stream.read(_PIECE_BYTES):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         logger.warning("%s is not UTF-8: it is read as GB 18030", name)
-        return data.decode("gb18030", errors="replace")
+        return "gb18030"
+    return "utf-8-sig"
 
 
 def _stamp(info: pafs.FileInfo) -> str:

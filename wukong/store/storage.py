@@ -291,7 +291,7 @@ def read_json(uri: str) -> Any:
     data = read_bytes(uri)
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{uri} is not valid JSON ({error}); delete it and run the stage again") from error
 
 
@@ -508,7 +508,7 @@ def read_table(
 
     try:
         return read_with(uri, read)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, ValueError) as error:
         raise StorageError(
             f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
         ) from error
