@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 from infra import s3_keys
 from infra.cluster_secrets import Secrets, mlflow_user, random_text, s3_key
@@ -253,7 +254,7 @@ def restore(archive: str, target: str) -> int:
     written = 0
     with storage.open_input(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as entries:
         for entry in entries:
-            if ".." in entry.name.split("/"):
+            if ".." in unquote(entry.name).split("/"):
                 raise StorageError(f"{archive} holds the path {entry.name!r}: it was not made by a backup")
             uri = storage.join(target, entry.name)
             content = entries.extractfile(entry)

@@ -1,5 +1,30 @@
 """Errors a person can mend: each message says what is wrong, where, and what to do."""
 
+import csv
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+OF_PARSERS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,  # RecursionError among them
+    TypeError,
+    ValueError,  # UnicodeDecodeError among them
+    csv.Error,
+    struct.error,
+    tarfile.TarError,
+    zlib.error,
+)
+"""What parsers raise for the content of a file, which may be damaged or made to harm."""
+
+_MOST_SAID = 300
+
 
 class WukongError(Exception):
     """Something the operator can put right; shown as one message, without a traceback.
@@ -31,3 +56,24 @@ class GateError(WukongError):
 
 class StackError(WukongError):
     """A service of the embedded stack could not be started, found or stopped."""
+
+
+@contextmanager
+def reading(what: str, remedy: str, kind: type[WukongError] = DataError) -> Iterator[None]:
+    """Turn whatever a parser raises for a file of somebody else into an error that a person can mend.
+
+    Args:
+        what: which file is not what it should be, as in "PATH is no complete IDX file".
+        remedy: what to do then.
+        kind: of the error.
+
+    Raises:
+        WukongError: of the kind.
+    """
+    try:
+        yield
+    except WukongError:
+        raise
+    except OF_PARSERS as error:
+        said = (str(error) or type(error).__name__)[:_MOST_SAID]
+        raise kind(f"{what}: {said}. {remedy}") from error

@@ -23,6 +23,7 @@ from infra.corpus import packages, pictures, sources
 from infra.corpus.packages import Package, PackageError
 from infra.corpus.sources import SOURCES, Draft, Reading, Source
 from wukong.commands.output import Console
+from wukong.data.decoding import FORMATS
 from wukong.errors import WukongError
 from wukong.runtime import environment
 from wukong.runtime.language import message, translated
@@ -261,7 +262,7 @@ def _publish(drafts: list[Draft], folder: Path, console: Console) -> list[Entry]
 
 
 def _entry(draft: Draft, file: Path, folder: Path) -> Entry:
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
     return Entry(
         source=draft.source,

@@ -23,7 +23,8 @@ from typing import Literal
 import requests
 from debian.debfile import DebFile
 
-from wukong.errors import WukongError
+from wukong.errors import DataError, WukongError
+from wukong.store.local_paths import local_path
 
 _TIMEOUT = 300
 _SPARE_BYTES = 400 * 2**20
@@ -404,11 +405,12 @@ def _unpack(archive: Path, target: Path, package: Package) -> None:
             stream = tar.extractfile(member) if member.isreg() and _is_kept(member.name, package) else None
             if stream is None:
                 continue
-            path = target / member.name
-            if not path.resolve().is_relative_to(target.resolve()):
+            try:
+                path = local_path(target, member.name, member.name)
+            except DataError as error:
                 raise PackageError(
                     f"{package.name}: the path {member.name} is outside its folder; the archive is not unpacked"
-                )
+                ) from error
             path.parent.mkdir(parents=True, exist_ok=True)
             with stream, path.open("wb") as file:
                 shutil.copyfileobj(stream, file)

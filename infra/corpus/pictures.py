@@ -11,6 +11,7 @@ import resvg_py
 from PIL import Image
 
 from infra.corpus.sources import Draft, spread
+from wukong.data.decoding import FORMATS
 
 _JPEG_QUALITY = 90
 _MARGIN = 0.92
@@ -40,7 +41,7 @@ def draw(draft: Draft, target: Path) -> tuple[int, int]:
                 svg_string=draft.svg, width=pixels, height=pixels, background="#ffffff", skip_system_fonts=True
             )
         )
-        data = png if target.suffix == ".png" else _encode(Image.open(io.BytesIO(png)), target.suffix)
+        data = png if target.suffix == ".png" else _encode(Image.open(io.BytesIO(png), formats=["PNG"]), target.suffix)
     else:
         if draft.origin is None:
             raise ValueError(f"{draft.path} should be drawn from a file, but has no origin")
@@ -77,8 +78,8 @@ def on_white(image: Image.Image) -> Image.Image:
 def _open_stamp(origin: Path, pixels: int) -> Image.Image:
     if origin.suffix == ".svg":
         png = bytes(resvg_py.svg_to_bytes(svg_path=str(origin), width=pixels, dpi=96.0, skip_system_fonts=True))
-        return Image.open(io.BytesIO(png)).convert("RGBA")
-    with Image.open(origin) as image:
+        return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGBA")
+    with Image.open(origin, formats=FORMATS) as image:
         return image.convert("RGBA")
 
 

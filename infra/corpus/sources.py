@@ -24,6 +24,7 @@ from PIL import Image
 
 from infra.corpus import packages
 from infra.corpus.packages import Package, PackageError
+from wukong.data.decoding import FORMATS
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def read_stamps(folders: Mapping[str, Path]) -> Reading:
             # Nearly every SVG has a PNG of the same name, which is another image on the site.
             reading.drafts.append(draft(f"/tuxpaint/{stem}_vector", how="stamp"))
             continue
-        with Image.open(picture) as image:
+        with Image.open(picture, formats=FORMATS) as image:
             smaller = min(image.size)
         if MIN_STAMP_SIDE <= smaller < _LARGE_SIDE:
             reading.drafts.append(draft(f"/tuxpaint/{stem}", how="stamp"))

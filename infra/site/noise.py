@@ -16,6 +16,7 @@ from PIL import Image
 from infra.corpus import Corpus, Entry
 from infra.corpus.pictures import on_white
 from infra.corpus.sources import spread
+from wukong.data.decoding import FORMATS
 
 SHARE = 0.12
 """Share of noise in all distinct URLs of the site."""
@@ -163,13 +164,13 @@ def content(listing: Listing, file: Path) -> tuple[bytes, str] | None:
         case Kind.THUMBNAIL:
             return thumbnail(data, 120), "image/jpeg"
         case Kind.BANNER:
-            picture = on_white(Image.open(io.BytesIO(data)))
+            picture = on_white(Image.open(io.BytesIO(data), formats=FORMATS))
             picture.thumbnail((210, 210))
             banner = Image.new("RGB", (880, 220), "white")
             banner.paste(picture, (8, (220 - picture.height) // 2))
             return _jpeg(banner), "image/jpeg"
         case Kind.TRUNCATED:
-            whole = _jpeg(on_white(Image.open(io.BytesIO(data))))
+            whole = _jpeg(on_white(Image.open(io.BytesIO(data), formats=FORMATS)))
             return whole[: len(whole) * 55 // 100], "image/jpeg"
         case _:
             return data, listing.entry.mime
@@ -196,7 +197,7 @@ def answers_503_first(listing: Listing) -> bool:
 
 def thumbnail(data: bytes, side: int) -> bytes:
     """Return an image as a JPEG whose longer side is ``side`` pixels."""
-    picture = on_white(Image.open(io.BytesIO(data)))
+    picture = on_white(Image.open(io.BytesIO(data), formats=FORMATS))
     picture.thumbnail((side, side))
     return _jpeg(picture)
 

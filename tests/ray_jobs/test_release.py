@@ -510,7 +510,7 @@ def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(resto
     assert len(before - left) >= 5
     folder = tmp_path / "copy"
     for uri in storage.list_files(public):
-        storage.download(uri, folder / uri.removeprefix(f"{public}/"))
+        storage.download(uri, folder, uri.removeprefix(f"{public}/"))
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 

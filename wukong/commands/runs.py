@@ -122,7 +122,7 @@ def fetch_report(run: str, folder: Path) -> Path:
         raise DataError(f"the run {run.rsplit('/', 1)[1]} has no report: it has not ended; run it again under its name")
     docs = storage.list_files(storage.join(run, "docs"))
     for uri in dict.fromkeys([*files, *docs]):
-        storage.download(uri, folder / uri[len(run) :].lstrip("/"))
+        storage.download(uri, folder, uri[len(run) :].lstrip("/"))
     return folder / "report.html"
 
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from wukong.config import mistakes
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
-from wukong.errors import ConfigError
+from wukong.errors import OF_PARSERS, ConfigError
 from wukong.runtime.language import message
 
 _BY_SIMILARITY = "by_similarity"
@@ -142,7 +142,7 @@ def _text(path: Path, of: Path | None) -> str:
 def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
         value = yaml.load(text, _UniqueKeys)  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *OF_PARSERS) as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where} must hold a mapping at its top level, like configs/demo.yaml")
@@ -225,5 +225,5 @@ def _override(value: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {name!r} holds a value, so nothing can be set below it")
     try:
         target[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *OF_PARSERS) as error:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error

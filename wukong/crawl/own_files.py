@@ -18,7 +18,6 @@ import json
 import logging
 import posixpath
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from wukong.crawl.source import CrawlSettings, Picture
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.url import MAX_URL, MEASURED, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
-from wukong.errors import DataError, StorageError
+from wukong.errors import DataError, StorageError, reading
 from wukong.runtime.language import message
 from wukong.store import storage, text_files
 
@@ -59,6 +58,8 @@ _CONVERT = message(
 )
 _BATCH_ROWS = 1_000
 _FIELD_BYTES = 1 << 20
+_MOST_OF_PATH, _MOST_OF_NAME = 4095, 255  # bytes
+_PIECE_BYTES = 1 << 20
 _SHOWN = 200
 
 logger = logging.getLogger(__name__)
@@ -308,12 +309,17 @@ def _picture_in(
         if not within.holds(file):
             why = message(f"{clean(value)[:_SHOWN]} is outside of the folder; name a list that lies beside it instead")
             return where + why, "", ""
+    if (
+        max(map(len, (encoded := file.encode(errors="replace")).split(b"/"))) > _MOST_OF_NAME
+        or len(encoded) > _MOST_OF_PATH
+    ):
+        return where + message(f"{clean(value)[:_SHOWN]!r}… is longer than a path may be"), "", ""
     return _uri(fs, file), file, clean(caption)
 
 
 def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings, notes: _Notes) -> Iterator[Row]:
     name = path.lower()
-    try:
+    with reading(message(f"{uri} cannot be read"), message("Fetch or make it again")):
         if name.endswith(".parquet"):
             yield from _rows_of_parquet(fs, path, config, uri)
             return
@@ -327,8 +333,6 @@ def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings, notes
                 header, rows = csv_reader(lines, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
                 _check_columns(header, uri, config)
                 yield from rows
-    except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
-        raise DataError(f"{uri} cannot be read ({error})") from error
 
 
 def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: CrawlSettings, uri: str) -> Iterator[Row]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wukong.curate.text.characters import has_han
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, reading
 from wukong.runtime.language import message
 from wukong.store import storage, text_files
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 2**20
 """Bytes of text processed at a time; the matches take about twenty times as much memory."""
 
+_MEND = message("Fetch or make it again")
 _WORD = re.compile(r"\w(?:[\w·・\-'.&+]*\w)?")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 _VECTORS_HEADER = re.compile(r"\d+ \d+\s*")
@@ -194,10 +195,8 @@ def _json_texts(uri: str, stream: IO[bytes], field: str) -> Iterator[bytes]:
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
-        try:
+        with reading(message(f"{uri} line {number} is not a JSON object with the field {field!r}"), _MEND):
             text = json.loads(line)[field]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{uri} line {number} is not a JSON object with the field {field!r}: {error!r}") from error
         if not isinstance(text, str):
             raise DataError(f"{uri} line {number}: the field {field!r} is not a string")
         held.append(text.encode("utf-8", errors="replace"))
@@ -210,7 +209,7 @@ def _json_texts(uri: str, stream: IO[bytes], field: str) -> Iterator[bytes]:
 
 @contextmanager
 def _opened(uri: str) -> Iterator[IO[bytes]]:
-    with storage.open_input(uri) as raw:
+    with reading(message(f"{uri} cannot be read as text"), _MEND), storage.open_input(uri) as raw:
         assumed: list[str] = []
         source: Any = gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw
         with text_files.utf8(source, uri, assumed) as stream:

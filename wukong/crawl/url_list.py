@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,7 @@ from wukong.crawl.found import FoundRow, as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
 from wukong.crawl.source import CrawlSettings
 from wukong.crawl.url import ROW
-from wukong.errors import DataError
+from wukong.errors import DataError, reading
 from wukong.runtime.language import message
 from wukong.store import storage, text_files
 
@@ -59,7 +58,8 @@ def count(uri: str) -> int:
     for file in list_files(uri):
         fs, path = storage.filesystem(file)
         if file.endswith(".parquet"):
-            rows += pq.read_metadata(path, filesystem=fs).num_rows
+            with reading(message(f"{file} cannot be read as a list of URLs"), message("Fetch or make it again")):
+                rows += pq.read_metadata(path, filesystem=fs).num_rows
         else:
             rows += max(1, fs.get_file_info(path).size // (_LINE_BYTES // (3 if file.endswith(".gz") else 1)))
     return rows
@@ -92,7 +92,7 @@ def read_list(uri: str, number: int, config: CrawlSettings) -> Iterator[pa.Table
 
 
 def _rows(uri: str, config: CrawlSettings) -> Iterator[Row]:
-    try:
+    with reading(message(f"{uri} cannot be read as a list of URLs"), message("Fetch or make it again")):
         if uri.endswith(".parquet"):
             with storage.open_input(uri) as raw, pq.ParquetFile(raw) as file:
                 names = {_column(name): name for name in file.schema_arrow.names}
@@ -107,8 +107,6 @@ def _rows(uri: str, config: CrawlSettings) -> Iterator[Row]:
                 header, rows = csv_reader(text, "\t" if uri.removesuffix(".gz").endswith(".tsv") else ",")
                 _check_columns(uri, header, config)
                 yield from rows
-    except (EOFError, OSError, zlib.error, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{uri} cannot be read as a list of URLs ({error})") from error
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 def pixels(small: bytes) -> Pixels:
     """Decode what ``thumbnail`` made."""
-    with Image.open(io.BytesIO(small)) as image:
+    with Image.open(io.BytesIO(small), formats=["JPEG"]) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float32)
 
 

@@ -24,7 +24,8 @@ import pyarrow as pa
 
 from wukong.curate import pdq
 from wukong.curate.text.normalize import normal_forms
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, reading
+from wukong.runtime.language import message
 from wukong.store import storage
 
 MD5_BYTES = 16
@@ -133,6 +134,13 @@ def read(uri: str) -> Fingerprints:
         StorageError: it cannot be read.
     """
     table = storage.read_table(uri)
+    with reading(
+        message(f"{uri} is a damaged file of fingerprints"), message("Make it again with `wukong hashes SET`")
+    ):
+        return _fingerprints(uri, table)
+
+
+def _fingerprints(uri: str, table: pa.Table) -> Fingerprints:
     said = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     found = (said.get("kind"), said.get("version"), said.get("hash"))
     if found != (KIND, VERSION, "pdq"):
@@ -140,25 +148,20 @@ def read(uri: str) -> Fingerprints:
             f"{uri} holds no fingerprints that can be compared: kind, version and hash are {found}, and must be "
             f"{(KIND, VERSION, 'pdq')}. Make the file with `wukong hashes SET` of this version"
         )
-    try:
-        forms = _bytes(table["forms"], pdq.FORMS * pdq.BYTES).reshape(-1, pdq.FORMS, pdq.BYTES)
-        vectors = _vectors(table["vector"]) if said["vectors"] else None
-        return Fingerprints(
-            said["set"],
-            said["split"],
-            said["set_digest"],
-            table["picture"].to_pylist(),
-            forms,
-            table["quality"].to_numpy(),
-            vectors,
-            said["vectors"],
-            np.frombuffer(bytes.fromhex(said["captions"]), dtype="<u8"),
-            int(said["unread"]),
-        )
-    except (KeyError, ValueError, pa.ArrowInvalid) as error:
-        raise DataError(
-            f"{uri} is a damaged file of fingerprints ({error}). Make it again with `wukong hashes SET`"
-        ) from error
+    forms = _bytes(table["forms"], pdq.FORMS * pdq.BYTES).reshape(-1, pdq.FORMS, pdq.BYTES)
+    vectors = _vectors(table["vector"]) if said["vectors"] else None
+    return Fingerprints(
+        said["set"],
+        said["split"],
+        said["set_digest"],
+        table["picture"].to_pylist(),
+        forms,
+        table["quality"].to_numpy(),
+        vectors,
+        said["vectors"],
+        np.frombuffer(bytes.fromhex(said["captions"]), dtype="<u8"),
+        int(said["unread"]),
+    )
 
 
 def together(lists: Iterable[HashList]) -> HashList:
@@ -176,15 +179,13 @@ def read_list(uri: str) -> HashList:
         StorageError: it cannot be read.
     """
     found: dict[str, bytearray] = {"pdq": bytearray(), "md5": bytearray()}
-    with storage.open_input(uri) as stream:
+    damaged = message(f"{uri} is a damaged gzip file, or no list of hashes")
+    with reading(damaged, message("Fetch it again"), ConfigError), storage.open_input(uri) as stream:
         compressed = stream.read(2) == _GZIP
         stream.seek(0)
-        try:
-            raw: Any = gzip.GzipFile(fileobj=stream) if compressed else stream
-            for kind, value in _values(uri, io.BufferedReader(raw)):
-                found[kind] += value
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ConfigError(f"{uri} is a damaged gzip file ({error}); fetch it again") from error
+        raw: Any = gzip.GzipFile(fileobj=stream) if compressed else stream
+        for kind, value in _values(uri, io.BufferedReader(raw)):
+            found[kind] += value
     hashes = np.frombuffer(bytes(found["pdq"]), np.uint8).reshape(-1, pdq.BYTES)
     set_bits = np.bitwise_count(hashes).sum(axis=1, dtype=np.int64)
     if len(hashes) and (set_bits > pdq.BITS // 2).mean() > _OTHERS:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from wukong.data.decoding import DECODER_ERRORS, UNNAMED
+from wukong.data.decoding import DECODER_ERRORS, FORMATS, UNNAMED
 from wukong.errors import DataError
 
 BITS = 64
@@ -26,7 +26,7 @@ def perceptual_hash(picture: bytes, name: str = UNNAMED) -> int:
         DataError: it cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(picture)) as image:
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             image.draft("L", (2 * _SIDE, 2 * _SIDE))
             gray = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     except DECODER_ERRORS as error:

@@ -127,7 +127,7 @@ def view(image: Image.Image, settings: PictureInput) -> Image.Image:
     if settings.jpeg is not None:
         compressed = io.BytesIO()
         seen.save(compressed, "JPEG", quality=settings.jpeg)
-        seen = Image.open(compressed)
+        seen = Image.open(compressed, formats=["JPEG"])
     return seen
 
 

@@ -24,6 +24,10 @@ DECODER_ERRORS = (
 )
 """Exceptions that Pillow raises for a damaged file, or for one with far too many pixels."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Pillow's names of the formats that are opened, whatever a file is called. Of the formats that Pillow knows besides,
+one (EPS) starts a program."""
+
 UNNAMED = message("the picture")
 """What messages call an image without a name."""
 
@@ -64,7 +68,7 @@ def decode(data: bytes, name: str = UNNAMED) -> Image.Image:
         DataError: the bytes are not an image, or are truncated.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             opened.load()
             turn = _TURNS.get(orientation_of(opened) or 1)
             return to_rgb(opened.copy() if turn is None else opened.transpose(turn))

@@ -129,7 +129,7 @@ class Files:
         if self.uri.startswith("file://"):
             return Path(storage.filesystem(self._of(name))[1])
         copied = Path(self._copies.name, name)
-        return copied if copied.exists() else storage.download(self._of(name), copied)
+        return copied if copied.exists() else storage.download(self._of(name), copied.parent, copied.name)
 
     @cached_property
     def _copies(self) -> tempfile.TemporaryDirectory[str]:

@@ -21,7 +21,7 @@ from wukong.errors import DataError
 from wukong.evaluate import class_names
 from wukong.evaluate.class_names import ClassName
 from wukong.evaluate.formats import chinese_clip, webdataset
-from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError, Paired
+from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError, Paired, reading_file
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class Classification:
             _require_split(self, expected, chosen)
             order = ids if self.webdataset_order is None else self.webdataset_order(ids)
             published = _reading(
-                self, lambda: webdataset.read(folder, self.webdataset_folders.get(chosen, chosen), len(order))
+                self, folder, lambda: webdataset.read(folder, self.webdataset_folders.get(chosen, chosen), len(order))
             )
             _require_count(self, chosen, folder, "images", expected[chosen], len(published.ids))
             if order is not ids:
@@ -277,7 +277,7 @@ class Classification:
         else:
             chosen = split or self.split
             _require_split(self, self.splits, chosen)
-            published = _reading(self, lambda: self.read_published(folder, chosen, ids))
+            published = _reading(self, folder, lambda: self.read_published(folder, chosen, ids))
             _require_count(self, chosen, folder, "images", self.splits[chosen], len(published.ids))
         labels = np.asarray(published.labels, np.int64)
         _require_unique(self, published.ids)
@@ -338,9 +338,9 @@ class Retrieval:
         chosen = split or self.split
         _require_split(self, self.splits, chosen)
         if chinese_clip.is_here(folder, chosen):
-            published = _reading(self, lambda: chinese_clip.read(folder, chosen))
+            published = _reading(self, folder, lambda: chinese_clip.read(folder, chosen))
         else:
-            published = _reading(self, lambda: self.read_published(folder, chosen))
+            published = _reading(self, folder, lambda: self.read_published(folder, chosen))
         _require_count(self, chosen, folder, "images", self.splits[chosen].images, len(published.image_ids))
         _require_count(self, chosen, folder, "captions", self.splits[chosen].captions, len(published.captions))
         _require_unique(self, published.image_ids)
@@ -406,7 +406,7 @@ class WordOrder:
         _require_folder(self, folder)
         chosen = split or self.split
         _require_split(self, self.splits, chosen)
-        published = _reading(self, lambda: self.read_published(folder, chosen))
+        published = _reading(self, folder, lambda: self.read_published(folder, chosen))
         return WordOrderData(self.name, chosen, *published, self.title)
 
 
@@ -418,10 +418,12 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
-def _reading(data_set: DataSet, read: Callable[[], _Found]) -> _Found:
-    """Read; where something is not there, say how to get it."""
+def _reading(data_set: DataSet, folder: Path, read: Callable[[], _Found]) -> _Found:
+    """Read; where something is not there, or is not what it should be, say how to get it."""
+    damaged = message(f"{data_set.title}: the files in {folder} are damaged, or others")
     try:
-        return read()
+        with reading_file(folder, damaged):
+            return read()
     except NotThereError as error:
         raise NotThereError(f"{data_set.title}: {error.message}. {data_set.how_to_get}") from error
 

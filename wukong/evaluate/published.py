@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from wukong.errors import DataError
+from wukong.errors import DataError, reading
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +23,21 @@ class NotThereError(DataError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+@contextmanager
+def reading_file(path: Path, what: str) -> Iterator[None]:
+    """As ``wukong.errors.reading``, for a file that a set is made of.
+
+    Raises:
+        NotThereError: there is no such file.
+        DataError: it is not what it should be.
+    """
+    with reading(what, message("Download it again")):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NotThereError(f"{path} is not there") from error
 
 
 class Images(Protocol):

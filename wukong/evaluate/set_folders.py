@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from wukong.errors import DataError
 from wukong.store import storage
+from wukong.store.local_paths import local_path
 
 NAMES = tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(Path(__file__).with_name("sets"))]))
 """The names of all evaluation sets, those of ``wukong.evaluate.sets.REGISTRY``."""
@@ -62,6 +63,7 @@ def local(root: str, name: str, *, pictures: bool = True) -> Iterator[Path]:
 
     Raises:
         StorageError: the store cannot be read.
+        DataError: the name of a file leads out of the set's folder.
     """
     folder = storage.join(root, name)
     if folder.startswith("file://"):
@@ -69,10 +71,11 @@ def local(root: str, name: str, *, pictures: bool = True) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix=f"wukong-{name}-") as scratch:
         for uri in _files(folder):
-            copy = Path(scratch, uri[len(folder) :].lstrip("/"))
-            if pictures or copy.suffix.lower() not in _PICTURES:
-                storage.download(uri, copy)
+            file = uri[len(folder) :].lstrip("/")
+            if pictures or PurePosixPath(file).suffix.lower() not in _PICTURES:
+                storage.download(uri, Path(scratch), file)
             else:
+                copy = local_path(Path(scratch), file, uri)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.touch()
         yield Path(scratch)

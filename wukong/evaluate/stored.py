@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wukong.errors import DataError, StorageError
+from wukong.errors import DataError, StorageError, reading
 from wukong.evaluate import answers
 from wukong.evaluate.results import DOCUMENT, FORMAT, HOLDOUT
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.patience import AwayError
 
@@ -183,7 +184,5 @@ def parse(data: bytes, name: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with reading(message(f"{name} is no Parquet file"), message("Delete it, and evaluate again"), StorageError):
         return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-    except pa.ArrowInvalid as error:
-        raise StorageError(f"{name} is no Parquet file ({error}): delete it, and evaluate again") from error

@@ -1,7 +1,7 @@
 """What a model is named by: a path, a URI, or an address in MLflow; and copies of the files that are there."""
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from wukong.errors import DataError, StorageError
 from wukong.model.signature import MLFLOW_NOTE
@@ -40,10 +40,7 @@ def _copy(uri: str, folder: Path) -> Path:
     if not files:
         raise StorageError(f"there are no files at {uri}")
     for file in files:
-        name = PurePosixPath(file.removeprefix(storage.join(uri, "")))
-        if name.is_absolute() or ".." in name.parts:
-            raise DataError(f"{file} leads out of {uri}: it is no file of a model")
-        storage.download(file, folder / name)
+        storage.download(file, folder, file.removeprefix(storage.join(uri, "")))
     return folder
 
 

@@ -159,7 +159,7 @@ def get(published: Published, to: str, source: str | None = None) -> list[Stored
                 told |= _download(published, file, folder)
             else:
                 several = len(published.files) > 1
-                storage.download(storage.join(source, file) if several else source, folder / file)
+                storage.download(storage.join(source, file) if several else source, folder, file)
             _refuse_torch(folder / file, source or published.repository)
         found = {file: _digest(folder / file) for file in published.files}
         expected = told | dict(published.digests)

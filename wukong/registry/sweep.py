@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
-from wukong.errors import ConfigError
+from wukong.errors import OF_PARSERS, ConfigError
 from wukong.registry.over_seeds import SEED
 from wukong.runtime.language import message
 from wukong.stages import run_paths
@@ -155,7 +155,7 @@ def load(path: Path, start: Callable[[Path | None, list[str]], Experiment] | Non
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"no sweep's file at {path}; docs/comparing.md shows one") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (yaml.YAMLError, *OF_PARSERS) as error:
         raise ConfigError(f"cannot read {path}: {error}; a sweep is a YAML file in UTF-8") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} must hold a mapping at its top level; docs/comparing.md shows one")

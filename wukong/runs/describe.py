@@ -5,6 +5,8 @@ what is there and says what it is. Nothing is read whole but small files.
 """
 
 import json
+import math
+import operator
 import re
 import struct
 import tarfile
@@ -15,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from wukong import stages
 from wukong.curate import rules
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, reading
 from wukong.runs import listing, origin
 from wukong.runs.run_records import Record
 from wukong.runtime import environment
@@ -108,10 +110,8 @@ def describe(uri: str) -> dict[str, Any]:
         _TEXTS: _text,
     }
     describer = next((read for suffixes, read in kinds.items() if name.endswith(suffixes)), _unknown)
-    try:
+    with reading(message(f"{uri} is damaged, or not what its name says"), message("Fetch or make it again")):
         return {"uri": uri, "bytes": sizes[uri], **describer(uri, sizes[uri])}
-    except (ValueError, OSError, tarfile.TarError) as error:
-        raise DataError(f"{uri} is damaged, or not what its name says: {error}") from error
 
 
 def _folder(uri: str, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -231,23 +231,20 @@ def _tensors(uri: str, size: int) -> dict[str, Any]:
         header = json.loads(stream.read(length))
     metadata = header.pop("__metadata__", {})
     tensors = [{"name": name, "dtype": entry["dtype"], "shape": entry["shape"]} for name, entry in header.items()]
-    parameters = 0
-    for entry in tensors:
-        count = 1
-        for side in entry["shape"]:
-            count *= side
-        parameters += count
+    parameters = sum(math.prod(map(operator.index, entry["shape"])) for entry in tensors)
+    if parameters > 8 * size:  # no type has less than a bit
+        raise ValueError(message("its tensors would be larger than the file"))
     return {"kind": "tensors", "parameters": parameters, "metadata": metadata, "tensors": tensors}
 
 
 def _picture(uri: str, _size: int) -> dict[str, Any]:
     from PIL import Image
 
-    from wukong.data.decoding import DECODER_ERRORS
+    from wukong.data.decoding import DECODER_ERRORS, FORMATS
 
     with storage.open_input(uri) as stream:
         try:
-            with Image.open(stream) as picture:
+            with Image.open(stream, formats=FORMATS) as picture:
                 return {"kind": "picture", "format": picture.format, "size": list(picture.size), "mode": picture.mode}
         except DECODER_ERRORS as error:
             raise ValueError(str(error)) from error

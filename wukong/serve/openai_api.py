@@ -195,7 +195,7 @@ def _parts(messages: Any) -> list[Mapping[str, Any]]:
     parts: list[Any] = []
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) and message.get("role") == "user" else None
-        parts += [{"type": "text", "text": content}] if isinstance(content, str) else content or [None]
+        parts += [{"type": "text", "text": content}] if isinstance(content, str) else _listed(content)
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise WrongError(
             "messages",
@@ -203,6 +203,10 @@ def _parts(messages: Any) -> list[Mapping[str, Any]]:
             '"image_url": {"url": "data:image/jpeg;base64,…"}}',
         )
     return parts
+
+
+def _listed(content: Any) -> list[Any]:
+    return content if isinstance(content, list) and content else [None]
 
 
 def _field(part: Any, name: str) -> str:

@@ -233,7 +233,7 @@ def _local(uri: str, scratch: Path) -> Path:
     """A file on this machine; one in an object store is copied to a folder."""
     if urlsplit(uri).scheme == "file":
         return Path(unquote(urlsplit(uri).path))
-    return storage.download(uri, scratch / uri.rpartition("/")[2])
+    return storage.download(uri, scratch, uri.rpartition("/")[2])
 
 
 def caption_block(number: int) -> str:

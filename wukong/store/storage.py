@@ -33,6 +33,7 @@ from wukong.runtime.language import message
 from wukong.store import address, conditional_files, conditional_store, patience, patient_store, refusal, s3_requests
 from wukong.store.address import Address
 from wukong.store.conditional_store import ChangedError
+from wukong.store.local_paths import local_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -290,7 +291,7 @@ def read_json(uri: str) -> Any:
     data = read_bytes(uri)
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{uri} is not valid JSON ({error}); delete it and run the stage again") from error
 
 
@@ -459,8 +460,19 @@ def upload(local: Path, uri: str) -> None:
         shutil.copyfileobj(source, target, _COPY_BYTES)
 
 
-def download(uri: str, local: Path) -> Path:
-    """Copy a file to a local path and create its folder; the local file appears only when it is complete."""
+def download(uri: str, folder: Path, name: str) -> Path:
+    """Copy a file into a local folder, below which folders are made; the copy appears only when it is complete.
+
+    Args:
+        uri: URI of the file.
+        folder: the local folder.
+        name: of the copy, below the folder; it may come from a stranger.
+
+    Raises:
+        DataError: the name leads out of the folder.
+        StorageError: the file cannot be read, or the copy cannot be written.
+    """
+    local = local_path(folder, name, uri)
     with open_input(uri) as source, open_output(from_path(local)) as target:
         shutil.copyfileobj(source, target, _COPY_BYTES)
     return local
@@ -496,7 +508,7 @@ def read_table(
 
     try:
         return read_with(uri, read)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, ValueError) as error:
         raise StorageError(
             f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
         ) from error

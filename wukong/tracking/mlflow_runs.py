@@ -271,7 +271,7 @@ def log_docs(experiment: Experiment, run: str, docs: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         for uri in storage.list_files(docs):
-            storage.download(uri, Path(folder, uri[len(docs) :].lstrip("/")))
+            storage.download(uri, Path(folder), uri[len(docs) :].lstrip("/"))
 
         def send() -> None:
             mlflow_client().log_artifacts(pipeline_run(Server(), experiment, run).run_id, folder, "docs")

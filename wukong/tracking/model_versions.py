@@ -218,7 +218,7 @@ def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
     parts = manifest.parts.below("model/").paths
     with tempfile.TemporaryDirectory() as folder:
         for path in parts:
-            storage.download(storage.join(manifest.uri, path), Path(folder, path))
+            storage.download(storage.join(manifest.uri, path), Path(folder), path)
         similarity = storage.read_json(storage.join(manifest.uri, "model", "config.json"))["model"]["similarity"]
         made = Path(folder, "mlflow")
         pyfunc.save(made, Path(folder, "model"), similarity)

@@ -214,5 +214,5 @@ def _log_parts(run_id: str, manifest: Manifest, prefix: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         for path in parts:
-            storage.download(storage.join(manifest.uri, path), Path(folder, path))
+            storage.download(storage.join(manifest.uri, path), Path(folder), path)
         mlflow_client().log_artifacts(run_id, str(Path(folder, prefix)), prefix.rstrip("/"))

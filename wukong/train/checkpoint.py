@@ -254,7 +254,7 @@ def _local(uri: str, *names: str) -> Iterator[Path]:
     sizes = storage.read_json(storage.join(uri, _MANIFEST))["bytes"]
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            path = storage.download(storage.join(uri, name), Path(folder, name))
+            path = storage.download(storage.join(uri, name), Path(folder), name)
             if path.stat().st_size != sizes[name]:
                 raise ValueError(f"{name} has {path.stat().st_size} bytes, not {sizes[name]}")
         yield Path(folder)

@@ -55,9 +55,7 @@ def test_a_set_in_a_store_is_copied_whole_and_the_copy_is_deleted(root: Path, mo
             for each, size in real["sizes"](asked.replace("s3://b/all", uri)).items()
         },
     )
-    monkeypatch.setattr(
-        storage, "download", lambda asked, local: real["download"](asked.replace("s3://b/all", uri), local)
-    )
+    monkeypatch.setattr(storage, "download", lambda asked, *to: real["download"](asked.replace("s3://b/all", uri), *to))
     with set_folders.local("s3://b/all", "coco-cn") as folder:
         assert (folder / "images" / "1.jpg").read_bytes() == b"one"
         assert (folder / "captions.txt").read_text("utf-8") == "1#0\t红色的猫"

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import PACKAGED_DIGEST, Tokenizer
-from wukong.errors import ConfigError, DataError
+from wukong.errors import OF_PARSERS, ConfigError, DataError
 from wukong.evaluate.adapters import transformers
 from wukong.evaluate.foreign import LOADING, ForeignModel, Kind, imported, reason, refuse_unusable
 from wukong.evaluate.model import Model, token_ids, tokens_cut
@@ -50,7 +49,7 @@ def _exported(folder: Path, uri: str, device: torch.device) -> ForeignModel:
     try:
         settings = Settings.model_validate(json.loads((folder / "config.json").read_text("utf-8")))
         vocabulary = (folder / "vocab.txt").read_text("utf-8")
-    except (OSError, ValueError, ValidationError) as error:
+    except OF_PARSERS as error:
         raise DataError(f"{uri}: its settings or its vocabulary cannot be read ({reason(error)})") from error
     tokenizer = Tokenizer(vocabulary, settings.text.max_tokens)
     if settings.text.vocabulary == "package" and tokenizer.digest != PACKAGED_DIGEST:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wukong.errors import ConfigError, DataError
+from wukong.errors import OF_PARSERS, ConfigError, DataError
 from wukong.evaluate.adapters import cn_clip
 from wukong.evaluate.foreign import LOADING, ForeignModel, Kind, Mean, imported, reason, refuse_unusable, scale_of
 from wukong.evaluate.model import Model, refuse_few_known
@@ -153,7 +153,7 @@ def _family(folder: Path, uri: str, allowed: bool) -> tuple[dict[str, Any], Fami
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         kind = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    except OF_PARSERS as error:
         raise ConfigError(f"{uri}: its config.json cannot be read ({reason(error)})") from error
     family = FAMILIES.get(kind, _OTHER)
     if not family.with_code:

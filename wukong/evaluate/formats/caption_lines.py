@@ -9,7 +9,7 @@ from wukong.errors import DataError
 from wukong.evaluate.formats.folders import lines
 from wukong.evaluate.published import Caption
 
-_LINE = re.compile(r"(?P<image>[^\s#]+)(?:#(?P<kind>[^\s#]+))?#(?P<number>[0-9]+)(?:\s(?P<text>.*))?", re.DOTALL)
+_LINE = re.compile(r"(?P<image>[^\s#]+)(?:#(?P<kind>[^\s#]+))?#(?P<number>[0-9]{1,18})(?:\s(?P<text>.*))?", re.DOTALL)
 _PART_OF_SPEECH = re.compile(r":[A-Za-z]+$")
 
 

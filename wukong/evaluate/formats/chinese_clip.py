@@ -5,7 +5,6 @@ alphabet of base64 is the standard or the URL-safe one.
 """
 
 import base64
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
+from wukong.evaluate.formats import json_lines
 from wukong.evaluate.formats.pictures import Parts
 from wukong.evaluate.published import Caption, Captioned, NotThereError
-from wukong.runtime.language import message
 
 _OTHER_NAMES = {"val": "valid"}
 
@@ -80,26 +79,15 @@ def read_texts(path: Path, image_ids: list[str], *, text: str, images: str) -> l
     """
     places = {each: image_number for image_number, each in enumerate(image_ids)}
     captions: list[Caption] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    captions.append(_caption(line, places, text, images, message(f"line {number:d} of {path}")))
-    except FileNotFoundError as error:
-        raise NotThereError(f"{path} is not there") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason}): download it again") from error
+    for where, row in json_lines.rows(path):
+        captions.append(_caption(row, places, text, images, where))
     return captions
 
 
-def _caption(line: str, places: Mapping[str, int], text: str, images: str, where: str) -> Caption:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON ({error}): download the file again") from error
-    named = (row.get(images) or []) if isinstance(row, dict) else None
+def _caption(row: Mapping[str, Any], places: Mapping[str, int], text: str, images: str, where: str) -> Caption:
+    named = row.get(images) or []
     if not isinstance(named, list) or not isinstance(row.get(text), str):
-        raise DataError(f"{where} has not {text!r} and a list {images!r}, but {line[:60]!r}: download the file again")
+        raise DataError(f"{where} has not {text!r} and a list {images!r}: download the file again")
     absent = [each for each in named if str(each) not in places]
     if absent:
         raise DataError(

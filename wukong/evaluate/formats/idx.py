@@ -1,21 +1,24 @@
 """Read IDX files, the arrays of MNIST and of sets like it."""
 
 import gzip
+import math
 import struct
-import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from wukong.errors import DataError
-from wukong.evaluate.published import NotThereError
+from wukong.evaluate.published import reading_file
+from wukong.runtime.language import message
 
 _UNSIGNED_BYTES = 8
+_MOST_BYTES = 1 << 28  # five times the set that is read
 
 
 def read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
-    """Read an array of unsigned bytes; a packed file (``.gz``) is unpacked in memory.
+    """Read an array of unsigned bytes; a packed file (``.gz``) is unpacked.
 
     Args:
         path: the file.
@@ -25,16 +28,15 @@ def read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
         NotThereError: there is no such file.
         DataError: it is no such array, or is truncated.
     """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        zero, kind, found = struct.unpack_from(">HBB", data)
-        if (zero, kind, found) != (0, _UNSIGNED_BYTES, dimensions):
-            raise DataError(f"{path} is no IDX file of bytes in {dimensions} dimensions: download it again")
-        shape = struct.unpack_from(f">{dimensions}I", data, 4)
-        return np.frombuffer(data, np.uint8, int(np.prod(shape)), 4 + 4 * dimensions).reshape(shape)
-    except FileNotFoundError as error:
-        raise NotThereError(f"{path} is not there") from error
-    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise DataError(f"{path} is no complete IDX file ({error}): download it again") from error
+    with reading_file(path, message(f"{path} is no complete IDX file")):
+        with path.open("rb") as packed:
+            stream: IO[bytes] = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
+            zero, kind, found = struct.unpack(">HBB", stream.read(4))
+            if (zero, kind, found) != (0, _UNSIGNED_BYTES, dimensions):
+                raise DataError(f"{path} is no IDX file of bytes in {dimensions} dimensions: download it again")
+            shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
+            if (size := math.prod(shape)) > _MOST_BYTES:
+                raise ValueError(f"it says that {size:,} bytes follow")
+            data = stream.read(size)
+            stream.read(1)  # the checksum is behind the last byte
+        return np.frombuffer(data, np.uint8).reshape(shape)

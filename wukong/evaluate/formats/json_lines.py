@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wukong.errors import DataError
-from wukong.evaluate.published import NotThereError
+from wukong.evaluate.published import reading_file
 from wukong.runtime.language import message
 
 
@@ -17,26 +17,15 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         NotThereError: there is no such file.
         DataError: it is not UTF-8, or a line is no JSON object.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = message(f"line {number:d} of {path}")
-                    yield where, _object(line, where)
-    except FileNotFoundError as error:
-        raise NotThereError(f"{path} is not there") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason}): it is damaged") from error
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON ({error}): the file is damaged or incomplete") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is no JSON object but {line[:60]!r}: it is another file")
-    return row
+    with reading_file(path, message(f"{path} is not UTF-8")), path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = message(f"line {number:d} of {path}")
+                with reading_file(path, message(f"{where} is no JSON")):
+                    row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f"{where} is no JSON object but {line[:60]!r}: it is another file")
+                yield where, row
 
 
 def are_texts(value: object) -> bool:

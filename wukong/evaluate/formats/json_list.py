@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from wukong.errors import DataError
-from wukong.evaluate.published import NotThereError
+from wukong.evaluate.published import reading_file
+from wukong.runtime.language import message
 
 _READ = 1 << 20
+_MOST = 64 << 20  # characters of one element
 _BETWEEN = " \t\r\n,"
 
 
@@ -20,27 +22,21 @@ def elements(path: Path) -> Iterator[Any]:
         DataError: it is no such list, or is truncated.
     """
     decoder = json.JSONDecoder()
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(_READ).lstrip()
-            if not text.startswith("["):
-                raise DataError(f"{path} is no JSON list: download it again")
-            text = text[1:]
-            while True:
-                text = text.lstrip(_BETWEEN)
-                if text.startswith("]"):
-                    return
-                try:
-                    value, end = decoder.raw_decode(text)
-                except ValueError as error:
-                    more = file.read(_READ)
-                    if not more:
-                        raise DataError(f"{path} ends within its list ({error}): download it again") from error
-                    text += more
-                    continue
-                yield value
-                text = text[end:]
-    except FileNotFoundError as error:
-        raise NotThereError(f"{path} is not there") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason}): download it again") from error
+    with reading_file(path, message(f"{path} is no JSON list in UTF-8")), path.open(encoding="utf-8-sig") as file:
+        text = file.read(_READ).lstrip()
+        if not text.startswith("["):
+            raise DataError(f"{path} is no JSON list: download it again")
+        text = text[1:]
+        while True:
+            text = text.lstrip(_BETWEEN)
+            if text.startswith("]"):
+                return
+            try:
+                value, end = decoder.raw_decode(text)
+            except ValueError as error:
+                if len(text) > _MOST or not (more := file.read(_READ)):
+                    raise DataError(f"{path} ends within its list ({error}): download it again") from error
+                text += more
+                continue
+            yield value
+            text = text[end:]

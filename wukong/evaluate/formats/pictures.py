@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from wukong.data.decoding import DECODER_ERRORS
+from wukong.data.decoding import DECODER_ERRORS, FORMATS
 from wukong.errors import DataError
 from wukong.runtime.language import message
 
@@ -32,7 +32,7 @@ def decode(data: bytes, name: str) -> Image.Image:
         DataError: the bytes are not an image, or are truncated.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             opened.load()
             if opened.mode.startswith("I"):
                 wide = np.asarray(opened).astype(np.int64)

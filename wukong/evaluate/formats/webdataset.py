@@ -4,6 +4,7 @@ Beside them are ``SPLIT/nshards.txt``, the number of tars, and ``classnames.txt`
 of the labels.
 """
 
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -13,8 +14,10 @@ import numpy as np
 from wukong.errors import DataError
 from wukong.evaluate.formats.folders import find, listed, plain
 from wukong.evaluate.formats.pictures import Parts
-from wukong.evaluate.published import Labelled, NotThereError
+from wukong.evaluate.published import Labelled, NotThereError, reading_file
+from wukong.runtime.language import message
 
+_MOST_DIGITS = 18
 _IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 
 
@@ -59,7 +62,7 @@ def read(folder: Path, split: str, classes: int) -> Labelled:
                     images[key] = (number, offset, size)
                 elif suffix == "cls":
                     file.seek(offset)
-                    classed[key] = _label(file.read(size), f"{tar}: {name}", classes)
+                    classed[key] = _label(file.read(min(size, _MOST_DIGITS + 2)), f"{tar}: {name}", classes)
         if images.keys() != classed.keys():
             key = min(images.keys() ^ classed.keys())
             raise DataError(f"{key} in {tar} has an image or a label, but not both: download the file again")
@@ -89,17 +92,18 @@ def relabelled(found: Labelled, order: Sequence[str], classes: Sequence[str]) ->
 def _tars(place: Path) -> list[Path]:
     """The tars of a split: 0.tar, 1.tar and so on, as many as nshards.txt says."""
     stated = place / "nshards.txt"
+    there = {name for each in place.glob("*.tar") if re.fullmatch(r"0|[1-9]\d{,17}", name := each.stem, re.ASCII)}
     if stated.exists():
         text = " ".join(listed(stated))
-        if not text.isdecimal():
+        if len(text) > _MOST_DIGITS or not text.isdecimal():
             raise DataError(f"{stated} has no number of tars but {text[:40]!r}: download it again")
         count = int(text)
     else:
-        count = len([each for each in place.glob("*.tar") if each.stem.isdecimal()])
-    tars = [place / f"{number}.tar" for number in range(count)]
-    if missing := [each.name for each in tars if not each.exists()]:
-        raise NotThereError(f"{len(missing)} of {count} tars are not in {place}, the first is {missing[0]}")
-    return tars
+        count = len(there)
+    if missing := count - len([name for name in there if int(name) < count]):
+        first = next(number for number in range(count) if str(number) not in there)
+        raise NotThereError(f"{missing} of {count} tars are not in {place}, the first is {first}.tar")
+    return [place / f"{number}.tar" for number in range(count)]
 
 
 def _members(tar: Path) -> list[tuple[str, int, int]]:
@@ -110,20 +114,17 @@ def _members(tar: Path) -> list[tuple[str, int, int]]:
     """
     members: list[tuple[str, int, int]] = []
     length = tar.stat().st_size
-    try:
-        with tarfile.open(tar, "r:") as opened:
-            for entry in opened:
-                if entry.offset_data + entry.size > length:
-                    raise tarfile.ReadError("its end is missing")
-                if entry.isfile():
-                    members.append((entry.name, entry.offset_data, entry.size))
-    except tarfile.TarError as error:
-        raise DataError(f"{tar} is not a complete tar ({error}): download it again") from error
+    with reading_file(tar, message(f"{tar} is not a complete tar")), tarfile.open(tar, "r:") as opened:
+        for entry in opened:
+            if entry.offset_data + entry.size > length:
+                raise tarfile.ReadError("its end is missing")
+            if entry.isfile():
+                members.append((entry.name, entry.offset_data, entry.size))
     return members
 
 
 def _label(data: bytes, name: str, classes: int) -> int:
     text = data.decode("ascii", "replace").strip()
-    if not text.isdecimal() or int(text) >= classes:
+    if len(text) > _MOST_DIGITS or not text.isdecimal() or int(text) >= classes:
         raise DataError(f"{name} is no label below {classes} but {text[:40]!r}: it is another set or version")
     return int(text)

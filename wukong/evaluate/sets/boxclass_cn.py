@@ -9,24 +9,21 @@ from wukong.errors import DataError
 from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import find, require
 from wukong.evaluate.formats.pictures import Crops
-from wukong.evaluate.published import Labelled
+from wukong.evaluate.published import Labelled, reading_file
+from wukong.runtime.language import message
 
 _LABELS = "valid_category_data_total_zh.json"
 
 
 def _read(folder: Path, _split: str, _classes: Sequence[str]) -> Labelled:
     source = find(folder, _LABELS, f"jsonfile/{_LABELS}")
-    try:
+    lists = "'categories', 'images' and 'annotations'"
+    with reading_file(source, message(f"{source} has not the lists {lists} of COCO's form")):
         content: Any = json.loads(source.read_bytes())
         names = [str(each["name"]) for each in content["categories"]]
         numbers = [int(each["id"]) for each in content["categories"]]
         files = {each["id"]: str(each["file_name"]) for each in content["images"]}
         found = [(each["image_id"], int(each["category_id"]), each["bbox"]) for each in content["annotations"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{source} has not the lists 'categories', 'images' and 'annotations' of COCO's form "
-            f"({type(error).__name__}: {error}): download it again"
-        ) from error
     if numbers != list(range(1, len(names) + 1)):
         raise DataError(f"the categories of {source} are not numbered 1, 2, 3 and so on: it is another version")
     for number, (image, category, box) in enumerate(found):

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from wukong.errors import DataError
 from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats import matlab
@@ -33,8 +31,8 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 def _devkit(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """The WordNet id of each image, from the development kit: line n of its list is the class of image n by name."""
     data = find(folder, "ILSVRC2012_devkit_t12/data", "data")
-    synsets = np.atleast_1d(matlab.variable(data / "meta.mat", "synsets"))
-    wnid_of = {int(each): str(wnid) for each, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    synsets = matlab.variable(data / "meta.mat", "synsets")
+    wnid_of = dict(zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True))
     truth = listed(data / _TRUTH)
     if len(truth) != len(names) or not all(line.isdecimal() and int(line) in wnid_of for line in truth):
         raise DataError(f"{data / _TRUTH} has {len(truth)} labels for {len(names)} images, or others than meta.mat has")
