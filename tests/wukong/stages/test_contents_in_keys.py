@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import CONTENTS, Experiment
+from wukong.curate import rules
 from wukong.errors import ConfigError, DataError
 from wukong.stages import places, start
 from wukong.store import contents, storage
@@ -211,6 +212,20 @@ def test_a_run_that_has_begun_keeps_its_key_and_refuses_the_new_file(key: str, t
         contents.check(storage.from_path(place), digest, CONTENTS[key])
     with pytest.raises(ConfigError, match=rf"{key}_sha256 is {digest}, and what lies at .*: put back"):
         start.as_it_begins(begun)
+
+
+@pytest.mark.parametrize(("key", "late"), [("filter.sensitive_words", False), ("filter.forbidden.lists", True)])
+def test_a_filter_that_works_refuses_lists_that_were_replaced(key: str, late: bool, tmp_path: Path) -> None:
+    """Each task reads them again: tasks of one key never work with other lists than the key says."""
+    place = tmp_path / "placed"
+    PLACED[key](place, "one cat")
+    settings = naming(tmp_path / "data", key, place).filter
+    known = rules.digests(settings)
+    rules.load(settings, late=late, known=known)
+    PLACED[key](place, "two dog")
+    with pytest.raises(ConfigError, match=rf"{key}: what it names was replaced while the filter worked"):
+        rules.load(settings, late=late, known=known)
+    rules.load(settings, late=late)
 
 
 def test_only_what_the_stages_read_is_read(tmp_path: Path) -> None:
