@@ -123,7 +123,7 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
     else:
         environment.use_for(experiment.storage)
         preflight.check_access(experiment)
-        experiment = collect(lambda: start.with_its_model(experiment)) or experiment
+        experiment = collect(lambda: start.as_it_begins(experiment)) or experiment
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
     on_hub = any(".weights: 'hub" in each for each in problems)

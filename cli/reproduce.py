@@ -24,6 +24,7 @@ from wukong.runs.reproduction import Compared
 from wukong.runtime import environment
 from wukong.runtime.cancel import end_on_signal
 from wukong.runtime.language import translated
+from wukong.stages import start
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -66,7 +67,8 @@ def reproduce(
     if own_code:
         options = [*(["--from-crawl"] if from_crawl else []), *(["--json"] if as_json else [])]
         raise typer.Exit(_by_own_code(before, folder.resolve(), [run, "--storage", place, *options]))
-    again = experiment.model_copy(update={"storage": storage.from_path(folder.resolve())})
+    begun = start.as_it_begins(experiment, [name for name in stages.JOBS if from_crawl or name != "crawl"])
+    again = begun.model_copy(update={"storage": storage.from_path(folder.resolve())})
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in reproduction.circumstances(list(before.values())[-1].provenance, manifest.provenance()):
         notes.print(f"note: {line}", markup=False, style="yellow")

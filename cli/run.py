@@ -91,7 +91,7 @@ def run_local(
             services = stack.up(home, catalogue, only=only, remember=not dry_run)
             variables = services.environment()
             os.environ.update(variables)
-            experiment = start.with_its_model(experiment)
+            experiment = start.as_it_begins(experiment)
             notes = [_of_other_homes(disk, others)] if others else []
             if demo is not None:
                 experiment, of_demo = begin.on_the_demo(experiment, demo, of_sample=own)

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,6 +20,7 @@ import typer
 
 from cli import own_data
 from ray_jobs.trials import STAGES
+from wukong import stages
 from wukong.commands.compare import keep_page, print_comparison
 from wukong.commands.output import Console, print_data
 from wukong.config import stored
@@ -32,7 +33,7 @@ from wukong.runs import run_records
 from wukong.runtime import environment
 from wukong.runtime.cancel import ENDS_WITH, end_on_signal
 from wukong.runtime.language import message, translated
-from wukong.stages import places
+from wukong.stages import places, start
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 from wukong.tracking import availability, mlflow_runs
@@ -77,6 +78,7 @@ def sweep(
     makes_pairs += ["--config", str(file.parent / settings.experiment)] if settings.experiment else []
     with end_on_signal():
         _connect(base)
+        base = start.as_it_begins(base, stages.needed_for("validate"))
         filtered = _data(base, shlex.join(makes_pairs))
         if dry_run:
             run(settings, base, lambda trials: _print_plan(trials, filtered))
@@ -116,7 +118,7 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
 
         def execute(trials: Sequence[Trial]) -> list[Result]:
             waiting, ended = [], []
-            for trial in trials:
+            for trial in _begun(trials):
                 run_records.claim(trial.experiment, trial.run)
                 known = _recorded(trial, filtered)
                 if (tracked is None or tracked.begin(trial)) and known:
@@ -189,11 +191,16 @@ def _log_file(settings: Sweep) -> Path:
 
 def _print_plan(trials: Sequence[Trial], filtered: Manifest) -> list[Result]:
     """Print what a batch would do; a search's later batches depend on results, so it is asked for with none."""
-    for trial in trials:
+    for trial in _begun(trials):
         state = translated("finished" if _finished(trial, filtered) else "to do")
         values = " ".join(f"{key}={value}" for key, value in trial.values.items())
         print_data(f"{trial.run}  {values}  {state}")
     return [Result(trial, None) for trial in trials]
+
+
+def _begun(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials as they begin; what their models' addresses hold is looked at here, for a trial may set them."""
+    return [replace(trial, experiment=start.as_it_begins(trial.experiment, STAGES)) for trial in trials]
 
 
 def _recorded(trial: Trial, filtered: Manifest) -> str:

@@ -105,7 +105,7 @@ def configured(
     except ConfigError as error:
         raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
     asked = experiment_of(given, overrides, numbers, model)
-    experiment, start = start_model.with_its_model(asked), ""
+    experiment, start = start_model.as_it_begins(asked, names), ""
     log.info("Check: the run %s of experiment %s: %s", run, experiment.name, ", ".join(names))
     preflight.check_stages(experiment, names)
     if os.environ.get("WUKONG_CLUSTER"):  # each stage is a RayJob with a head and workers

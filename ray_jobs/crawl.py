@@ -48,8 +48,8 @@ from wukong.data.schema import CAPTIONS, MORE_CAPTIONS
 from wukong.errors import WukongError
 from wukong.runtime.language import message
 from wukong.runtime.progress import track
+from wukong.store import contents, storage
 from wukong.store import manifest as manifests
-from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
 from wukong.store.parts import Parts
 
@@ -341,7 +341,7 @@ def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[s
     return record
 
 
-_digest_of = ray.remote(num_cpus=1)(attempt.digest_of_file)
+_digest_of = ray.remote(num_cpus=1)(contents.sha256)
 
 
 @ray.remote(num_cpus=1)

@@ -212,7 +212,7 @@ def _captions(stage: Stage, group: Group, settings: Filter) -> pl.DataFrame:
 
 
 def _apply_rules(stage: Stage, group: Group, settings: Filter, counted: Answers) -> dict[str, Any]:
-    loaded = rules.load(settings)
+    loaded = rules.load(settings, known=stage.config.get("digests", {}))
     counts = CaptionCounts.of_rows(counted.of(group.number))
     pairs, dropped = 0, dict.fromkeys((rule.name for rule in rules.decided("pairs", settings)), 0)
     for number, uri in enumerate(group.parts, group.first):
@@ -269,7 +269,8 @@ def _read_pictures(
 
 def _apply_picture_rules(stage: Stage, group: Group, settings: Filter, computed: Stage | None) -> dict[str, Any]:
     dropped = dict.fromkeys((rule.name for rule in rules.decided("pictures", settings)), 0)
-    loaded, counts, digests = rules.load(settings, late=True), Counter[str](), list[str]()
+    loaded = rules.load(settings, late=True, known=stage.config.get("digests", {}))
+    counts, digests = Counter[str](), list[str]()
     for number in range(group.first, group.first + len(group.parts)):
         judged = pl.DataFrame(storage.read_table(judged_uri(stage, number)))
         columns = judged.select("key").clear()

@@ -9,19 +9,23 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ray_jobs import features, gpus
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.features import Features
-from wukong.errors import ConfigError
-from wukong.stages import places
+from wukong.errors import ConfigError, DataError
+from wukong.stages import places, start
 from wukong.stages.estimate import RATES, Rate
 from wukong.store import storage
 from wukong.store.conditional_store import UnconditionalError
 from wukong.store.manifest import Manifest, Part, Stage
+from wukong.train import features as train_features
 
 IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
 SHARDS = {"00000": 3, "00001": 2}
@@ -143,6 +147,34 @@ def test_only_what_is_missing_is_computed_and_other_text_towers_share_it(tmp_pat
     saved = {part.path: part.bytes for part in found.parts}
     for part in rounded.parts:
         assert abs(saved[part.path] - part.bytes - part.rows * (2 * 192 - 196)) < 100
+
+
+def tower_at(place: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    save_file(timm.create_model("test_vit").state_dict(), place)
+
+
+def test_features_of_a_replaced_file_are_computed_anew_and_a_run_that_has_begun_refuses_it(
+    tmp_path: Path, filtered: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch)
+    place = tmp_path / "tower.safetensors"
+    image = {"name": "test_vit", "weights": storage.from_path(place), "image_size": 160}
+    settings = experiment(tmp_path, model={"image": image, "text": {"layers": 1, "heads": 2, "width": 32}})
+    made = []
+    for seed in (0, 1):
+        tower_at(place, seed)
+        begun = start.as_it_begins(settings)
+        made.append(features.run(begun, {"filter": filtered}))
+        assert features.run(begun, {"filter": filtered}) == made[-1]
+    first, second = (next(iter(sorted(written(each.uri).items()))) for each in made)
+    assert made[0].uri != made[1].uri and first[0] == second[0] and first[1][1] != second[1][1]
+    storage.delete(made[1].uri)
+    tower_at(place, 2)
+    train_features._encoder.cache_clear()  # as another process has it
+    with pytest.raises(DataError, match=r"tower\.safetensors was replaced: its SHA-256 is .* under another name"):
+        features.run(begun, {"filter": filtered})
+    assert not storage.list_files(made[1].uri, ".safetensors"), "nothing of the third is under the second's key"
 
 
 @pytest.mark.parametrize(("epochs", "store"), [(20, True), (1, False)])

@@ -20,7 +20,7 @@ from wukong.model.cost import Shape, Size
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import places
-from wukong.store import storage
+from wukong.store import contents, storage
 from wukong.store.manifest import Manifest, Stage
 
 SIZE = Size(10_000_000, 5_000_000, 1e9, Shape(1, 1280))
@@ -128,7 +128,7 @@ def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path:
 
 def test_a_crawl_that_failed_goes_on(experiment: Experiment) -> None:
     """Its first attempt left what it has; the plan is of the next one, in another place."""
-    digests = [attempt.digest_of_file(experiment.crawl.endpoint)]
+    digests = [contents.sha256(experiment.crawl.endpoint)]
     first = attempt.of(experiment, {}, None, lambda _: digests, stages.of("crawl").version).stage
     counts = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
     stage = Stage(experiment.root, "other", {})

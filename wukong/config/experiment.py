@@ -4,7 +4,7 @@ Each section is a file of this folder. Values that cannot be meant, alone or tog
 ``wukong.stages.preflight`` checks what depends on the world: files, disks, memory, servers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -23,7 +23,16 @@ from wukong.config.split import Split
 from wukong.config.training import Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
+from wukong.curate.rules import similarity
 from wukong.runtime.language import message
+
+CONTENTS: Mapping[str, tuple[str, ...]] = {
+    "model.image.weights": (),
+    "model.text.weights": ("config.json", "model.safetensors"),
+    "model.text.vocabulary": (),
+    "filter.similarity_model": similarity.MODEL_FILES,
+}
+"""Addresses whose content is in the keys by a setting beside each, KEY_sha256; of a folder with its files' names."""
 
 
 class Source(Strict):
@@ -138,6 +147,7 @@ class Experiment(Strict):
             *self.crawl.source.problems(self.crawl),
             *_limit_problems(self.crawl, self.filter),
             *_split_problems(self.filter.split),
+            *_digest_problems(self),
         ]
         if problems:
             raise ValueError("\n  ".join(problems))
@@ -261,6 +271,18 @@ def _split_problems(split: Split) -> Iterator[str]:
                 f"{key}.holdouts.{number}.source: {holdout.source!r} keeps every pair from training: set captions: "
                 "unseen, or name a source as a pattern on the URL"
             )
+
+
+def _digest_problems(experiment: Experiment) -> Iterator[str]:
+    """Return the digests of files that no address names."""
+    for key in CONTENTS:
+        *sections, name = key.split(".")
+        section: Any = experiment
+        for each in sections:
+            section = getattr(section, each)
+        address = getattr(section, name)
+        if getattr(section, f"{name}_sha256") and "://" not in (address or ""):
+            yield message(f"{key}_sha256: {key} is {address!r}, which names no file: leave the digest out")
 
 
 def _limit_problems(crawl: Crawl, settings: Filter) -> Iterator[str]:

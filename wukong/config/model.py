@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from wukong.config.section import Positive, Strict, uri_problem
+from wukong.config.section import Positive, Sha256, Strict, uri_problem
 
 
 class ImageEncoder(Strict):
@@ -18,6 +18,11 @@ class ImageEncoder(Strict):
         "package",
         description="'package' (tf_efficientnet_lite0 and vit_small_patch14_dinov2 have one), 'hub', 'random', or the "
         "URI of a safetensors file in timm's, OpenAI's or open_clip's naming",
+    )
+    weights_sha256: Sha256 | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # keys of what names no address are from before it was
+        description="of the file that weights names; a run notes it when it begins, and then takes no other file",
     )
     image_size: Positive = Field(224, description="pixels of a side of the square that the tower sees")
     view: Literal["whole", "crop"] = Field(
@@ -65,10 +70,20 @@ class TextEncoder(Strict):
         "cls", description="what stands for a caption: [CLS], as in the paper, or the mean of its tokens"
     )
     vocabulary: str = Field("package", description="'package' for the Chinese BERT's, or the URI of a vocab.txt")
+    vocabulary_sha256: Sha256 | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="of the file that vocabulary names; a run notes it when it begins, and then takes no other file",
+    )
     weights: str = Field(
         "random",
         description="what training starts from: 'random', as in the paper; the URI of a folder with config.json and "
         "model.safetensors of a BERT or RoBERTa; or 'hub:' and its name there, for instance 'hub:bert-base-chinese'",
+    )
+    weights_sha256: Sha256 | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="of the two files that weights names; a run notes it when it begins, and then takes no others",
     )
     norm_epsilon: float = Field(1e-12, gt=0, description="of the layer norms: BERT's 1e-12, RoBERTa's 1e-5")
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
-from wukong.config.section import Positive, Strict, uri_problem
+from wukong.config.section import Positive, Sha256, Strict, uri_problem
 
 Triple: TypeAlias = tuple[float, float, float]
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class PictureInput(Strict):
@@ -107,7 +104,9 @@ class PictureModel(Strict):
         description="of an ONNX file, or of a folder with config.json and model.safetensors, as timm saves its models "
         "and transformers its ViT classifiers"
     )
-    sha256: str = Field(description="of the ONNX file, or of the folder's model.safetensors, in 64 hexadecimal digits")
+    sha256: Sha256 = Field(
+        description="of the ONNX file, or of the folder's model.safetensors, in 64 hexadecimal digits"
+    )
     licence: str = Field(min_length=1, description="of the weights, as their owner says it; cards show it")
     about: str = Field("", description="what the model is and what it was trained on; cards show it")
     device: Literal["any", "cpu"] = Field(
@@ -121,15 +120,6 @@ class PictureModel(Strict):
     def _weights_have_an_address(cls, value: str) -> str:
         if why := uri_problem(value):
             raise ValueError(why)
-        return value
-
-    @field_validator("sha256")
-    @classmethod
-    def _digest_is_one(cls, value: str) -> str:
-        if not _SHA256.fullmatch(value):
-            raise ValueError(
-                f"{value!r} is no SHA-256; write the 64 hexadecimal digits, in lower case, that `sha256sum FILE` prints"
-            )
         return value
 
     @property

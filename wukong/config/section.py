@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from wukong.runtime.language import message
 
@@ -12,6 +12,18 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _is_sha256(value: str) -> str:
+    if not _SHA256.fullmatch(value):
+        raise ValueError(
+            f"{value!r} is no SHA-256; write the 64 hexadecimal digits, in lower case, that `sha256sum FILE` prints"
+        )
+    return value
+
+
+Sha256 = Annotated[str, AfterValidator(_is_sha256)]
 
 
 class Strict(BaseModel):

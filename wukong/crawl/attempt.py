@@ -4,7 +4,6 @@ A crawl of which too much failed has not finished (``wukong.crawl.verdict``). It
 manifest, and the next attempt has a key of its own, which names the failed one.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,6 @@ _PACE_POLITE = {
     "max_host_seconds",
     "contact",
 }
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -125,15 +123,6 @@ def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
     value = config.model_dump(mode="json", exclude=left_out)
     value["politeness"] = {k: v for k, v in value["politeness"].items() if k not in _PACE_POLITE}
     return value | {"content_sha256": digest_of(list(content))}
-
-
-def digest_of_file(uri: str) -> str:
-    """SHA-256, in hex, of a file."""
-    sha = hashlib.sha256()
-    with storage.open_input(uri) as stream:
-        while chunk := stream.read(_READ_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def _failed(stage: Stage) -> Manifest | None:

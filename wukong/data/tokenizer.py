@@ -10,7 +10,7 @@ from tokenizers import BertWordPieceTokenizer
 from wukong.config.model import TextEncoder
 from wukong.errors import ConfigError, DataError
 from wukong.runtime.installed import installed_file
-from wukong.store import storage
+from wukong.store import contents, storage
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,9 @@ class Tokenizer:
         """
         if settings.vocabulary == "package":
             return cls(packaged_vocabulary(), settings.max_tokens)
-        return cls(storage.read_bytes(settings.vocabulary).decode("utf-8"), settings.max_tokens)
+        vocabulary = storage.read_bytes(settings.vocabulary).decode("utf-8")
+        contents.check(settings.vocabulary, settings.vocabulary_sha256)
+        return cls(vocabulary, settings.max_tokens)
 
     @property
     def digest(self) -> str:

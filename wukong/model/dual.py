@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wukong.config.experiment import CONTENTS
 from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError
@@ -18,6 +19,7 @@ from wukong.model.pooling import AreaMeans, AttentionMaps, shares
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 from wukong.model.text_encoder import TextEncoder
 from wukong.runtime.language import message
+from wukong.store import contents
 
 
 class Texts(NamedTuple):
@@ -92,6 +94,7 @@ class DualEncoder(nn.Module):
         self.text = TextEncoder.of(text, len(tokenizer), tokenizer.pad)
         if with_weights and text.weights != "random":
             bert.start_from(self.text, text.weights)
+            contents.check(text.weights, text.weights_sha256, CONTENTS["model.text.weights"])
         self.image_head: nn.Module = nn.Identity()
         self.text_head: nn.Module = nn.Identity()
         if settings.embedding is not None:

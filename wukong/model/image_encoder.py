@@ -19,6 +19,7 @@ from wukong.config.model import ImageEncoder as Settings
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
 from wukong.runtime.language import message
+from wukong.store import contents
 
 log = logging.getLogger(__name__)
 
@@ -320,6 +321,7 @@ def _load(model: nn.Module, settings: Settings) -> None:
         source = message(f"the package of {settings.name}")
     else:
         state, source = weights.read(settings.weights), settings.weights
+        contents.check(source, settings.weights_sha256)
     _fill(model, state, source, settings)
 
 

@@ -246,7 +246,7 @@ TABLE = (
         key_parents=("filter", "pretrain", "finetune"),
         version=6,
         from_experiment=_of_evaluate,
-        sections=("evaluate",),
+        sections=("model", "evaluate"),  # it computes features of the hold-outs
         runs_model=lambda _: True,
         estimate=estimate.of_evaluate,
     ),

@@ -18,14 +18,15 @@ from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.decontaminate import ALL, made_by
 from wukong.config.experiment import Experiment
-from wukong.config.model import Model
+from wukong.config.model import ImageEncoder, Model
 from wukong.crawl.source import Searched
 from wukong.curate import rules
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
+from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.stages import start as start_model
-from wukong.store import fence, lease, manifest, storage
+from wukong.store import contents, fence, lease, manifest, storage
 from wukong.store.manifest import Manifest, Stage
 
 if TYPE_CHECKING:
@@ -169,9 +170,7 @@ def crawl(experiment: Experiment, parents: Parents | None = None) -> "Attempt":
 
     earlier = previous.manifest_of(experiment.crawl)
     version = stages.of("crawl").version
-    return attempt.of(
-        experiment, parents or {}, earlier, lambda uris: [attempt.digest_of_file(uri) for uri in uris], version
-    )
+    return attempt.of(experiment, parents or {}, earlier, lambda uris: [*map(contents.sha256, uris)], version)
 
 
 @_upcoming_of("crawl")
@@ -262,6 +261,8 @@ def features(
     if pairs == "train" and experiment.pretrain.precision != "float32":
         config["precision"] = experiment.pretrain.precision
     trained = trained_tower(model)
+    if model is not None and trained is None:
+        _refuse_another_tower(experiment, model)
     version = stages.of("features").version
     return Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version)
 
@@ -331,11 +332,31 @@ def decided(name: str, experiment: Experiment, filtered: Manifest, start: Manife
 
 
 def trained_tower(model: Manifest | None) -> Manifest | None:
-    """The last stage that trained a model's image tower; None if every stage kept it locked."""
+    """The last stage that trained a model's image tower; None if every stage kept it locked.
+
+    A model of an earlier version may not say what the address of its tower held. Then it is the model itself.
+    """
+    image = model.config["model"]["image"] if model is not None and "model" in model.config else {}
+    if "://" in image.get("weights", "") and "weights_sha256" not in image:
+        return model
     while model is not None and model.config["training"].get("lock", "all") == "all":
         start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
         model = manifest.load(start.uri) if start else None
     return model
+
+
+def _refuse_another_tower(experiment: Experiment, model: Manifest) -> None:
+    """Raise DataError if a model with a locked tower was trained on features of another one than the experiment's."""
+    theirs = ImageEncoder.model_validate(model.config["model"]["image"]).of_tower()
+    ours = experiment.model.image.of_tower()
+    if theirs != ours:
+        keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        differing = "; ".join(message(f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} now") for key in keys)
+        raise DataError(
+            f"the model at {model.uri} was trained on features of another image tower than the experiment's "
+            f"(model.image: {differing}): go on with the experiment that it was trained by and what its address held, "
+            "or train it anew"
+        )
 
 
 def training(

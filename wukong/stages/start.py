@@ -1,21 +1,26 @@
-"""The model that an experiment takes in the place of pre-training (``pretrain.from_model``).
+"""An experiment as a run begins with it: what its addresses hold then, and the model that it takes.
 
-Its copy is the experiment's ``pretrain`` stage, so that all that reads a pre-trained model reads it. Where the model
-lies beside the manifest of the stage that trained it, that stage is the copy's parent: what it was trained on is known.
+The digests of what the addresses hold (``CONTENTS``) stand in the experiment that a run stores. So they are the same in
+every process of the run, are in the keys, and need no process that reads the files; whoever loads a file compares it.
+
+A model may be taken in the place of pre-training (``pretrain.from_model``). Its copy is the experiment's ``pretrain``
+stage, so that all that reads a pre-trained model reads it. Where the model lies beside the manifest of the stage that
+trained it, that stage is the copy's parent: what it was trained on is known.
 """
 
-import hashlib
+from collections.abc import Collection
+from functools import reduce
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from wukong import stages
-from wukong.config.experiment import Experiment
+from wukong.config.experiment import CONTENTS, Experiment
 from wukong.config.model import Model
 from wukong.config.section import flatten
 from wukong.errors import ConfigError, WukongError
 from wukong.runtime.language import message
-from wukong.store import fence, manifest, storage
+from wukong.store import contents, fence, manifest, storage
 from wukong.store.manifest import Manifest, Stage
 
 FILES = ("config.json", "model.safetensors", "vocab.txt")
@@ -24,6 +29,45 @@ FILES = ("config.json", "model.safetensors", "vocab.txt")
 _KEY = "pretrain.from_model"
 _ELSEWHERE = {"image.weights", "text.weights", "text.vocabulary"}
 """Keys of ``model`` that say where something lies, which a saved model has in its folder."""
+
+
+def as_it_begins(experiment: Experiment, names: Collection[str] = stages.WHOLE_RUN) -> Experiment:
+    """Return the experiment with the model that it starts from, and with the digests of what its addresses hold.
+
+    What is not there is left to the checks of ``wukong.stages.preflight``.
+
+    Args:
+        experiment: the experiment.
+        names: names of the stages that will run; addresses that no stage reads are left out.
+
+    Raises:
+        ConfigError: there is no such model; the experiment has a section ``model`` that is of another one; or an
+            address holds something else than the digest beside it says.
+        StorageError: what an address holds cannot be read.
+    """
+    experiment, sections = with_its_model(experiment), stages.sections_of(names)
+    for key, uri in experiment.uris().items():
+        files = CONTENTS.get(key)
+        if files is None or key.partition(".")[0] not in sections:
+            continue
+        if not all(storage.exists(storage.join(uri, name) if name else uri) for name in files or ("",)):
+            continue
+        *path, name = f"{key}_sha256".split(".")
+        given: str | None = getattr(reduce(getattr, path, experiment), name)
+        found = contents.digest(uri, files)
+        if given not in (None, found):
+            raise ConfigError(
+                f"{key}_sha256 is {given}, and what lies at {uri} has {found}: put back what it was, or leave the "
+                "digest out to take what is there now"
+            )
+        experiment = _with(experiment, [*path, name], found)
+    return experiment
+
+
+def _with(section: Any, path: list[str], value: str) -> Any:
+    name, *rest = path
+    inner: BaseModel | str = _with(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})
 
 
 def with_its_model(experiment: Experiment) -> Experiment:
@@ -104,8 +148,9 @@ def _differing(asked: Model, given: Model) -> list[str]:
     ours, theirs = (flatten(each.model_dump(mode="json")) for each in (asked, given))
     own_vocabulary = [each.text.vocabulary == "package" for each in (asked, given)]
     ignored = _ELSEWHERE - ({"text.vocabulary"} if own_vocabulary[0] != own_vocabulary[1] else set())
-    keys = sorted(key for key in ours.keys() - ignored if ours[key] != theirs[key])
-    return [message(f"model.{key} is {ours[key]!r}, and the model's is {theirs[key]!r}") for key in keys]
+    ignored |= {f"{key}_sha256" for key in _ELSEWHERE}
+    keys = sorted(key for key in ours.keys() - ignored if ours[key] != theirs.get(key))
+    return [message(f"model.{key} is {ours[key]!r}, and the model's is {theirs.get(key)!r}") for key in keys]
 
 
 def _made_by(folder: str) -> Manifest | None:
@@ -118,5 +163,4 @@ def _sha256(folder: str, name: str, made_by: Manifest | None) -> str:
     for part in made_by.parts if made_by else ():
         if part.path == f"model/{name}":
             return part.sha256
-    with storage.open_input(storage.join(folder, name)) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+    return contents.sha256(storage.join(folder, name))

@@ -14,7 +14,7 @@ import pytest
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
-from wukong.config.model import Model
+from wukong.config.model import ImageEncoder, Model
 from wukong.crawl.status import Status
 from wukong.errors import ConfigError, DataError
 from wukong.stages import places
@@ -71,6 +71,24 @@ def test_what_prevents_an_evaluation_is_named(tmp_path: Path) -> None:
     storage.delete(own["pretrain"].uri)
     with pytest.raises(DataError, match="no manifest at"):
         places.rematch(settings, complete(settings, "three")["evaluate"], own["finetune"])
+
+
+def test_a_model_of_another_tower_is_refused_and_one_that_does_not_say_its_tower_brings_its_own(tmp_path: Path) -> None:
+    """By settings alone, so that the command line and a pod without torch refuse it too."""
+    first, second, unsaid = (
+        experiment(tmp_path, model={"image": {"weights": "s3://b/tower"} | ({"weights_sha256": sha} if sha else {})})
+        for sha in ("a" * 64, "b" * 64, None)
+    )
+    own, of_earlier = complete(first, "one crawl"), complete(unsaid, "one crawl")
+    for pairs in ("train", "holdouts"):
+        places.features(first, own["filter"], own["pretrain"], pairs)
+        with pytest.raises(DataError, match=r"weights_sha256 'a{64}' there, 'b{64}' now\): go on with the experiment"):
+            places.features(second, own["filter"], own["pretrain"], pairs)
+        changed = first.model_copy(update={"model": first.model.model_copy(update={"image": ImageEncoder()})})
+        with pytest.raises(DataError, match=r"another image tower .*weights 's3://b/tower' there, 'package' now"):
+            places.features(changed, own["filter"], own["pretrain"], pairs)
+        taken = places.features(second, of_earlier["filter"], of_earlier["pretrain"], pairs)
+        assert of_earlier["pretrain"].digest in [parent.digest for parent in taken.parents]
 
 
 def test_the_seed_of_training_is_in_no_key_before_training(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pydantic import create_model
 
 from wukong.config.section import Strict
 from wukong.curate.rule import HELD_BACK, Batch, Check, Column, Decided, FromPictures, Nearness, PictureBatch, Rule
+from wukong.errors import ConfigError
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -180,21 +181,29 @@ def digests(settings: Strict, *, late: bool | None = None) -> dict[str, str]:
     return found
 
 
-def load(settings: Strict, *, late: bool = False) -> dict[str, Any]:
+def load(settings: Strict, *, late: bool = False, known: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Read what the rules need, for instance word lists, by the rule's name; for ``compute`` and the gate.
 
     Args:
         settings: the filter's settings.
         late: true for what the rules need that look something up after the pictures were read.
+        known: the ``digests`` in the key of the stage that works with it; None if there is no such key.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: it cannot be used, or is not what the key says.
     """
-    return {
+    found = {
         rule.name: rule.load(settings)
         for rule in REGISTRY
         if rule.load is not None and (rule.look_up is not None) is late and rule.enabled(settings)
     }
+    for key, digest in digests(settings, late=late).items() if known is not None else ():
+        if known is not None and known.get(key) != digest:
+            raise ConfigError(
+                f"filter.{key}: what it names was replaced while the filter worked: run it again, which filters by "
+                "what is there now"
+            )
+    return found
 
 
 def compute(pairs: pl.DataFrame, settings: Strict, counts: CaptionCounts, loaded: Mapping[str, Any]) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from wukong.config.section import Strict
+from wukong.config.section import Sha256, Strict
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
 from wukong.runtime.language import message
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _LOADING = Lock()
-_MODEL_FILES = ("config.json", "model.safetensors", "vocab.txt")
+MODEL_FILES = ("config.json", "model.safetensors", "vocab.txt")
+"""The files of a saved model (``wukong.model.saved_model``, which needs torch)."""
 
 
 class SimilaritySettings(Strict):
@@ -24,6 +25,11 @@ class SimilaritySettings(Strict):
 
     similarity_model: str | None = Field(
         None, description="URI of a model's folder, by which pairs are left out whose caption does not fit the picture"
+    )
+    similarity_model_sha256: Sha256 | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="of the files that similarity_model names; a run notes it when it begins, and then takes no others",
     )
     min_similarity: float = Field(0.0, ge=-1, le=1, description="by similarity_model, pairs below it are left out")
 
@@ -47,7 +53,7 @@ def similarities(batch: PictureBatch, settings: SimilaritySettings) -> pl.Series
     import torch
 
     with _LOADING:
-        model = _model(str(settings.similarity_model), batch.device)
+        model = _model(str(settings.similarity_model), settings.similarity_model_sha256, batch.device)
     size = 32 if batch.device == "cpu" else len(batch.pictures)
     with torch.inference_mode():
         pictures = model.encode_image(batch.decoded, batch_size=size)
@@ -56,14 +62,17 @@ def similarities(batch: PictureBatch, settings: SimilaritySettings) -> pl.Series
 
 
 @lru_cache(maxsize=1)
-def _model(uri: str, device: str) -> Any:
+def _model(uri: str, sha256: str | None, device: str) -> Any:
     import torch
 
     from wukong.model import saved_model
+    from wukong.store import contents
 
     if device == "cpu":
         torch.set_num_threads(1)  # tasks run side by side
-    return saved_model.load(uri, device)
+    model = saved_model.load(uri, device)
+    contents.check(uri, sha256, MODEL_FILES)
+    return model
 
 
 def _drops(settings: SimilaritySettings) -> pl.Expr:
@@ -75,8 +84,8 @@ def _drops(settings: SimilaritySettings) -> pl.Expr:
 def _model_problem(uri: str) -> str:
     from wukong.store import storage
 
-    missing = [name for name in _MODEL_FILES if not storage.exists(storage.join(uri, name))]
-    return message(f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(_MODEL_FILES)}") if missing else ""
+    missing = [name for name in MODEL_FILES if not storage.exists(storage.join(uri, name))]
+    return message(f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(MODEL_FILES)}") if missing else ""
 
 
 RULE = Rule(
@@ -84,6 +93,7 @@ RULE = Rule(
     place=80,
     title="caption fits the picture, by a model",
     version=0,
+    added=("similarity_model_sha256",),
     settings=SimilaritySettings,
     enabled=lambda settings: settings.similarity_model is not None,
     stored=(Column("similarity", "float32", place=50, nullable=True, of_caption=True),),
