@@ -227,7 +227,7 @@ class _Job:
         """Plan every range; return the records of ``_plan``."""
         edges = plan.edges(plan.ranges_for(results))
         ranges = range(len(edges) + 1)
-        finished = [self._stage.finished_task(_plan_name(index)) for index in ranges]
+        finished = [self._stage.finished_task(_plan_name(index), _files) for index in ranges]
         records = [record for record in finished if record is not None]
         if len(records) < len(ranges):
             found = [File(uri, results // len(files)) for uri in files]
@@ -333,12 +333,19 @@ def _get(task: Any) -> Any:
 
 
 def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do a task and write its marker, unless the marker is there."""
-    record = stage.finished_task(name)
+    """Do a task and write its marker, unless the marker and the task's files are there."""
+    record = stage.finished_task(name, _files)
     if record is None:
         record = work()
         stage.commit_task(name, record)
     return record
+
+
+def _files(record: Mapping[str, Any]) -> Iterator[str]:
+    """Return the files that a record tells of: those of results, a plan, or a part."""
+    yield from record.get("files", ())
+    yield from [record["plan"]] if "plan" in record else ()
+    yield from (part["path"] for part in record.get("described", ()))
 
 
 _digest_of = ray.remote(num_cpus=1)(attempt.digest_of_file)
@@ -470,7 +477,7 @@ def _download(
     async def download(
         fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
     ) -> dict[str, Any] | None:
-        begun = stage.finished_task(_begun(number))
+        begun = stage.finished_task(_begun(number), lambda _: [name_of(number) + suffix for suffix in SUFFIXES])
         if begun is not None and not slow:
             return None
         uri = stage.path(name_of(number))
@@ -498,7 +505,7 @@ def _download(
 
         async def one(number: int, path: str, row_group: int, earlier: list[str]) -> tuple[int, dict[str, Any] | None]:
             async with under_way:
-                record = stage.finished_task(f"part-{number:05d}")
+                record = stage.finished_task(f"part-{number:05d}", _files)
                 if record is None:
                     record = await download(fetcher, decoder, number, path, row_group, earlier)
                     if record is not None:

@@ -137,8 +137,12 @@ def _finished(stage: Stage, work: Sequence[_Work]) -> dict[str, Part]:
     there = {*storage.list_files(stage.path("_parts"), ".json")}
     targets = [entry.target for entry in work if stage.path(f"_parts/{entry.target}.json") in there]
     with ThreadPoolExecutor(_READERS) as readers:
-        records = list(readers.map(stage.finished_task, targets))
-    return {target: Part.model_validate(record) for target, record in zip(targets, records, strict=True)}
+        records = list(readers.map(lambda target: stage.finished_task(target, _file), targets))
+    return {target: Part.model_validate(record) for target, record in zip(targets, records, strict=True) if record}
+
+
+def _file(record: Mapping[str, Any]) -> list[str]:
+    return [record["path"]]
 
 
 def _groups(work: Sequence[_Work], gpus: int) -> Iterator[Sequence[_Work]]:
@@ -162,7 +166,7 @@ def _compute(
     precision = stage.config.get("precision", "float32")
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
-    records = {entry.target: stage.finished_task(entry.target) for entry in work}
+    records = {entry.target: stage.finished_task(entry.target, _file) for entry in work}
     files = [
         File(storage.join(filtered_uri, str(entry.tar)), entry.view, stage.path(entry.target))
         for entry in work

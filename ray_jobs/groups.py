@@ -4,7 +4,8 @@ A Ray task works on one group, part by part, and leaves a record when it is done
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _GROUPS = 64
 _MAX_ROWS = 100_000
+_READERS = 32
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Group:
     number: int
     first: int
     parts: tuple[str, ...]
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of its parts."""
+        return range(self.first, self.first + len(self.parts))
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,9 @@ def run_missing(
     units: Sequence[Group] | Sequence[Piece],
     shared: Callable[[], tuple[Any, ...]],
     num_gpus: int = 0,
+    work_files: Callable[[Any], Iterable[str]] = lambda _: (),
 ) -> list[dict[str, Any]]:
-    """Run a task for each group or piece that has no record yet, and return the records of all.
+    """Run a task for each group or piece that has no record yet, or lacks a file, and return the records of all.
 
     Args:
         name: name of the pass, by which records are found again.
@@ -88,8 +96,18 @@ def run_missing(
         units: all groups or pieces.
         shared: makes what the tasks share; it is called only if a task must run.
         num_gpus: what each task asks for.
+        work_files: takes a group or piece; returns the paths of the task's files that are no parts of the output.
     """
-    records = {unit.number: stage.finished_task(f"{name}-{unit.number:05d}") for unit in units}
+
+    def finished(unit: Group | Piece) -> dict[str, Any] | None:
+        def files(record: dict[str, Any]) -> Iterator[str]:
+            yield from (part["path"] for part in record.get("parts", ()))
+            yield from work_files(unit)
+
+        return stage.finished_task(f"{name}-{unit.number:05d}", files)
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        records = dict(zip((unit.number for unit in units), readers.map(finished, units), strict=True))
     missing = [unit for unit in units if records[unit.number] is None]
     if missing:
         common = shared()
@@ -148,11 +166,12 @@ def pairs_so_far(stage: Stage, group: Group, settings: Filter, compared: Compare
     """
     own = {column: told(answers, group, "key") for column, answers in compared.repeats.items()}
     near = None if compared.near is None else compared.near.of(group.number)
-    for number in range(group.first, group.first + len(group.parts)):
-        uri = judged_uri(stage, number, by_pictures=decides_late(settings))
+    for number in group.numbers:
+        uri = stage.path(judged_path(number, by_pictures=decides_late(settings)))
         pairs = apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, near, settings)
         if compared.tested:
-            found, found_captions = (pl.DataFrame(storage.read_table(each)) for each in overlap_uris(stage, number))
+            uris = map(stage.path, overlap_paths(number))
+            found, found_captions = (pl.DataFrame(storage.read_table(each)) for each in uris)
             pairs = apply.apply_overlaps(pairs, found, found_captions, settings)
         yield pairs
 
@@ -168,9 +187,9 @@ def told(answers: Answers, group: Group, column: str) -> Hashes:
     return np.unique(answers.of(group.number)[column].to_numpy())
 
 
-def judged_uri(stage: Stage, part: int, *, by_pictures: bool = False) -> str:
+def judged_path(part: int, *, by_pictures: bool = False) -> str:
     """Where the rows of a part stand with what the rules decided, or decided after its pictures were read."""
-    return stage.path(f"_work/{'looked' if by_pictures else 'rules'}/{part:05d}.parquet")
+    return f"_work/{'looked' if by_pictures else 'rules'}/{part:05d}.parquet"
 
 
 def decides_late(settings: Filter) -> bool:
@@ -183,6 +202,6 @@ def columns_path(part: int) -> str:
     return f"parts/{part:05d}.parquet"
 
 
-def overlap_uris(stage: Stage, part: int) -> list[str]:
+def overlap_paths(part: int) -> list[str]:
     """Where the pairs of a part stand that show a test picture, and the captions that are a test's."""
-    return [stage.path(f"_work/{folder}/{part:05d}.parquet") for folder in ("overlaps", "overlap-captions")]
+    return [f"_work/{folder}/{part:05d}.parquet" for folder in ("overlaps", "overlap-captions")]

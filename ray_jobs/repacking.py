@@ -20,7 +20,8 @@ import ray
 from ray_jobs.exchange import run_all
 from wukong.curate import bucket_files, repack
 from wukong.curate.bucket_files import Buckets, Division, File, Segments, Span
-from wukong.store import storage
+from wukong.errors import StorageError
+from wukong.store import damage, storage
 from wukong.store.manifest import Stage
 
 Histogram = npt.NDArray[np.int64]
@@ -95,7 +96,7 @@ def _histograms(tables: Sequence[str], bins: int) -> dict[str, Histogram]:
     """Count the pairs of each split in bins of the shuffled order."""
     histograms: dict[str, Histogram] = {}
     for uri in tables:
-        pairs = pl.read_parquet(storage.read_bytes(uri), columns=["split", "position"])
+        pairs = _read(uri, ["split", "position"])
         for (name,), rows in pairs.group_by("split"):
             numbers = (rows["position"] // (repack.POSITIONS // bins)).to_numpy()
             histograms[str(name)] = histograms.get(str(name), 0) + np.bincount(numbers, minlength=bins)
@@ -189,8 +190,15 @@ def _scatter(
 
 
 def _placed(uri: str, first: int, last: int) -> pl.DataFrame:
-    # As a whole, in one request: Parquet's readers make up to ten.
-    return pl.read_parquet(storage.read_bytes(uri)).filter(pl.col("part").is_between(first, last))
+    return _read(uri).filter(pl.col("part").is_between(first, last))
+
+
+def _read(uri: str, columns: list[str] | None = None) -> pl.DataFrame:
+    data = storage.read_bytes(uri)  # as a whole, in one request: Parquet's readers make up to ten
+    try:
+        return pl.read_parquet(data, columns=columns)
+    except pl.exceptions.PolarsError as error:
+        raise StorageError(f"{uri} is not a readable Parquet file ({error}); {damage.remedy(uri)}") from error
 
 
 def _divide(uri: str, division: Division, buckets: Buckets) -> File:

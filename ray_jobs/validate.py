@@ -21,7 +21,7 @@ from wukong.report.removed import Removed
 from wukong.report.statistics import Statistics
 from wukong.runtime.language import message
 from wukong.stages import places
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest, Stage
 from wukong.validate import audit, suites
 from wukong.validate import gate as runner
@@ -179,7 +179,7 @@ def _check(stage: Stage, experiment: Experiment, number: int, batch: Sequence[st
     pairs = _read(batch)
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
-        raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
+        raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: {damage.remedy(batch[0])}")
     audited = audit.audit(captions.alone(pairs), rules.load(experiment.filter))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
     facts = audit.facts_of(pairs, experiment.filter.split).with_columns(batch=pl.lit(number, pl.UInt32))

@@ -7,7 +7,7 @@ from wukong.curate import rules
 from wukong.data.schema import CAPTIONS as CRAWLED_CAPTIONS
 from wukong.data.schema import CRAWLED
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store import damage, storage
 
 PAIRS = pa.schema(
     [
@@ -66,7 +66,5 @@ def read_pairs(uri: str) -> pl.DataFrame:
         table = table.select(columns.names).cast(columns)
         table.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{uri} is not a part of a crawl: {error}. Delete the crawl's output and run it again"
-        ) from error
+        raise DataError(f"{uri} is not a part of a crawl: {error}; {damage.remedy(uri)}") from error
     return pl.DataFrame(table).filter(pl.col("status") == "success")

@@ -12,6 +12,7 @@ import polars as pl
 from wukong.curate.pairs import CAPTIONS, PAIRS, schema_of
 from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
+from wukong.store import damage
 from wukong.store.manifest import Output, Part, Stage
 
 POSITIONS = 2**62
@@ -68,8 +69,7 @@ def with_pictures(parts: Iterable[tuple[str, pl.DataFrame]], run_bytes: int) -> 
         if missing:
             first = wanted.filter(pl.col("key").is_in(list(missing)))["key"][0]
             raise DataError(
-                f"{tar} lacks the picture of {len(missing)} of its pairs, the first {first}.jpg: "
-                "delete the crawl's output and run it again"
+                f"{tar} lacks the picture of {len(missing)} of its pairs, the first {first}.jpg: {damage.remedy(tar)}"
             )
         if pictures:
             run.append(_with(wanted, pictures))

@@ -12,7 +12,7 @@ from typing import IO
 
 from wukong.errors import DataError
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import damage, storage
 from wukong.store.manifest import Manifest
 
 _READ_BYTES = 1 << 20
@@ -116,7 +116,7 @@ def _whole(stream: IO[bytes], offset: int, size: int, name: str, tar_uri: str) -
 
 
 def _incomplete(tar_uri: str, why: str) -> DataError:
-    return DataError(f"{tar_uri} is not a complete tar ({why}): delete its stage's output and run that stage again")
+    return DataError(f"{tar_uri} is not a complete tar ({why}): {damage.remedy(tar_uri)}")
 
 
 def pictures(tar_uri: str) -> Iterator[tuple[str, bytes]]:

@@ -21,7 +21,7 @@ from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.published import Caption, Images
 from wukong.evaluate.results import HOLDOUT
 from wukong.runtime.language import message
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Pictures:
             members = [each for each in shards.members(tar) if each.suffix == "jpg"]
             self._places[tar] = {each.key: (each.offset, each.size) for each in members}
         if key not in self._places[tar]:
-            raise DataError(f"{tar} lacks the picture of the pair {key}: delete the shards and run the filter again")
+            raise DataError(f"{tar} lacks the picture of the pair {key}: {damage.remedy(tar)}")
         offset, size = self._places[tar][key]
         with storage.open_input(tar) as stream:
             stream.seek(offset)

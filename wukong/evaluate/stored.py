@@ -15,7 +15,7 @@ from wukong.errors import DataError, StorageError
 from wukong.evaluate import answers
 from wukong.evaluate.results import DOCUMENT, FORMAT, HOLDOUT
 from wukong.runtime import environment
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.patience import AwayError
 
 if TYPE_CHECKING:
@@ -186,4 +186,4 @@ def parse(data: bytes, name: str) -> "pa.Table":
     try:
         return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except pa.ArrowInvalid as error:
-        raise StorageError(f"{name} is no Parquet file ({error}): delete it, and evaluate again") from error
+        raise StorageError(f"{name} is no Parquet file ({error}): {damage.remedy(name)}") from error

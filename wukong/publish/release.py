@@ -12,7 +12,7 @@ that are complete.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -33,7 +33,7 @@ from wukong.report import card, removed, statistics
 from wukong.report.funnel import Step
 from wukong.report.removed import Removed
 from wukong.runtime.language import message
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
 from wukong.store.parts import Parts
 
@@ -200,7 +200,7 @@ def _write_file(
 ) -> dict[str, Any]:
     """Write one CSV file, given by its name and the rows of all shards that it takes; one shard is in memory."""
     name, (first, end) = file
-    if (record := stage.finished_task(name)) is not None:
+    if (record := stage.finished_task(name, _files_of)) is not None:
         return record
     left_out, counter = statistics.Statistics(), hosts.Counter(stage.path(f"{_HOSTS}/{name}"))
     with storage.open_output(stage.path(name)) as stream:
@@ -219,6 +219,10 @@ def _write_file(
     }
     stage.commit_task(name, record)
     return record
+
+
+def _files_of(record: Mapping[str, Any]) -> list[str]:
+    return [record["part"]["path"], *(path for path, _ in record["hosts"])]
 
 
 def _of_release(rows: pl.DataFrame) -> pl.DataFrame:
@@ -244,6 +248,6 @@ def _rows(filtered_uri: str, shards: Parts, columns: list[str], first: int, end:
         count = min(end, int(ends[number])) - first
         rows = pl.DataFrame(storage.read_table(uri, columns)).slice(skipped, count)
         if len(rows) < count:
-            raise DataError(f"{uri} has fewer rows than its manifest says: run the filter again")
+            raise DataError(f"{uri} has fewer rows than its manifest says: {damage.remedy(uri)}")
         yield rows
         first += count

@@ -24,7 +24,7 @@ from wukong.data import shards
 from wukong.errors import DataError
 from wukong.publish import takedown
 from wukong.runs import located
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 
 _MANIFEST = "manifest.json"
 _NOT_KEPT = "dropped/"
@@ -149,8 +149,8 @@ class Collection:
                 yield member.key, Place(piece.tar, member.offset, member.size), member.read
         if missing:
             raise DataError(
-                f"{tar} lacks the pictures of {len(missing)} of its pairs, the first {min(missing)}.jpg: delete the "
-                "stage's output and run it again"
+                f"{tar} lacks the pictures of {len(missing)} of its pairs, the first {min(missing)}.jpg: "
+                f"{damage.remedy(tar)}"
             )
 
     def read(self, place: Place) -> bytes:

@@ -18,7 +18,7 @@ from wukong.errors import DataError
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
 from wukong.runtime.language import message
-from wukong.store import fence, storage
+from wukong.store import damage, fence, storage
 
 _BATCH = 32
 """Images of a forward pass on processors; on GPUs more, see ``compute``."""
@@ -95,7 +95,7 @@ def _orders(files: Iterable[File], size: int, read: deque[_Read]) -> Iterator[li
             read.append((number, file, keys))
             yield [(data, key, file.view, message(f"{key}.jpg of {file.tar}")) for key, data in batch]
         if not seen:
-            raise DataError(f"{file.tar} holds no picture: delete the filter's output and run it again")
+            raise DataError(f"{file.tar} holds no picture: {damage.remedy(file.tar)}")
         if seen < len(keys):
             raise differs(file)
 
