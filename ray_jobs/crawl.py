@@ -36,7 +36,7 @@ from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
 from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.picture_fetcher import PictureFetcher
-from wukong.crawl.previous import Previous
+from wukong.crawl.previous import EarlierPart, Previous
 from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
 from wukong.crawl.source import Listed, Searched
@@ -188,8 +188,8 @@ class _Job:
         shared = ray.put(positions)
         return list(
             self._each(
-                _take_over.remote(self._stage, self._config, number, uri, shared)
-                for number, uri in enumerate(self._earlier.search_files())
+                _take_over.remote(self._stage, self._config, number, uri, sha256, shared)
+                for number, (uri, sha256) in enumerate(self._earlier.search_files())
             )
         )
 
@@ -265,7 +265,7 @@ class _Job:
                         metrics.add("wukong_crawl_urls", urls, status=str(status))
                 metrics.show("wukong_crawl_queue", left)
 
-    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[str]]]:
+    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[EarlierPart]]]:
         """Return a task's parts: number, plan, row group in the plan, and the overlapping parts of an earlier crawl."""
         work = []
         for number in turn.parts:
@@ -352,10 +352,12 @@ _digest_of = ray.remote(num_cpus=1)(attempt.digest_of_file)
 
 
 @ray.remote(num_cpus=1)
-def _take_over(stage: Stage, config: Crawl, number: int, uri: str, positions: Mapping[str, int]) -> dict[str, Any]:
+def _take_over(
+    stage: Stage, config: Crawl, number: int, uri: str, sha256: str, positions: Mapping[str, int]
+) -> dict[str, Any]:
     def copy() -> dict[str, Any]:
         path = f"search/previous-{number:05d}.parquet"
-        table = previous.reuse_results(uri, positions, config.max_results_per_query)
+        table = previous.reuse_results(uri, sha256, positions, config.max_results_per_query)
         write_found(stage.path(path), table)
         return _found(stage, [path], table.num_rows)
 
@@ -463,7 +465,7 @@ def _download(
     retry_failed: bool,
     several: bool,
     slow: bool,
-    parts: list[tuple[int, str, int, list[str]]],
+    parts: list[tuple[int, str, int, list[EarlierPart]]],
 ) -> list[tuple[int, dict[str, Any] | None]]:
     """Download parts, given as number, plan, row group in the plan, and the overlapping parts of an earlier crawl.
 
@@ -475,7 +477,7 @@ def _download(
     """
 
     async def download(
-        fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
+        fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[EarlierPart]
     ) -> dict[str, Any] | None:
         begun = stage.finished_task(_begun(number), lambda _: [name_of(number) + suffix for suffix in SUFFIXES])
         if begun is not None and not slow:
@@ -485,7 +487,11 @@ def _download(
         urls = urls if several else urls.drop_columns(CAPTIONS.name)
         planned = [{**row, "engine": config.engine} for row in urls.to_pylist()]
         keys = {row["key"] for row in planned}
-        known = previous.outcomes([uri], keys, False) if begun else previous.outcomes(earlier, keys, retry_failed)
+        known = (
+            previous.outcomes([EarlierPart(uri)], keys, False)
+            if begun
+            else previous.outcomes(earlier, keys, retry_failed)
+        )
         record = await download_part(uri, planned, fetcher, config, known, decoder, to_the_end=slow)
         if begun:  # not a sum of the requests, which a task that is killed before its record would not add to
             record["requested"] = record["urls"] - begun["reused"]
@@ -503,7 +509,9 @@ def _download(
     async def download_all(fetcher: Fetcher, decoder: Decoder) -> list[tuple[int, dict[str, Any] | None]]:
         under_way = asyncio.Semaphore(len(parts) if slow else AT_ONCE)
 
-        async def one(number: int, path: str, row_group: int, earlier: list[str]) -> tuple[int, dict[str, Any] | None]:
+        async def one(
+            number: int, path: str, row_group: int, earlier: list[EarlierPart]
+        ) -> tuple[int, dict[str, Any] | None]:
             async with under_way:
                 record = stage.finished_task(f"part-{number:05d}", _files)
                 if record is None:

@@ -42,6 +42,7 @@ from ray_jobs import fingerprints, gpus, metrics, near_duplicates, overlaps, rep
 from ray_jobs.exchange import Answers
 from ray_jobs.groups import (
     Compared,
+    CrawlPart,
     Group,
     ask_all,
     columns_path,
@@ -51,6 +52,7 @@ from ray_jobs.groups import (
     overlap_paths,
     pairs_left,
     pairs_so_far,
+    read_columns,
     run_missing,
     told,
 )
@@ -60,7 +62,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import DROPPED, read_pairs, schema_of
+from wukong.curate.pairs import DROPPED, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
 from wukong.data.schema import MORE_CAPTIONS
@@ -199,12 +201,11 @@ def _name_forbidden(stage: Stage, crawl: Manifest, records: Sequence[Mapping[str
 
 def _tars(stage: Stage, crawl: Manifest, groups: Sequence[Group]) -> list[Tar]:
     sizes = {storage.join(crawl.uri, part.path): part.bytes for part in crawl.parts.below("parts/", ".tar")}
-    numbered = [
-        (number, uri.removesuffix(".parquet") + ".tar", stage.path(_placed_path(group.number)))
+    return [
+        Tar(number, part.tar, sizes[part.tar], stage.path(_placed_path(group.number)), part.tar_sha256)
         for group in groups
-        for number, uri in enumerate(group.parts, group.first)
+        for number, part in enumerate(group.parts, group.first)
     ]
-    return [Tar(number, tar, sizes[tar], placed) for number, tar, placed in numbered]
 
 
 def _count(stage: Stage, groups: Sequence[Group], settings: Filter) -> Answers:
@@ -216,8 +217,8 @@ def _count(stage: Stage, groups: Sequence[Group], settings: Filter) -> Answers:
 
 
 def _captions(stage: Stage, group: Group, settings: Filter) -> pl.DataFrame:
-    def of_part(uri: str) -> Hashes:
-        rows = captions.apart(read_pairs(uri))
+    def of_part(part: CrawlPart) -> Hashes:
+        rows = captions.apart(part.read())
         hashes = caption_counts.hashes(clean.cleaned(rows["caption"], settings))
         if captions.PAIR not in rows.columns:
             return hashes
@@ -231,8 +232,8 @@ def _apply_rules(stage: Stage, group: Group, settings: Filter, counted: Answers)
     loaded = rules.load(settings)
     counts = CaptionCounts.of_rows(counted.of(group.number))
     pairs, dropped = 0, dict.fromkeys((rule.name for rule in rules.decided("pairs", settings)), 0)
-    for number, uri in enumerate(group.parts, group.first):
-        judged = apply.apply_rules(read_pairs(uri), settings, counts, loaded)
+    for number, part in enumerate(group.parts, group.first):
+        judged = apply.apply_rules(part.read(), settings, counts, loaded)
         storage.write_table(stage.path(judged_path(number)), judged.to_arrow())
         pairs += len(judged)
         for reason, rows in apply.count_reasons([judged], dropped).items():
@@ -278,8 +279,7 @@ def _read_pictures(
         judged = pl.DataFrame(storage.read_table(uri, _READ_FOR_PICTURES, present_only=True))
         left = captions.apart(judged.filter(pl.col("dropped_by").is_null()))
         texts = dict(left.group_by("key", maintain_order=True).agg("caption").iter_rows())
-        tar = f"{part.removesuffix('.parquet')}.tar"
-        columns = rules.compute_from_pictures(tar, texts, settings, device, loaders)
+        columns = rules.compute_from_pictures(part.tar, texts, settings, device, loaders, part.tar_sha256)
         parts.append(computed.write_table(columns_path(number), columns.to_arrow()).model_dump())
     return {"parts": parts}
 
@@ -291,7 +291,7 @@ def _apply_picture_rules(stage: Stage, group: Group, settings: Filter, computed:
         judged = pl.DataFrame(storage.read_table(stage.path(judged_path(number))))
         columns = judged.select("key").clear()
         if computed is not None:
-            columns = pl.DataFrame(storage.read_table(computed.path(columns_path(number))))
+            columns = read_columns(computed, number)
         judged, counted = apply.apply_picture_rules(judged, columns, settings, loaded)
         counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
@@ -376,8 +376,7 @@ def _near(experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequenc
 def _vectors(stage: Stage, settings: Filter, repeats: Compared, look: Stage, group: Group) -> pl.DataFrame:
     vectors = []
     for number, kept in enumerate(pairs_left(stage, group, settings, repeats), group.first):
-        looked = pl.DataFrame(storage.read_table(look.path(columns_path(number))))
-        vectors.append(rules.vectors(kept, looked, settings))
+        vectors.append(rules.vectors(kept, read_columns(look, number), settings))
     return pl.concat(vectors)
 
 

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,9 +18,11 @@ from ray_jobs.repacking import Piece
 from wukong.config.filter import Filter
 from wukong.curate import apply, exchange, rules
 from wukong.curate.caption_counts import Hashes
+from wukong.curate.pairs import read_pairs
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Stage
+from wukong.store.parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +31,30 @@ _MAX_ROWS = 100_000
 _READERS = 32
 
 
+class CrawlPart(NamedTuple):
+    """A part of the crawl: the URI of its table, and the digests of table and tar, empty where nothing says them."""
+
+    table: str
+    sha256: str = ""
+    tar_sha256: str = ""
+
+    @property
+    def tar(self) -> str:
+        """URI of its tar."""
+        return f"{self.table.removesuffix('.parquet')}.tar"
+
+    def read(self) -> pl.DataFrame:
+        """Read its pairs; see ``wukong.curate.pairs.read_pairs``."""
+        return read_pairs(self.table, self.sha256)
+
+
 @dataclass(frozen=True)
 class Group:
-    """Consecutive parts of the crawl: the number of the first, and the URIs of their Parquet files."""
+    """Consecutive parts of the crawl, and the number of the first."""
 
     number: int
     first: int
-    parts: tuple[str, ...]
+    parts: tuple[CrawlPart, ...]
 
     @property
     def numbers(self) -> range:
@@ -73,9 +93,15 @@ def groups_of(crawl: Manifest) -> list[Group]:
             cuts.append(number)
             rows = 0
         rows += part.rows
-    uris = [storage.join(crawl.uri, path) for path in parts.paths]
+    tars = {part.path: part.sha256 for part in crawl.parts.below("parts/", ".tar")}
+    found = [
+        CrawlPart(
+            storage.join(crawl.uri, part.path), part.sha256, tars.get(f"{part.path.removesuffix('.parquet')}.tar", "")
+        )
+        for part in parts
+    ]
     ends = [*cuts[1:], len(parts)]
-    return [Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
+    return [Group(n, low, tuple(found[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
 
 def run_missing(
@@ -200,6 +226,28 @@ def decides_late(settings: Filter) -> bool:
 def columns_path(part: int) -> str:
     """Where the stage ``look`` has what was computed from the pictures of a part."""
     return f"parts/{part:05d}.parquet"
+
+
+def read_columns(look: Stage, part: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read what was computed from the pictures of a part.
+
+    Args:
+        look: the stage that has computed it, finished.
+        part: number of the part.
+        columns: those to read, of which some may not be there; None for all.
+
+    Raises:
+        StorageError: the file cannot be read, or was altered.
+    """
+    path = columns_path(part)
+    digest = _parts_of(look.uri).sha256(path)
+    return pl.DataFrame(storage.read_table(look.path(path), columns, digest, present_only=columns is not None))
+
+
+@lru_cache(maxsize=1)
+def _parts_of(uri: str) -> Parts:
+    # Cached because one process reads the columns of many groups.
+    return manifest.load(uri).parts
 
 
 def overlap_paths(part: int) -> list[str]:

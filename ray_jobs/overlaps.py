@@ -7,7 +7,7 @@ import polars as pl
 
 from ray_jobs import fingerprints
 from ray_jobs.exchange import Answers
-from ray_jobs.groups import Compared, Group, columns_path, overlap_paths, pairs_left, told
+from ray_jobs.groups import Compared, Group, overlap_paths, pairs_left, read_columns, told
 from wukong.config.decontaminate import Decontaminate
 from wukong.config.filter import Filter
 from wukong.curate import caption_counts, captions, overlap, split
@@ -32,7 +32,7 @@ def _placed(
         placed = split.assign(
             kept, settings.split, told(held_out, group, "hash"), caption_counts.hashes(kept["caption"])
         )
-        columns = pl.DataFrame(storage.read_table(look.path(columns_path(number)), overlap.COLUMNS, present_only=True))
+        columns = read_columns(look, number, overlap.COLUMNS)
         yield kept.with_columns(placed).join(
             columns.unique("key", keep="first"), on="key", how="left", maintain_order="left"
         )

@@ -44,12 +44,14 @@ class Tar:
         bytes: its size.
         placed: URI of a table with its kept pairs: ``part``, ``position`` in the shuffled order, ``split`` and the rest
             of the columns of ``PAIRS``. The tars of a table follow one another.
+        sha256: its digest; empty where nothing says it.
     """
 
     part: int
     uri: str
     bytes: int
     placed: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class _Source:
     """Tars that one task reads, by the table that holds their kept pairs."""
 
     bytes: int = 0
-    tars: dict[str, dict[int, str]] = field(default_factory=dict)
+    tars: dict[str, dict[int, Tar]] = field(default_factory=dict)
 
 
 def planned(tars: Sequence[Tar], kept: int, shard_size: int, pair_bytes: float) -> tuple[list[Piece], Buckets]:
@@ -170,17 +172,17 @@ def _sources(tars: Sequence[Tar]) -> list[_Source]:
         if not sources or sources[-1].bytes + tar.bytes > limit:
             sources.append(_Source())
         sources[-1].bytes += tar.bytes
-        sources[-1].tars.setdefault(tar.placed, {})[tar.part] = tar.uri
+        sources[-1].tars.setdefault(tar.placed, {})[tar.part] = tar
     return sources
 
 
 def _scatter(
-    uri: str, tars: Mapping[str, Mapping[int, str]], buckets: Buckets, segments: Segments, run_bytes: int
+    uri: str, tars: Mapping[str, Mapping[int, Tar]], buckets: Buckets, segments: Segments, run_bytes: int
 ) -> File:
     if (file := bucket_files.complete(uri, segments)) is not None:
         return file
     parts = (
-        (by_part[int(part)], pairs)
+        (by_part[int(part)].uri, by_part[int(part)].sha256, pairs)
         for placed, by_part in tars.items()
         for (part,), pairs in _placed(placed, min(by_part), max(by_part))
         .partition_by("part", as_dict=True, include_key=False)

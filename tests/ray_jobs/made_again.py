@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from wukong.errors import WukongError
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
 
@@ -21,13 +21,20 @@ def flipped(uri: str, place: float = 0.5) -> None:
     storage.write_bytes(uri, bytes(data))
 
 
+def listing(made: Manifest, uri: str) -> Manifest:
+    """Return a manifest that lists a file as it lies there now, as if its stage had written it so."""
+    path = uri.removeprefix(f"{made.uri}/")
+    part = manifest.describe(made.uri, path, made.parts.named([path]).rows)
+    return made.model_copy(update={"parts": made.parts.replaced({path: part})})
+
+
 def obey(error: BaseException) -> list[str]:
     """Delete what a message says is to be deleted, if that is there; return it."""
     named = re.findall(r"(?:file|s3)://[^\s;,:]+", str(error))
     assert "delete it" in str(error), error
     assert re.search(r"run (the|its) stage again", str(error)), error
-    manifest = re.search(r"delete it, and (\S+) if that is there, and run", str(error))
-    told = [named[0], *([manifest[1]] if manifest else [])]
+    listed_in = re.search(r"delete it, and (\S+) if that is there, and run", str(error))
+    told = [named[0], *([listed_in[1]] if listed_in else [])]
     for uri in told:
         storage.delete(uri)
     return told

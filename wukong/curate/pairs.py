@@ -49,16 +49,20 @@ def schema_of(pairs: pl.DataFrame, columns: pa.Schema) -> pa.Schema:
     return pa.schema([*columns, *further])
 
 
-def read_pairs(uri: str) -> pl.DataFrame:
+def read_pairs(uri: str, sha256: str = "") -> pl.DataFrame:
     """Read the rows of a part's Parquet file that hold a picture (``status`` is ``success``), columns of ``CRAWLED``.
 
     The column of several captions is among them if the crawl has it.
 
+    Args:
+        uri: URI of the file.
+        sha256: digest that the file must have; empty for any.
+
     Raises:
         DataError: a column is missing, has another type, is null where it must not be, or is not UTF-8.
-        StorageError: the file cannot be read or is truncated.
+        StorageError: the file cannot be read, is truncated or altered.
     """
-    table = storage.read_table(uri)
+    table = storage.read_table(uri, sha256=sha256)
     try:
         if "usage" not in table.column_names:  # of a crawl before version 4, which did not ask
             table = table.append_column("usage", pa.nulls(len(table), pa.string()))

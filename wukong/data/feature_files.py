@@ -25,11 +25,21 @@ _DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
 
 
 class File(NamedTuple):
-    """A file of features to compute: the URI of the shard's tar, the number of the view, the URI to write."""
+    """A file of features to compute.
+
+    Attributes:
+        tar: URI of the shard's tar.
+        view: number of the view.
+        target: the URI to write.
+        tar_sha256: digest of the tar; empty where nothing says it.
+        table_sha256: likewise, of the shard's table.
+    """
 
     tar: str
     view: int
     target: str
+    tar_sha256: str = ""
+    table_sha256: str = ""
 
 
 def path_of(split: str, shard: str, view: int) -> str:

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from wukong.errors import DataError, StorageError
@@ -86,16 +87,13 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     evaluated = manifest.load(uri)
     if not evaluated.parts.has(DOCUMENT):
         return Evaluation(uri=uri)
-    uris = {
-        table_uri.rpartition("/")[2].removesuffix(".parquet"): table_uri
-        for table_uri in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
-    }
-    tables = {
-        name: parse(storage.read_bytes(table_uri), table_uri)
-        for name, table_uri in uris.items()
-        if tasks is None or name in tasks
-    }
-    return current(Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri), evaluated)
+    tables = {}
+    for part in evaluated.parts.below(f"{answers.FOLDER}/", ".parquet"):
+        name, table_uri = PurePosixPath(part.path).stem, storage.join(evaluated.uri, part.path)
+        if tasks is None or name in tasks:
+            tables[name] = parse(storage.read_bytes(table_uri, part.sha256), table_uri)
+    document = storage.read_json(storage.join(evaluated.uri, DOCUMENT), evaluated.parts.sha256(DOCUMENT))
+    return current(Evaluation(document, tables, uri), evaluated)
 
 
 def current(stored: Evaluation, evaluated: "Manifest | None" = None) -> Evaluation:

@@ -138,8 +138,9 @@ def _removed(experiment: Experiment, filtered: Manifest, validated: Manifest, li
     """
     counted = validated.parts.has(removed.PATH)
     found = removed.read(storage.join(validated.uri, removed.PATH)) if counted else Removed()
-    for uri in filtered.part_uris("dropped/", ".parquet") if experiment.release.show_dropped else ():
-        rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"]))
+    for part in filtered.parts.below("dropped/", ".parquet") if experiment.release.show_dropped else ():
+        uri = storage.join(filtered.uri, part.path)
+        rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"], part.sha256))
         candidates = removed.candidates(rows.filter(~listed.covers_pairs(rows)), experiment.filter)
         found.add(Removed(candidates=candidates))
     return found
@@ -246,7 +247,7 @@ def _rows(filtered_uri: str, shards: Parts, columns: list[str], first: int, end:
         number = int(np.searchsorted(ends, first, side="right"))
         uri, skipped = storage.join(filtered_uri, shards[number].path), first - int(ends[number]) + shards[number].rows
         count = min(end, int(ends[number])) - first
-        rows = pl.DataFrame(storage.read_table(uri, columns)).slice(skipped, count)
+        rows = pl.DataFrame(storage.read_table(uri, columns, shards[number].sha256)).slice(skipped, count)
         if len(rows) < count:
             raise DataError(f"{uri} has fewer rows than its manifest says: {damage.remedy(uri)}")
         yield rows

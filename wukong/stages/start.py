@@ -71,7 +71,9 @@ def take(experiment: Experiment) -> Manifest:
     def copied() -> Manifest:
         made_by = _made_by(folder)
         for name in FILES:
-            fence.publish_bytes(taken.path(f"model/{name}"), storage.read_bytes(storage.join(folder, name)))
+            known = made_by.parts.sha256(f"model/{name}") if made_by else ""
+            data = storage.read_bytes(storage.join(folder, name), known)
+            fence.publish_bytes(taken.path(f"model/{name}"), data)
         fence.publish(taken.path("history.json"), {"history": [], "pairs": 0})
         parts = [taken.describe(name) for name in (*(f"model/{file}" for file in FILES), "history.json")]
         return taken.commit(parts, counts={"pairs": made_by.counts.get("pairs", 0) if made_by else 0})
@@ -115,8 +117,7 @@ def _made_by(folder: str) -> Manifest | None:
 
 def _sha256(folder: str, name: str, made_by: Manifest | None) -> str:
     """Return the SHA-256 of a model's file, which a manifest knows without a look at it."""
-    for part in made_by.parts if made_by else ():
-        if part.path == f"model/{name}":
-            return part.sha256
+    if made_by and (known := made_by.parts.sha256(f"model/{name}")):
+        return known
     with storage.open_input(storage.join(folder, name)) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]

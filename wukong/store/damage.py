@@ -11,9 +11,15 @@ from wukong.runtime.language import message
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_OUTPUT = re.compile(r"(.+/[^/]+/[0-9a-f]{16})/(.+)")
+_OUTPUT = re.compile(r"(.+/[^/]+/[0-9a-f]{16})/.+")
 _MANIFESTS = ("manifest.json", "failed.json")
 _READ_BYTES = 1 << 20
+
+
+def output_of(uri: str) -> str:
+    """Return the prefix of the stage's output that a file is of; empty if it is of none."""
+    found = _OUTPUT.fullmatch(uri)
+    return found[1] if found else ""
 
 
 def remedy(uri: str) -> str:
@@ -22,11 +28,10 @@ def remedy(uri: str) -> str:
     Args:
         uri: URI of the file: a stage's, or one that somebody else put there.
     """
-    found = _OUTPUT.fullmatch(uri)
-    if found is None:
+    output = output_of(uri)
+    if not output:
         return message("put a whole copy of it there")
-    output, path = found.groups()
-    if path in _MANIFESTS:
+    if uri.removeprefix(f"{output}/") in _MANIFESTS:
         return message("delete it and run its stage again: what is whole is used")
     return message(
         f"delete it, and {output}/manifest.json if that is there, and run its stage again: what is whole is used"
@@ -82,11 +87,10 @@ class Compared(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer; return the number of bytes."""
-        data = self._stream.read(len(buffer))
-        self._sha.update(data)
-        self._place += len(data)
-        buffer[: len(data)] = data
-        return len(data)
+        size: int = self._stream.readinto(buffer)  # type: ignore[attr-defined]
+        self._sha.update(memoryview(buffer)[:size])
+        self._place += size
+        return size
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
         """Read on up to a place; return the place."""

@@ -249,13 +249,17 @@ def write_bytes(uri: str, data: bytes) -> None:
         stream.write(data)
 
 
-def read_json(uri: str) -> Any:
+def read_json(uri: str, sha256: str = "") -> Any:
     """Read and parse a JSON file.
 
+    Args:
+        uri: URI of the file.
+        sha256: digest that the file must have; empty for any.
+
     Raises:
-        StorageError: the file cannot be read, or is not JSON.
+        StorageError: the file cannot be read, was altered, or is not JSON.
     """
-    data = read_bytes(uri)
+    data = read_bytes(uri, sha256)
     try:
         return json.loads(data)
     except ValueError as error:
