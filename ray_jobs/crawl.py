@@ -36,7 +36,7 @@ from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
 from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.picture_fetcher import PictureFetcher
-from wukong.crawl.previous import Previous
+from wukong.crawl.previous import EarlierPart, Previous
 from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
 from wukong.crawl.source import Listed, Searched
@@ -188,8 +188,8 @@ class _Job:
         shared = ray.put(positions)
         return list(
             self._each(
-                _take_over.remote(self._stage, self._config, number, uri, shared)
-                for number, uri in enumerate(self._earlier.search_files())
+                _take_over.remote(self._stage, self._config, number, uri, sha256, shared)
+                for number, (uri, sha256) in enumerate(self._earlier.search_files())
             )
         )
 
@@ -227,7 +227,7 @@ class _Job:
         """Plan every range; return the records of ``_plan``."""
         edges = plan.edges(plan.ranges_for(results))
         ranges = range(len(edges) + 1)
-        finished = [self._stage.finished_task(_plan_name(index)) for index in ranges]
+        finished = [self._stage.finished_task(_plan_name(index), _files) for index in ranges]
         records = [record for record in finished if record is not None]
         if len(records) < len(ranges):
             found = [File(uri, results // len(files)) for uri in files]
@@ -265,7 +265,7 @@ class _Job:
                         metrics.add("wukong_crawl_urls", urls, status=str(status))
                 metrics.show("wukong_crawl_queue", left)
 
-    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[str]]]:
+    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[EarlierPart]]]:
         """Return a task's parts: number, plan, row group in the plan, and the overlapping parts of an earlier crawl."""
         work = []
         for number in turn.parts:
@@ -333,22 +333,31 @@ def _get(task: Any) -> Any:
 
 
 def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do a task and write its marker, unless the marker is there."""
-    record = stage.finished_task(name)
+    """Do a task and write its marker, unless the marker and the task's files are there."""
+    record = stage.finished_task(name, _files)
     if record is None:
         record = work()
         stage.commit_task(name, record)
     return record
 
 
+def _files(record: Mapping[str, Any]) -> Iterator[str]:
+    """Return the files that a record tells of: those of results, a plan, or a part."""
+    yield from record.get("files", ())
+    yield from [record["plan"]] if "plan" in record else ()
+    yield from (part["path"] for part in record.get("described", ()))
+
+
 _digest_of = ray.remote(num_cpus=1)(contents.sha256)
 
 
 @ray.remote(num_cpus=1)
-def _take_over(stage: Stage, config: Crawl, number: int, uri: str, positions: Mapping[str, int]) -> dict[str, Any]:
+def _take_over(
+    stage: Stage, config: Crawl, number: int, uri: str, sha256: str, positions: Mapping[str, int]
+) -> dict[str, Any]:
     def copy() -> dict[str, Any]:
         path = f"search/previous-{number:05d}.parquet"
-        table = previous.reuse_results(uri, positions, config.max_results_per_query)
+        table = previous.reuse_results(uri, sha256, positions, config.max_results_per_query)
         write_found(stage.path(path), table)
         return _found(stage, [path], table.num_rows)
 
@@ -456,7 +465,7 @@ def _download(
     retry_failed: bool,
     several: bool,
     slow: bool,
-    parts: list[tuple[int, str, int, list[str]]],
+    parts: list[tuple[int, str, int, list[EarlierPart]]],
 ) -> list[tuple[int, dict[str, Any] | None]]:
     """Download parts, given as number, plan, row group in the plan, and the overlapping parts of an earlier crawl.
 
@@ -468,9 +477,9 @@ def _download(
     """
 
     async def download(
-        fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
+        fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[EarlierPart]
     ) -> dict[str, Any] | None:
-        begun = stage.finished_task(_begun(number))
+        begun = stage.finished_task(_begun(number), lambda _: [name_of(number) + suffix for suffix in SUFFIXES])
         if begun is not None and not slow:
             return None
         uri = stage.path(name_of(number))
@@ -478,7 +487,11 @@ def _download(
         urls = urls if several else urls.drop_columns(CAPTIONS.name)
         planned = [{**row, "engine": config.engine} for row in urls.to_pylist()]
         keys = {row["key"] for row in planned}
-        known = previous.outcomes([uri], keys, False) if begun else previous.outcomes(earlier, keys, retry_failed)
+        known = (
+            previous.outcomes([EarlierPart(uri)], keys, False)
+            if begun
+            else previous.outcomes(earlier, keys, retry_failed)
+        )
         record = await download_part(uri, planned, fetcher, config, known, decoder, to_the_end=slow)
         if begun:  # not a sum of the requests, which a task that is killed before its record would not add to
             record["requested"] = record["urls"] - begun["reused"]
@@ -496,9 +509,11 @@ def _download(
     async def download_all(fetcher: Fetcher, decoder: Decoder) -> list[tuple[int, dict[str, Any] | None]]:
         under_way = asyncio.Semaphore(len(parts) if slow else AT_ONCE)
 
-        async def one(number: int, path: str, row_group: int, earlier: list[str]) -> tuple[int, dict[str, Any] | None]:
+        async def one(
+            number: int, path: str, row_group: int, earlier: list[EarlierPart]
+        ) -> tuple[int, dict[str, Any] | None]:
             async with under_way:
-                record = stage.finished_task(f"part-{number:05d}")
+                record = stage.finished_task(f"part-{number:05d}", _files)
                 if record is None:
                     record = await download(fetcher, decoder, number, path, row_group, earlier)
                     if record is not None:

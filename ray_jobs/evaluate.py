@@ -163,7 +163,8 @@ def _evaluate(
 def _records(job: _Job) -> list[dict[str, Any]]:
     """Return the record of each task, in the experiment's order; those of an earlier attempt are not made again."""
     names = [*job.experiment.held_out_tasks, *job.experiment.evaluate.tasks]
-    records = {name: record for name in names if (record := job.stage.finished_task(name)) is not None}
+    found = {name: job.stage.finished_task(name, _answers_of) for name in names}
+    records = {name: record for name, record in found.items() if record is not None}
     cards, shared = gpus.count(), ray.put(job)
     waiting: dict[Any, tuple[str, Any]] = {}
     for name in names:
@@ -184,6 +185,10 @@ def _records(job: _Job) -> list[dict[str, Any]]:
             advance(1)
             metrics.show("wukong_evaluate_tasks", len(records), state="done")
     return [records[name] for name in names]
+
+
+def _answers_of(record: Mapping[str, Any]) -> list[str]:
+    return [record["answers"]] if "answers" in record else []
 
 
 @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
@@ -208,8 +213,8 @@ def _read(job: _Job, name: str, *, gpu: bool) -> tuple[_Read | None, list[list[B
                 data = replace(data, images=copied)
             read = _Read(data, sizes)
     phases = tasks.blocks(read.data, protocol, list(places.EVALUATED), read.sizes)
-    there = {*storage.list_files(job.blocks_of(name).uri, ".json")}
-    left = [[block for block in phase if _record_of(job, name, block) not in there] for phase in phases]
+    there = {*storage.list_files(job.blocks_of(name).uri)}
+    left = [[block for block in phase if not there.issuperset(_left_by(job, name, block))] for phase in phases]
     log.info(
         "%s: %d of %d blocks are to be done, of %d images and %d x %d scores at most",
         *(name, sum(map(len, left)), sum(map(len, phases)), read.sizes.images, read.sizes.side, read.sizes.side),
@@ -228,6 +233,13 @@ def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool)
         texts = len(data.classes) * len(prompts.of(protocol.prompts, data.name))
         of_image += len(places.EVALUATED) * texts * of_pair
     return Sizes.of(of_image, of_pair, 4 * vectors * width, gpu=gpu)
+
+
+def _left_by(job: _Job, name: str, block: Block) -> Iterator[str]:
+    """Return the URIs of the record and the files of a block that is done."""
+    yield _record_of(job, name, block)
+    for role in [block.role] if block.role else places.EVALUATED:
+        yield storage.join(job.blocks_of(name).uri, role, f"{block.name}.safetensors")
 
 
 def _record_of(job: _Job, name: str, block: Block) -> str:

@@ -51,11 +51,13 @@ log = logging.getLogger(__name__)
 
 
 class _Work(NamedTuple):
-    """A file to compute, and the number of its images."""
+    """A file to compute, the number of its images, and the digests of its shard."""
 
     tar: PurePosixPath
     view: int
     rows: int
+    tar_sha256: str
+    table_sha256: str
 
     @property
     def target(self) -> str:
@@ -123,10 +125,17 @@ def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
     holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
     splits = ["train"] if pairs == "train" else holdouts
     rows = {part.path: part.rows for part in filtered.parts.below(suffix=".parquet")}
+    digest = {part.path: part.sha256 for part in filtered.parts}.get
     work = [
-        _Work(PurePosixPath(split, f"{shard}.tar"), view, rows[f"{split}/{shard}.parquet"])
+        _Work(
+            PurePosixPath(f"{path}.tar"),
+            view,
+            rows[f"{path}.parquet"],
+            digest(f"{path}.tar", ""),
+            digest(f"{path}.parquet", ""),
+        )
         for split in splits
-        for shard in shards.names_of(filtered, split)
+        for path in (f"{split}/{shard}" for shard in shards.names_of(filtered, split))
         for view in range(views + 1)
     ]
     return sorted(work, key=lambda entry: -entry.rows)
@@ -137,8 +146,12 @@ def _finished(stage: Stage, work: Sequence[_Work]) -> dict[str, Part]:
     there = {*storage.list_files(stage.path("_parts"), ".json")}
     targets = [entry.target for entry in work if stage.path(f"_parts/{entry.target}.json") in there]
     with ThreadPoolExecutor(_READERS) as readers:
-        records = list(readers.map(stage.finished_task, targets))
-    return {target: Part.model_validate(record) for target, record in zip(targets, records, strict=True)}
+        records = list(readers.map(lambda target: stage.finished_task(target, _file), targets))
+    return {target: Part.model_validate(record) for target, record in zip(targets, records, strict=True) if record}
+
+
+def _file(record: Mapping[str, Any]) -> list[str]:
+    return [record["path"]]
 
 
 def _groups(work: Sequence[_Work], gpus: int) -> Iterator[Sequence[_Work]]:
@@ -162,9 +175,15 @@ def _compute(
     precision = stage.config.get("precision", "float32")
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
-    records = {entry.target: stage.finished_task(entry.target) for entry in work}
+    records = {entry.target: stage.finished_task(entry.target, _file) for entry in work}
     files = [
-        File(storage.join(filtered_uri, str(entry.tar)), entry.view, stage.path(entry.target))
+        File(
+            storage.join(filtered_uri, str(entry.tar)),
+            entry.view,
+            stage.path(entry.target),
+            entry.tar_sha256,
+            entry.table_sha256,
+        )
         for entry in work
         if records[entry.target] is None
     ]

@@ -42,14 +42,17 @@ from ray_jobs import fingerprints, gpus, metrics, near_duplicates, overlaps, rep
 from ray_jobs.exchange import Answers
 from ray_jobs.groups import (
     Compared,
+    CrawlPart,
     Group,
     ask_all,
     columns_path,
     decides_late,
     groups_of,
-    judged_uri,
+    judged_path,
+    overlap_paths,
     pairs_left,
     pairs_so_far,
+    read_columns,
     run_missing,
     told,
 )
@@ -59,7 +62,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import DROPPED, read_pairs, schema_of
+from wukong.curate.pairs import DROPPED, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
 from wukong.data.schema import MORE_CAPTIONS
@@ -106,7 +109,14 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         rules.load(settings, late=late)  # a list that cannot be used ends the job here, before any task
     groups = groups_of(crawl)
 
-    judged = run_missing("rules", stage, _apply_rules, groups, lambda: (settings, _count(stage, groups, settings)))
+    judged = run_missing(
+        "rules",
+        stage,
+        _apply_rules,
+        groups,
+        lambda: (settings, _count(stage, groups, settings)),
+        work_files=lambda group: map(judged_path, group.numbers),
+    )
     metrics.add("wukong_filter_rows", sum(record["pairs"] for record in judged))
     _show_dropped(judged)
     by_pictures = []
@@ -117,11 +127,19 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             _apply_picture_rules,
             groups,
             lambda: (settings, _compute_from_pictures(experiment, crawl, groups, stage)),
+            work_files=lambda group: (judged_path(number, by_pictures=True) for number in group.numbers),
         )
         _show_dropped(by_pictures)
         _name_forbidden(stage, crawl, by_pictures)
     pairs = sum(record["pairs"] for record in judged)
-    assigned = run_missing("assign", stage, _assign, groups, lambda: _corpus_facts(experiment, crawl, stage, groups))
+    assigned = run_missing(
+        "assign",
+        stage,
+        _assign,
+        groups,
+        lambda: _corpus_facts(experiment, crawl, stage, groups),
+        work_files=lambda group: [_placed_path(group.number), *_overlap_files(group, settings)],
+    )
     _show_dropped(assigned)
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
@@ -183,12 +201,11 @@ def _name_forbidden(stage: Stage, crawl: Manifest, records: Sequence[Mapping[str
 
 def _tars(stage: Stage, crawl: Manifest, groups: Sequence[Group]) -> list[Tar]:
     sizes = {storage.join(crawl.uri, part.path): part.bytes for part in crawl.parts.below("parts/", ".tar")}
-    numbered = [
-        (number, uri.removesuffix(".parquet") + ".tar", _placed_uri(stage, group.number))
+    return [
+        Tar(number, part.tar, sizes[part.tar], stage.path(_placed_path(group.number)), part.tar_sha256)
         for group in groups
-        for number, uri in enumerate(group.parts, group.first)
+        for number, part in enumerate(group.parts, group.first)
     ]
-    return [Tar(number, tar, sizes[tar], placed) for number, tar, placed in numbered]
 
 
 def _count(stage: Stage, groups: Sequence[Group], settings: Filter) -> Answers:
@@ -200,8 +217,8 @@ def _count(stage: Stage, groups: Sequence[Group], settings: Filter) -> Answers:
 
 
 def _captions(stage: Stage, group: Group, settings: Filter) -> pl.DataFrame:
-    def of_part(uri: str) -> Hashes:
-        rows = captions.apart(read_pairs(uri))
+    def of_part(part: CrawlPart) -> Hashes:
+        rows = captions.apart(part.read())
         hashes = caption_counts.hashes(clean.cleaned(rows["caption"], settings))
         if captions.PAIR not in rows.columns:
             return hashes
@@ -215,9 +232,9 @@ def _apply_rules(stage: Stage, group: Group, settings: Filter, counted: Answers)
     loaded = rules.load(settings, known=stage.config.get("digests", {}))
     counts = CaptionCounts.of_rows(counted.of(group.number))
     pairs, dropped = 0, dict.fromkeys((rule.name for rule in rules.decided("pairs", settings)), 0)
-    for number, uri in enumerate(group.parts, group.first):
-        judged = apply.apply_rules(read_pairs(uri), settings, counts, loaded)
-        storage.write_table(judged_uri(stage, number), judged.to_arrow())
+    for number, part in enumerate(group.parts, group.first):
+        judged = apply.apply_rules(part.read(), settings, counts, loaded)
+        storage.write_table(stage.path(judged_path(number)), judged.to_arrow())
         pairs += len(judged)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
@@ -257,36 +274,43 @@ def _read_pictures(
     computed: Stage, group: Group, stage: Stage, settings: Filter, on_gpu: bool, loaders: int
 ) -> dict[str, Any]:
     device, parts = gpus.of_task() if on_gpu else "cpu", []
-    for number, uri in enumerate(group.parts, group.first):
-        judged = pl.DataFrame(storage.read_table(judged_uri(stage, number), _READ_FOR_PICTURES, present_only=True))
+    for number, part in enumerate(group.parts, group.first):
+        uri = stage.path(judged_path(number))
+        judged = pl.DataFrame(storage.read_table(uri, _READ_FOR_PICTURES, present_only=True))
         left = captions.apart(judged.filter(pl.col("dropped_by").is_null()))
         texts = dict(left.group_by("key", maintain_order=True).agg("caption").iter_rows())
-        tar = f"{uri.removesuffix('.parquet')}.tar"
-        columns = rules.compute_from_pictures(tar, texts, settings, device, loaders)
+        columns = rules.compute_from_pictures(part.tar, texts, settings, device, loaders, part.tar_sha256)
         parts.append(computed.write_table(columns_path(number), columns.to_arrow()).model_dump())
     return {"parts": parts}
 
 
 def _apply_picture_rules(stage: Stage, group: Group, settings: Filter, computed: Stage | None) -> dict[str, Any]:
     dropped = dict.fromkeys((rule.name for rule in rules.decided("pictures", settings)), 0)
-    loaded = rules.load(settings, late=True, known=stage.config.get("digests", {}))
-    counts, digests = Counter[str](), list[str]()
-    for number in range(group.first, group.first + len(group.parts)):
-        judged = pl.DataFrame(storage.read_table(judged_uri(stage, number)))
+    loaded, counts, digests = (
+        rules.load(settings, late=True, known=stage.config.get("digests", {})),
+        Counter[str](),
+        list[str](),
+    )
+    for number in group.numbers:
+        judged = pl.DataFrame(storage.read_table(stage.path(judged_path(number))))
         columns = judged.select("key").clear()
         if computed is not None:
-            columns = pl.DataFrame(storage.read_table(computed.path(columns_path(number))))
+            columns = read_columns(computed, number)
         judged, counted = apply.apply_picture_rules(judged, columns, settings, loaded)
         counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
         digests.extend(judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls())
-        storage.write_table(judged_uri(stage, number, by_pictures=True), judged.to_arrow())
+        storage.write_table(stage.path(judged_path(number, by_pictures=True)), judged.to_arrow())
     return {"dropped": dropped, "counts": dict(counts), **({"never_shown": digests} if digests else {})}
 
 
-def _placed_uri(stage: Stage, group: int) -> str:
-    return stage.path(f"_work/placed/{group:05d}.parquet")
+def _placed_path(group: int) -> str:
+    return f"_work/placed/{group:05d}.parquet"
+
+
+def _overlap_files(group: Group, settings: Filter) -> list[str]:
+    return [path for number in group.numbers for path in overlap_paths(number)] if settings.decontaminate else []
 
 
 def _corpus_facts(
@@ -303,8 +327,22 @@ def _corpus_facts(
         facts = (settings, places.look(experiment, crawl), compared, held_out)
         sets, holdouts = fingerprints.made(experiment), experiment.decontaminated_holdouts
         numbers = [group.number for group in groups]
-        run_missing("held-out", stage, overlaps.write_held_out, groups, lambda: (holdouts, *facts))
-        run_missing("overlap", stage, overlaps.find_overlaps, groups, lambda: (asked, sets, holdouts, numbers, *facts))
+        run_missing(
+            "held-out",
+            stage,
+            overlaps.write_held_out,
+            groups,
+            lambda: (holdouts, *facts),
+            work_files=lambda group: [overlaps.held_out_path(group.number)],
+        )
+        run_missing(
+            "overlap",
+            stage,
+            overlaps.find_overlaps,
+            groups,
+            lambda: (asked, sets, holdouts, numbers, *facts),
+            work_files=lambda group: _overlap_files(group, settings),
+        )
         compared = replace(compared, tested=True)
     seen = ask_all("seen", stage, groups, _tested, split.known, settings, compared, held_out)
     return settings, compared, held_out, seen
@@ -342,8 +380,7 @@ def _near(experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequenc
 def _vectors(stage: Stage, settings: Filter, repeats: Compared, look: Stage, group: Group) -> pl.DataFrame:
     vectors = []
     for number, kept in enumerate(pairs_left(stage, group, settings, repeats), group.first):
-        looked = pl.DataFrame(storage.read_table(look.path(columns_path(number))))
-        vectors.append(rules.vectors(kept, looked, settings))
+        vectors.append(rules.vectors(kept, read_columns(look, number), settings))
     return pl.concat(vectors)
 
 
@@ -385,7 +422,7 @@ def _assign(
         kept = kept.with_columns(position=repack.positions(kept["key"], settings.seed), part=pl.lit(number))
         placed.append(kept)
     pairs, out = pl.concat(placed), pl.concat(dropped)
-    with storage.open_output(_placed_uri(stage, group.number)) as stream:
+    with storage.open_output(stage.path(_placed_path(group.number))) as stream:
         pairs.write_parquet(stream)
     stored = schema_of(out, DROPPED)
     part = stage.write_table(f"dropped/{group.number:05d}.parquet", out.select(stored.names).to_arrow().cast(stored))

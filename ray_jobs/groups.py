@@ -4,9 +4,11 @@ A Ray task works on one group, part by part, and leaves a record when it is done
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,23 +18,48 @@ from ray_jobs.repacking import Piece
 from wukong.config.filter import Filter
 from wukong.curate import apply, exchange, rules
 from wukong.curate.caption_counts import Hashes
+from wukong.curate.pairs import read_pairs
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Stage
+from wukong.store.parts import Parts
 
 log = logging.getLogger(__name__)
 
 _GROUPS = 64
 _MAX_ROWS = 100_000
+_READERS = 32
+
+
+class CrawlPart(NamedTuple):
+    """A part of the crawl: the URI of its table, and the digests of table and tar, empty where nothing says them."""
+
+    table: str
+    sha256: str = ""
+    tar_sha256: str = ""
+
+    @property
+    def tar(self) -> str:
+        """URI of its tar."""
+        return f"{self.table.removesuffix('.parquet')}.tar"
+
+    def read(self) -> pl.DataFrame:
+        """Read its pairs; see ``wukong.curate.pairs.read_pairs``."""
+        return read_pairs(self.table, self.sha256)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive parts of the crawl: the number of the first, and the URIs of their Parquet files."""
+    """Consecutive parts of the crawl, and the number of the first."""
 
     number: int
     first: int
-    parts: tuple[str, ...]
+    parts: tuple[CrawlPart, ...]
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of its parts."""
+        return range(self.first, self.first + len(self.parts))
 
 
 @dataclass(frozen=True)
@@ -66,9 +93,15 @@ def groups_of(crawl: Manifest) -> list[Group]:
             cuts.append(number)
             rows = 0
         rows += part.rows
-    uris = [storage.join(crawl.uri, path) for path in parts.paths]
+    tars = {part.path: part.sha256 for part in crawl.parts.below("parts/", ".tar")}
+    found = [
+        CrawlPart(
+            storage.join(crawl.uri, part.path), part.sha256, tars.get(f"{part.path.removesuffix('.parquet')}.tar", "")
+        )
+        for part in parts
+    ]
     ends = [*cuts[1:], len(parts)]
-    return [Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
+    return [Group(n, low, tuple(found[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
 
 def run_missing(
@@ -78,8 +111,9 @@ def run_missing(
     units: Sequence[Group] | Sequence[Piece],
     shared: Callable[[], tuple[Any, ...]],
     num_gpus: int = 0,
+    work_files: Callable[[Any], Iterable[str]] = lambda _: (),
 ) -> list[dict[str, Any]]:
-    """Run a task for each group or piece that has no record yet, and return the records of all.
+    """Run a task for each group or piece that has no record yet, or lacks a file, and return the records of all.
 
     Args:
         name: name of the pass, by which records are found again.
@@ -88,8 +122,18 @@ def run_missing(
         units: all groups or pieces.
         shared: makes what the tasks share; it is called only if a task must run.
         num_gpus: what each task asks for.
+        work_files: takes a group or piece; returns the paths of the task's files that are no parts of the output.
     """
-    records = {unit.number: stage.finished_task(f"{name}-{unit.number:05d}") for unit in units}
+
+    def finished(unit: Group | Piece) -> dict[str, Any] | None:
+        def files(record: dict[str, Any]) -> Iterator[str]:
+            yield from (part["path"] for part in record.get("parts", ()))
+            yield from work_files(unit)
+
+        return stage.finished_task(f"{name}-{unit.number:05d}", files)
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        records = dict(zip((unit.number for unit in units), readers.map(finished, units), strict=True))
     missing = [unit for unit in units if records[unit.number] is None]
     if missing:
         common = shared()
@@ -148,11 +192,12 @@ def pairs_so_far(stage: Stage, group: Group, settings: Filter, compared: Compare
     """
     own = {column: told(answers, group, "key") for column, answers in compared.repeats.items()}
     near = None if compared.near is None else compared.near.of(group.number)
-    for number in range(group.first, group.first + len(group.parts)):
-        uri = judged_uri(stage, number, by_pictures=decides_late(settings))
+    for number in group.numbers:
+        uri = stage.path(judged_path(number, by_pictures=decides_late(settings)))
         pairs = apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, near, settings)
         if compared.tested:
-            found, found_captions = (pl.DataFrame(storage.read_table(each)) for each in overlap_uris(stage, number))
+            uris = map(stage.path, overlap_paths(number))
+            found, found_captions = (pl.DataFrame(storage.read_table(each)) for each in uris)
             pairs = apply.apply_overlaps(pairs, found, found_captions, settings)
         yield pairs
 
@@ -168,9 +213,9 @@ def told(answers: Answers, group: Group, column: str) -> Hashes:
     return np.unique(answers.of(group.number)[column].to_numpy())
 
 
-def judged_uri(stage: Stage, part: int, *, by_pictures: bool = False) -> str:
+def judged_path(part: int, *, by_pictures: bool = False) -> str:
     """Where the rows of a part stand with what the rules decided, or decided after its pictures were read."""
-    return stage.path(f"_work/{'looked' if by_pictures else 'rules'}/{part:05d}.parquet")
+    return f"_work/{'looked' if by_pictures else 'rules'}/{part:05d}.parquet"
 
 
 def decides_late(settings: Filter) -> bool:
@@ -183,6 +228,28 @@ def columns_path(part: int) -> str:
     return f"parts/{part:05d}.parquet"
 
 
-def overlap_uris(stage: Stage, part: int) -> list[str]:
+def read_columns(look: Stage, part: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read what was computed from the pictures of a part.
+
+    Args:
+        look: the stage that has computed it, finished.
+        part: number of the part.
+        columns: those to read, of which some may not be there; None for all.
+
+    Raises:
+        StorageError: the file cannot be read, or was altered.
+    """
+    path = columns_path(part)
+    digest = _parts_of(look.uri).sha256(path)
+    return pl.DataFrame(storage.read_table(look.path(path), columns, digest, present_only=columns is not None))
+
+
+@lru_cache(maxsize=1)
+def _parts_of(uri: str) -> Parts:
+    # Cached because one process reads the columns of many groups.
+    return manifest.load(uri).parts
+
+
+def overlap_paths(part: int) -> list[str]:
     """Where the pairs of a part stand that show a test picture, and the captions that are a test's."""
-    return [stage.path(f"_work/{folder}/{part:05d}.parquet") for folder in ("overlaps", "overlap-captions")]
+    return [f"_work/{folder}/{part:05d}.parquet" for folder in ("overlaps", "overlap-captions")]

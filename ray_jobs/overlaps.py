@@ -7,7 +7,7 @@ import polars as pl
 
 from ray_jobs import fingerprints
 from ray_jobs.exchange import Answers
-from ray_jobs.groups import Compared, Group, columns_path, overlap_uris, pairs_left, told
+from ray_jobs.groups import Compared, Group, overlap_paths, pairs_left, read_columns, told
 from wukong.config.decontaminate import Decontaminate
 from wukong.config.filter import Filter
 from wukong.curate import caption_counts, captions, overlap, split
@@ -32,14 +32,15 @@ def _placed(
         placed = split.assign(
             kept, settings.split, told(held_out, group, "hash"), caption_counts.hashes(kept["caption"])
         )
-        columns = pl.DataFrame(storage.read_table(look.path(columns_path(number)), overlap.COLUMNS, present_only=True))
+        columns = read_columns(look, number, overlap.COLUMNS)
         yield kept.with_columns(placed).join(
             columns.unique("key", keep="first"), on="key", how="left", maintain_order="left"
         )
 
 
-def _held_out_uri(stage: Stage, group: int) -> str:
-    return stage.path(f"_work/held-out/{group:05d}.parquet")
+def held_out_path(group: int) -> str:
+    """Where a group's part of the hold-outs stands with what their pictures are compared by."""
+    return f"_work/held-out/{group:05d}.parquet"
 
 
 def write_held_out(
@@ -56,7 +57,7 @@ def write_held_out(
     # Parts of which no pair is left have no columns of pictures.
     tests = pl.concat([rows.filter(pl.col("split").is_in(holdouts)) for rows in placed], how="diagonal")
     tests = tests.select("split", *(name for name in overlap.COLUMNS if name in tests.columns))
-    storage.write_table(_held_out_uri(stage, group.number), tests.to_arrow())
+    storage.write_table(stage.path(held_out_path(group.number)), tests.to_arrow())
     return {}
 
 
@@ -79,7 +80,7 @@ def find_overlaps(
     """
     known = [*map(fingerprints.read, sets), *map(overlap.read, asked.hashes)]
     names = [*(tests.name for tests in known), *holdouts]
-    held = [pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in groups]
+    held = [pl.DataFrame(storage.read_table(stage.path(held_out_path(number)))) for number in groups]
     of_split = pl.concat(held, how="diagonal").partition_by("split", as_dict=True)
     known += [overlap.Tests.of_pairs(name, of_split[name,]) for name in holdouts if (name,) in of_split]
     searches = [overlap.Search(tests, asked) for tests in known]
@@ -90,22 +91,22 @@ def find_overlaps(
         named = [pl.DataFrame(schema=overlap.FOUND_CAPTIONS)]
         if asked.captions:
             named += [search.found_captions(texts) for search in searches]
-        for uri, tables in zip(overlap_uris(stage, number), (found, named), strict=True):
-            storage.write_table(uri, pl.concat(tables).to_arrow())
+        for path, tables in zip(overlap_paths(number), (found, named), strict=True):
+            storage.write_table(stage.path(path), pl.concat(tables).to_arrow())
     return {"sets": names}
 
 
 def write(stage: Stage, groups: Sequence[Group], action: str) -> Part:
     """Bring together which pairs show which test picture, for those who read the stage."""
     parts = sum(len(group.parts) for group in groups)
-    found = pl.concat(pl.DataFrame(storage.read_table(overlap_uris(stage, number)[0])) for number in range(parts))
+    found = pl.concat(pl.DataFrame(storage.read_table(stage.path(overlap_paths(number)[0]))) for number in range(parts))
     rows = found.sort("set", "picture", "key").with_columns(action=pl.lit(action))
     return stage.write_table(OVERLAPS, rows.to_arrow())
 
 
 def searched(stage: Stage, group: Group) -> dict[str, int]:
     """A count of 0 for each test set that was looked for, so that the manifest names those without a find."""
-    record = stage.finished_task(f"overlap-{group.number:05d}") or {}
+    record = stage.finished_task(f"overlap-{group.number:05d}", lambda _: ()) or {}
     return {f"overlap/{name}": 0 for name in record.get("sets", ())}
 
 
@@ -113,7 +114,7 @@ def counts(stage: Stage, part: int, settings: Filter) -> dict[str, int]:
     """Count the pairs of a part that show a picture, or have a caption, of each test set."""
     counts: dict[str, int] = {}
     if settings.decontaminate is not None:
-        for name, uri in zip(("overlap", "overlap_captions"), overlap_uris(stage, part), strict=True):
-            pairs = pl.DataFrame(storage.read_table(uri, ["set", "key"])).unique()
+        for name, path in zip(("overlap", "overlap_captions"), overlap_paths(part), strict=True):
+            pairs = pl.DataFrame(storage.read_table(stage.path(path), ["set", "key"])).unique()
             counts |= {f"{name}/{of}": rows for of, rows in pairs["set"].value_counts().iter_rows()}
     return counts

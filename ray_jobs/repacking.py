@@ -20,7 +20,8 @@ import ray
 from ray_jobs.exchange import run_all
 from wukong.curate import bucket_files, repack
 from wukong.curate.bucket_files import Buckets, Division, File, Segments, Span
-from wukong.store import storage
+from wukong.errors import StorageError
+from wukong.store import damage, storage
 from wukong.store.manifest import Stage
 
 Histogram = npt.NDArray[np.int64]
@@ -43,12 +44,14 @@ class Tar:
         bytes: its size.
         placed: URI of a table with its kept pairs: ``part``, ``position`` in the shuffled order, ``split`` and the rest
             of the columns of ``PAIRS``. The tars of a table follow one another.
+        sha256: its digest; empty where nothing says it.
     """
 
     part: int
     uri: str
     bytes: int
     placed: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _Source:
     """Tars that one task reads, by the table that holds their kept pairs."""
 
     bytes: int = 0
-    tars: dict[str, dict[int, str]] = field(default_factory=dict)
+    tars: dict[str, dict[int, Tar]] = field(default_factory=dict)
 
 
 def planned(tars: Sequence[Tar], kept: int, shard_size: int, pair_bytes: float) -> tuple[list[Piece], Buckets]:
@@ -95,7 +98,7 @@ def _histograms(tables: Sequence[str], bins: int) -> dict[str, Histogram]:
     """Count the pairs of each split in bins of the shuffled order."""
     histograms: dict[str, Histogram] = {}
     for uri in tables:
-        pairs = pl.read_parquet(storage.read_bytes(uri), columns=["split", "position"])
+        pairs = _read(uri, ["split", "position"])
         for (name,), rows in pairs.group_by("split"):
             numbers = (rows["position"] // (repack.POSITIONS // bins)).to_numpy()
             histograms[str(name)] = histograms.get(str(name), 0) + np.bincount(numbers, minlength=bins)
@@ -169,17 +172,17 @@ def _sources(tars: Sequence[Tar]) -> list[_Source]:
         if not sources or sources[-1].bytes + tar.bytes > limit:
             sources.append(_Source())
         sources[-1].bytes += tar.bytes
-        sources[-1].tars.setdefault(tar.placed, {})[tar.part] = tar.uri
+        sources[-1].tars.setdefault(tar.placed, {})[tar.part] = tar
     return sources
 
 
 def _scatter(
-    uri: str, tars: Mapping[str, Mapping[int, str]], buckets: Buckets, segments: Segments, run_bytes: int
+    uri: str, tars: Mapping[str, Mapping[int, Tar]], buckets: Buckets, segments: Segments, run_bytes: int
 ) -> File:
     if (file := bucket_files.complete(uri, segments)) is not None:
         return file
     parts = (
-        (by_part[int(part)], pairs)
+        (by_part[int(part)].uri, by_part[int(part)].sha256, pairs)
         for placed, by_part in tars.items()
         for (part,), pairs in _placed(placed, min(by_part), max(by_part))
         .partition_by("part", as_dict=True, include_key=False)
@@ -189,8 +192,15 @@ def _scatter(
 
 
 def _placed(uri: str, first: int, last: int) -> pl.DataFrame:
-    # As a whole, in one request: Parquet's readers make up to ten.
-    return pl.read_parquet(storage.read_bytes(uri)).filter(pl.col("part").is_between(first, last))
+    return _read(uri).filter(pl.col("part").is_between(first, last))
+
+
+def _read(uri: str, columns: list[str] | None = None) -> pl.DataFrame:
+    data = storage.read_bytes(uri)  # as a whole, in one request: Parquet's readers make up to ten
+    try:
+        return pl.read_parquet(data, columns=columns)
+    except pl.exceptions.PolarsError as error:
+        raise StorageError(f"{uri} is not a readable Parquet file ({error}); {damage.remedy(uri)}") from error
 
 
 def _divide(uri: str, division: Division, buckets: Buckets) -> File:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -21,7 +21,7 @@ from wukong.report.removed import Removed
 from wukong.report.statistics import Statistics
 from wukong.runtime.language import message
 from wukong.stages import places
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest, Stage
 from wukong.validate import audit, suites
 from wukong.validate import gate as runner
@@ -43,6 +43,13 @@ _DATASET_COLUMNS = {
     "seen_captions_trained": "seen_captions_not_in_train",
     "pictures_disjoint": "holdout_pictures_in_train",
 }
+
+
+class _Table(NamedTuple):
+    """A table of the filter, and its digest."""
+
+    uri: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
         audit.REPEATED: dataset.row[audit.REPEATED],
     }
     counted = statistics.merge(list(by_split.values()))
-    dropped = [(uri, experiment) for uri in filtered.part_uris("dropped/", ".parquet")]
+    tables = filtered.parts.below("dropped/", ".parquet")
+    dropped = [(_Table(storage.join(filtered.uri, part.path), part.sha256), experiment) for part in tables]
     gone = removed.merge(in_order(_count_dropped, dropped))
     card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html", removed=gone))
     metrics = {
@@ -148,38 +156,40 @@ def _splits(experiment: Experiment) -> tuple[str, ...]:
     return (TRAIN, *(holdout.name for holdout in experiment.filter.split.holdouts))
 
 
-def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]]:
-    """Return batches of URIs: tables of consecutive shards with at most ``_MAX_ROWS`` rows together, or one shard."""
+def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[_Table, ...]]:
+    """Return batches: tables of consecutive shards with at most ``_MAX_ROWS`` rows together, or one shard."""
     splits = _splits(experiment)
     tables = filtered.parts.below(suffix=".parquet")
     shards = (part for part in tables if part.path.split("/", 1)[0] in splits)
     most = min(max(tables.rows // _GROUPS, _MIN_ROWS), _MAX_ROWS)
-    batches: list[list[str]] = []
+    batches: list[list[_Table]] = []
     rows = 0
     for shard in shards:
         if not batches or rows + shard.rows > most:
             batches.append([])
             rows = 0
-        batches[-1].append(storage.join(filtered.uri, shard.path))
+        batches[-1].append(_Table(storage.join(filtered.uri, shard.path), shard.sha256))
         rows += shard.rows
     if not batches:
         raise DataError(f"the filter at {filtered.uri} kept no pair: there is nothing to validate")
     return [tuple(batch) for batch in batches]
 
 
-def _read(batch: Sequence[str]) -> pl.DataFrame:
-    return pl.concat([pl.DataFrame(storage.read_table(uri)) for uri in batch], how="vertical_relaxed")
+def _read(batch: Sequence[_Table]) -> pl.DataFrame:
+    tables = [pl.DataFrame(storage.read_table(uri, sha256=sha256)) for uri, sha256 in batch]
+    return pl.concat(tables, how="vertical_relaxed")
 
 
 def _checked_uri(stage: Stage, batch: int) -> str:
     return stage.path(f"_work/checked/{batch:05d}.json")
 
 
-def _check(stage: Stage, experiment: Experiment, number: int, batch: Sequence[str]) -> _Checked:
+def _check(stage: Stage, experiment: Experiment, number: int, batch: Sequence[_Table]) -> _Checked:
     pairs = _read(batch)
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
-        raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
+        first = batch[0].uri
+        raise DataError(f"{first} lacks the columns {', '.join(missing)}: {damage.remedy(first)}")
     audited = audit.audit(captions.alone(pairs), rules.load(experiment.filter))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
     facts = audit.facts_of(pairs, experiment.filter.split).with_columns(batch=pl.lit(number, pl.UInt32))
@@ -217,11 +227,11 @@ def _added(splits: Sequence[str], batches: Iterable[Mapping[str, Statistics]]) -
     return whole
 
 
-def _count_dropped(uri: str, experiment: Experiment) -> Removed:
-    return removed.count(pl.DataFrame(storage.read_table(uri)), experiment.filter, experiment.sources)
+def _count_dropped(table: _Table, experiment: Experiment) -> Removed:
+    return removed.count(_read([table]), experiment.filter, experiment.sources)
 
 
-def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[str]]) -> Outcome:
+def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[_Table]]) -> Outcome:
     """Add example rows to an expectation on the whole set, if it failed."""
     column = _DATASET_COLUMNS.get(outcome.name)
     if outcome.success or column is None:

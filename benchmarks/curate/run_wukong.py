@@ -41,8 +41,8 @@ def chain(file: str) -> dict[str, float]:
 def count(folder: str) -> dict[str, float]:
     """The filter job's count, two of its tasks at a time; of the corpus there are captions alone."""
     files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
-    of_files = [groups.Group(number, number, (file,)) for number, file in enumerate(files)]
-    job.read_pairs = lambda uri: pl.DataFrame(storage.read_table(uri, ["caption"]))
+    of_files = [groups.Group(number, number, (groups.CrawlPart(file),)) for number, file in enumerate(files)]
+    groups.read_pairs = lambda uri, _sha256: pl.DataFrame(storage.read_table(uri, ["caption"]))
     with TemporaryDirectory(dir=folder) as work, ThreadPoolExecutor(2) as pool:
         groups.run_all = exchange.run_all = lambda task, arguments: list(
             pool.map(lambda entry: task(*entry), arguments)
@@ -60,7 +60,7 @@ def parts(folder: str) -> dict[str, float]:
     stage = Stage(storage.from_path(Path(folder)), "filter", {})
     size = max(1, groups._MAX_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item())
     starts = enumerate(range(0, len(files), size))
-    of_files = [groups.Group(n, low, tuple(files[low : low + size])) for n, low in starts]
+    of_files = [groups.Group(n, low, tuple(map(groups.CrawlPart, files[low : low + size]))) for n, low in starts]
     started = time.perf_counter()
     groups.run_all = exchange.run_all = lambda task, arguments: [task(*entry) for entry in arguments]
     counts = job._count(stage, of_files, SETTINGS)

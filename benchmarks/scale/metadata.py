@@ -345,7 +345,9 @@ def measure(rows: int, work: Path, processes: int, gate: bool) -> None:
     )
     if gate:
         written = [
-            tasks.pool.submit(write_shards, filtered.uri, filtering._placed_uri(filtered, group.number), group.number)
+            tasks.pool.submit(
+                write_shards, filtered.uri, filtered.path(filtering._placed_path(group.number)), group.number
+            )
             for group in groups
         ]
         shards = [part for future in written for part in future.result()]

@@ -214,7 +214,7 @@ def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> 
 
         shards = Stage(root, "filter", {})
         for number in range(parts):
-            judged = pl.DataFrame(storage.read_table(groups_job.judged_uri(stage, number)))
+            judged = pl.DataFrame(storage.read_table(stage.path(groups_job.judged_path(number))))
             pairs = judged.with_columns(split=pl.lit("train")).select(PAIRS.names)
             storage.write_table(shards.path(f"train/{number:05d}.parquet"), pairs.to_arrow().cast(PAIRS))
         filtered = shards.commit([shards.describe(f"train/{n:05d}.parquet", rows_a_part) for n in range(parts)])

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import ray
 from crawled import corpus, experiment, picture_of
+from made_again import listing
 from PIL import Image
 
 from ray_jobs import exchange as exchange_tasks
@@ -152,7 +153,7 @@ def test_a_missing_picture_is_named(tmp_path, make_crawl):
     other = storage.read_bytes(crawl.part_uris("parts/", ".tar")[0])
     storage.write_bytes(tar, other)
     with pytest.raises(DataError, match=r"parts/00001\.tar lacks the picture of"):
-        run_unwrapped(tmp_path, crawl)
+        run_unwrapped(tmp_path, listing(crawl, tar))
 
 
 def test_a_truncated_tar_is_named(tmp_path, make_crawl):
@@ -176,7 +177,7 @@ def test_a_part_with_another_schema_is_named(tmp_path, make_crawl):
     uri = crawl.part_uris("parts/", ".parquet")[0]
     storage.write_table(uri, storage.read_table(uri).drop_columns(["sha256"]))
     with pytest.raises(DataError, match=r"parts/00000\.parquet is not a part of a crawl"):
-        run_unwrapped(tmp_path, crawl)
+        run_unwrapped(tmp_path, listing(crawl, uri))
 
 
 def test_no_pair_left_is_an_error_that_says_why(tmp_path, make_crawl):

@@ -237,7 +237,7 @@ keys = pl.Series([f"{number:020d}" for number in range(count)])
 pairs = pl.DataFrame({"key": keys, "split": "train", "position": repack.positions(keys, 0)})
 buckets = Buckets({"train": np.array([repack.POSITIONS // 4 * n for n in range(4)])})
 segments = Segments(0, 1, 4)
-tables = repack.with_pictures([(f"file://{folder}/0.tar", pairs)], bucket_files.RUN_BYTES)
+tables = repack.with_pictures([(f"file://{folder}/0.tar", "", pairs)], bucket_files.RUN_BYTES)
 file = bucket_files.write(f"file://{folder}/0", tables, buckets, segments)
 print(peak(), len(file.ends))
 rows = 0

@@ -6,6 +6,7 @@ import sys
 import polars as pl
 import pytest
 from crawled import corpus, experiment
+from made_again import listing
 
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as job
@@ -29,11 +30,11 @@ def filtered(tmp_path, make_crawl):
 
 
 def change(manifest, split, edit):
-    """Rewrite the first shard table of a split, as a fault in the filter would."""
+    """Rewrite the first shard table of a split, as a fault in the filter would; return the manifest with that table."""
     uri = manifest.part_uris(f"{split}/", ".parquet")[0]
     frame = edit(pl.DataFrame(storage.read_table(uri)))
     storage.write_table(uri, frame.select(PAIRS.names).to_arrow().cast(PAIRS))
-    return frame
+    return listing(manifest, uri)
 
 
 def test_what_the_filter_keeps_passes(tmp_path, filtered):
@@ -60,7 +61,7 @@ from wukong.store import manifest
 from wukong.store.manifest import Stage
 
 experiment, filtered = stored.load(sys.argv[1]), manifest.load(sys.argv[2])
-validate._check(Stage(experiment.root, "checked", {}), experiment, 0, filtered.part_uris("train/", ".parquet"))
+validate._check(Stage(experiment.root, "checked", {}), experiment, 0, validate._batches(filtered, experiment)[0])
 sys.exit("torch" in sys.modules)
 """
 
@@ -86,7 +87,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_stopped_by_its_expectation(tmp_path, filtered, name):
-    change(filtered, "train", FAULTS[name])
+    filtered = change(filtered, "train", FAULTS[name])
     with pytest.raises(GateError) as stopped:
         job.run(gate(tmp_path), {"filter": filtered})
     line = next(line for line in str(stopped.value).splitlines() if line.strip().startswith(f"{name}:"))
@@ -100,7 +101,7 @@ def test_a_fault_is_stopped_by_its_expectation(tmp_path, filtered, name):
 
 def test_a_caption_of_an_unseen_test_set_in_training_is_stopped_and_shown(tmp_path, filtered):
     leaked = pl.DataFrame(storage.read_table(filtered.part_uris("new-word/", ".parquet")[0]))["caption"][0]
-    change(filtered, "train", lambda f: f.with_columns(
+    filtered = change(filtered, "train", lambda f: f.with_columns(
         caption=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit(leaked)).otherwise("caption")))  # fmt: skip
     with pytest.raises(GateError, match=f"unseen_captions_disjoint(.|\n)*{leaked}"):
         job.run(gate(tmp_path), {"filter": filtered})
@@ -108,14 +109,14 @@ def test_a_caption_of_an_unseen_test_set_in_training_is_stopped_and_shown(tmp_pa
 
 def test_a_picture_of_a_test_set_in_training_is_stopped(tmp_path, filtered):
     leaked = pl.DataFrame(storage.read_table(filtered.part_uris("new-style/", ".parquet")[0]))["sha256"][0]
-    change(filtered, "train", lambda f: f.with_columns(
+    filtered = change(filtered, "train", lambda f: f.with_columns(
         sha256=pl.when(pl.int_range(pl.len()) == 0).then(pl.lit(leaked)).otherwise("sha256")))  # fmt: skip
     with pytest.raises(GateError, match="pictures_disjoint"):
         job.run(gate(tmp_path), {"filter": filtered})
 
 
 def test_a_warning_does_not_stop(tmp_path, filtered):
-    change(filtered, "train", FAULTS["aspect_ratio"])
+    filtered = change(filtered, "train", FAULTS["aspect_ratio"])
     manifest = job.run(gate(tmp_path, severity={"aspect_ratio": "warn"}), {"filter": filtered})
     assert manifest.counts["warnings"] == 1
 
@@ -137,7 +138,7 @@ def test_drift_from_a_reference_is_measured_and_stops(tmp_path, filtered):
     assert {name: value for name, value in observed.items() if name.startswith("drift_")} == {
         "drift_tokens": 0, "drift_sides": 0, "drift_ratios": 0, "drift_lengths": 0,
     }  # fmt: skip
-    change(filtered, "train", lambda f: f.with_columns(width=pl.lit(800, pl.Int32)))
+    filtered = change(filtered, "train", lambda f: f.with_columns(width=pl.lit(800, pl.Int32)))
     with pytest.raises(GateError, match=r"drift_ratios: expected .*max_value 0.1; observed 0\.\d+"):
         job.run(gate(tmp_path, reference=reference.uri, min_pairs=51), {"filter": filtered})
     with pytest.raises(ConfigError, match="of a filter stage"):

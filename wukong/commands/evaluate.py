@@ -111,6 +111,7 @@ def evaluate(
         wukong evaluate --model models:/demo@champion --data ~/my-test-pictures
     """
     settings = documents.load(config_file) if config_file else None
+    missing: Mapping[str, str]
     names = sets.chosen(tasks, settings.held_out_tasks if settings else [])  # before libraries that load for seconds
     from wukong.evaluate import adapters, encoding, run, trained_on
     from wukong.evaluate.model import OwnModel
@@ -122,7 +123,7 @@ def evaluate(
         availability.refuse_untracked()
     every = tasks.strip() == sets.ALL
     if data is not None and every and _is_of_own_pictures(data):
-        work, missing = _own_pictures(data, protocol), {}
+        work, missing = _own_pictures(data, protocol), dict[str, str]()
     else:
         root = Path(data or _SETS).expanduser()
         work, missing = _tasks(names, protocol, root, settings, of_run, every=every)

@@ -167,10 +167,10 @@ def _rows(console: Console, rows: Sequence[Mapping[str, Any]], of: int | None = 
         console.print(table)
     else:  # the columns have no room beside each other
         for row in cells:
-            table = Table.grid(padding=(0, 2))
+            fields = Table.grid(padding=(0, 2))
             for name, value in zip(rows[0], row, strict=True):
-                table.add_row(Text(name, style="bold"), value)
-            console.print(table)
+                fields.add_row(Text(name, style="bold"), value)
+            console.print(fields)
             console.print()
     if of is not None and of > len(rows):
         console.print(f"and {of - len(rows):,} more", style="dim")

@@ -39,7 +39,7 @@ from wukong.crawl.url import MAX_URL, MEASURED, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError, reading
 from wukong.runtime.language import message
-from wukong.store import storage, text_files
+from wukong.store import listing, storage, text_files
 
 _HEIF = (".heic", ".heif")
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff", *_HEIF)
@@ -218,7 +218,7 @@ def _decoded_part(data: bytes) -> bytearray:
 def _of_folder(fs: pafs.FileSystem, folder: str, config: CrawlSettings, notes: _Notes) -> Iterator[Picture]:
     infos = {
         info.path: info
-        for info in sorted(storage.files_below(fs, folder), key=lambda info: info.path)
+        for info in sorted(listing.files_below(fs, folder), key=lambda info: info.path)
         if not _is_hidden(info.path[len(folder) :])
     }
     named: set[str] = set()

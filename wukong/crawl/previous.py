@@ -1,10 +1,10 @@
 """Reuse the searches and images of an earlier crawl instead of requesting them again."""
 
 import bisect
-import tarfile
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,9 +12,12 @@ import pyarrow.compute as pc
 from wukong.config.crawl import Crawl
 from wukong.crawl.found import FOUND
 from wukong.crawl.status import Status
+from wukong.data import shards
 from wukong.errors import ConfigError
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 QUERIES = "queries.parquet"
 INDEX = "index.parquet"
@@ -73,6 +76,19 @@ def manifest_of(config: Crawl) -> Manifest | None:
     return earlier
 
 
+class EarlierPart(NamedTuple):
+    """A part: its URI without suffix, and the digests of its table and its tar, empty where nothing says them."""
+
+    uri: str
+    table_sha256: str = ""
+    tar_sha256: str = ""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether both of its files are there."""
+        return storage.exists(f"{self.uri}.parquet") and storage.exists(f"{self.uri}.tar")
+
+
 @dataclass(frozen=True)
 class Previous:
     """An earlier crawl.
@@ -111,35 +127,45 @@ class Previous:
 
     @classmethod
     def _of(cls, earlier: Manifest, usable: bool, retry_failed: bool) -> "Previous":
-        searched = storage.read_table(storage.join(earlier.uri, QUERIES))
+        digest, there = earlier.parts.sha256, {*storage.list_files(storage.join(earlier.uri, "search"))}
+        searched = storage.read_table(storage.join(earlier.uri, QUERIES), sha256=digest(QUERIES))
+        if usable and not there.issuperset(earlier.part_uris("search/", ".parquet")):
+            log.warning("results of searches are gone from %s: all words are searched again", earlier.uri)
+            usable = False
         asked = searched["query"].to_pylist() if usable else []
         failed = searched["failed"].to_pylist()
         answered = [query for query, why in zip(asked, failed, strict=False) if why is None or not retry_failed]
-        index = storage.read_table(storage.join(earlier.uri, INDEX)).combine_chunks()
+        index = storage.read_table(storage.join(earlier.uri, INDEX), sha256=digest(INDEX)).combine_chunks()
         return cls(earlier, frozenset(answered), index, retry_failed)
 
-    def search_files(self) -> list[str]:
-        """Return the URIs of its search results."""
-        return self.manifest.part_uris("search/", ".parquet")
+    def search_files(self) -> list[tuple[str, str]]:
+        """Return the URIs and digests of its search results."""
+        parts = self.manifest.parts.below("search/", ".parquet")
+        return [(storage.join(self.manifest.uri, part.path), part.sha256) for part in parts]
 
-    def parts_between(self, first: str, last: str) -> list[str]:
-        """Return the URIs, without suffix, of its parts that may hold keys from ``first`` to ``last``."""
+    def parts_between(self, first: str, last: str) -> list[EarlierPart]:
+        """Return its parts that may hold keys from ``first`` to ``last``."""
         numbers = range(self.index.num_rows)
         start = bisect.bisect_left(numbers, first, key=lambda number: self.index["last_key"][number].as_py())
         end = bisect.bisect_right(numbers, last, key=lambda number: self.index["first_key"][number].as_py())
         parts = self.index["part"].slice(start, max(0, end - start)).to_pylist()
-        return [storage.join(self.manifest.uri, part) for part in parts]
+        digest = self.manifest.parts.sha256
+        return [
+            EarlierPart(storage.join(self.manifest.uri, part), digest(f"{part}.parquet"), digest(f"{part}.tar"))
+            for part in parts
+        ]
 
 
-def reuse_results(uri: str, positions: Mapping[str, int], results_per_query: int) -> pa.Table:
+def reuse_results(uri: str, sha256: str, positions: Mapping[str, int], results_per_query: int) -> pa.Table:
     """Read the search results of queries from an earlier crawl, and renumber them for the new query list.
 
     Args:
         uri: a search file of the earlier crawl.
+        sha256: its digest.
         positions: query -> position in the new query list, for the queries to reuse.
         results_per_query: maximum number of results of a query, the same in both crawls.
     """
-    table = storage.read_table(uri)
+    table = storage.read_table(uri, sha256=sha256)
     table = table.filter(pc.is_in(table["query"], pa.array(list(positions), pa.string())))
     ranks = (order % results_per_query for order in table["order"].to_pylist())
     orders = [
@@ -151,12 +177,12 @@ def reuse_results(uri: str, positions: Mapping[str, int], results_per_query: int
 
 
 def outcomes(
-    parts: Sequence[str], keys: Collection[str], retry_failed: bool
+    parts: Sequence[EarlierPart], keys: Collection[str], retry_failed: bool
 ) -> Iterator[tuple[str, dict[str, Any], bytes | None]]:
-    """Iterate over the results of URLs in an earlier crawl.
+    """Iterate over the results of URLs in an earlier crawl; one whose part is gone has none.
 
     Args:
-        parts: the earlier parts that may hold the URLs, URIs without suffix.
+        parts: the earlier parts that may hold the URLs.
         keys: the URLs' keys.
         retry_failed: leave out URLs that failed but may succeed if retried.
 
@@ -165,15 +191,16 @@ def outcomes(
     """
     wanted = set(keys)
     for part in parts:
+        if not part.is_there:  # deleted as damaged, or by the attempt that finished
+            log.warning("%s is gone: its URLs are requested again", part.uri)
+            continue
         rows = {}
-        for row in storage.read_table(f"{part}.parquet").to_pylist():
+        for row in storage.read_table(f"{part.uri}.parquet", sha256=part.table_sha256).to_pylist():
             if row["key"] in wanted and not (retry_failed and Status(row["status"]).may_be_retried):
                 rows[row["key"]] = {name: value for name, value in row.items() if name not in _PLAN_COLUMNS}
         pictures = {key for key, row in rows.items() if row["status"] == Status.SUCCESS}
         yield from ((key, row, None) for key, row in rows.items() if key not in pictures)
         if pictures:
-            with storage.open_input(f"{part}.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    key, _, suffix = member.name.partition(".")
-                    if suffix == "jpg" and key in pictures and (content := tar.extractfile(member)) is not None:
-                        yield key, rows[key], content.read()
+            for member in shards.members(f"{part.uri}.tar", sha256=part.tar_sha256):
+                if member.suffix == "jpg" and member.key in pictures:
+                    yield member.key, rows[member.key], member.read()

@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from wukong.errors import StorageError
-from wukong.store import storage
+from wukong.store import damage, storage
 
 Key = int | str
 """A key: an unsigned number or a text. The keys of one exchange are of one kind."""
@@ -194,9 +194,7 @@ def _read(uri: str, low: Key | None, high: Key | None) -> pl.DataFrame:
     try:
         rows = pl.DataFrame(storage.read_with(uri, read))
     except pa.ArrowInvalid as error:
-        raise StorageError(
-            f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
-        ) from error
+        raise StorageError(f"{uri} is not a readable Parquet file ({error}); {damage.remedy(uri)}") from error
     key = rows.to_series(0)
     first = 0 if low is None else key.search_sorted(low)
     after = len(rows) if high is None else key.search_sorted(high)

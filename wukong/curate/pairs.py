@@ -7,7 +7,7 @@ from wukong.curate import rules
 from wukong.data.schema import CAPTIONS as CRAWLED_CAPTIONS
 from wukong.data.schema import CRAWLED
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store import damage, storage
 
 PAIRS = pa.schema(
     [
@@ -49,16 +49,20 @@ def schema_of(pairs: pl.DataFrame, columns: pa.Schema) -> pa.Schema:
     return pa.schema([*columns, *further])
 
 
-def read_pairs(uri: str) -> pl.DataFrame:
+def read_pairs(uri: str, sha256: str = "") -> pl.DataFrame:
     """Read the rows of a part's Parquet file that hold a picture (``status`` is ``success``), columns of ``CRAWLED``.
 
     The column of several captions is among them if the crawl has it.
 
+    Args:
+        uri: URI of the file.
+        sha256: digest that the file must have; empty for any.
+
     Raises:
         DataError: a column is missing, has another type, is null where it must not be, or is not UTF-8.
-        StorageError: the file cannot be read or is truncated.
+        StorageError: the file cannot be read, is truncated or altered.
     """
-    table = storage.read_table(uri)
+    table = storage.read_table(uri, sha256=sha256)
     try:
         if "usage" not in table.column_names:  # of a crawl before version 4, which did not ask
             table = table.append_column("usage", pa.nulls(len(table), pa.string()))
@@ -66,7 +70,5 @@ def read_pairs(uri: str) -> pl.DataFrame:
         table = table.select(columns.names).cast(columns)
         table.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{uri} is not a part of a crawl: {error}. Delete the crawl's output and run it again"
-        ) from error
+        raise DataError(f"{uri} is not a part of a crawl: {error}; {damage.remedy(uri)}") from error
     return pl.DataFrame(table).filter(pl.col("status") == "success")

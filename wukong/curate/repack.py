@@ -12,6 +12,7 @@ import polars as pl
 from wukong.curate.pairs import CAPTIONS, PAIRS, schema_of
 from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
+from wukong.store import damage
 from wukong.store.manifest import Output, Part, Stage
 
 POSITIONS = 2**62
@@ -40,22 +41,24 @@ def picture_places(tar_uri: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row").unique("key", keep="first", maintain_order=True)
 
 
-def with_pictures(parts: Iterable[tuple[str, pl.DataFrame]], run_bytes: int) -> Iterator[pl.DataFrame]:
+def with_pictures(parts: Iterable[tuple[str, str, pl.DataFrame]], run_bytes: int) -> Iterator[pl.DataFrame]:
     """Read tars, each once and in order, and add to their pairs the column ``picture``.
 
     Args:
-        parts: URI of a tar and the pairs that are wanted of it; one of which none is wanted is not read.
+        parts: URI of a tar, its digest, which may be empty, and the pairs that are wanted of it; one of which none is
+            wanted is not read.
         run_bytes: about how many bytes of pictures each table has that is returned.
 
     Raises:
         DataError: a tar has no picture for a pair, or cannot be read.
+        StorageError: a tar was altered.
     """
     run: list[pl.DataFrame] = []
     held = 0
-    for tar, wanted in parts:
+    for tar, sha256, wanted in parts:
         missing = set(wanted["key"])
         pictures: dict[str, bytes] = {}
-        for member in members(tar, read_bytes=_READ_BYTES) if missing else ():
+        for member in members(tar, read_bytes=_READ_BYTES, sha256=sha256) if missing else ():
             if member.suffix == "jpg" and member.key in missing:
                 missing.remove(member.key)
                 pictures[member.key] = member.read()
@@ -68,8 +71,7 @@ def with_pictures(parts: Iterable[tuple[str, pl.DataFrame]], run_bytes: int) -> 
         if missing:
             first = wanted.filter(pl.col("key").is_in(list(missing)))["key"][0]
             raise DataError(
-                f"{tar} lacks the picture of {len(missing)} of its pairs, the first {first}.jpg: "
-                "delete the crawl's output and run it again"
+                f"{tar} lacks the picture of {len(missing)} of its pairs, the first {first}.jpg: {damage.remedy(tar)}"
             )
         if pictures:
             run.append(_with(wanted, pictures))

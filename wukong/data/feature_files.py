@@ -18,18 +18,28 @@ from torch import Tensor
 
 from wukong.config.features import Dtype
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store import damage, storage
 
 _LARGEST = 127
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
 
 
 class File(NamedTuple):
-    """A file of features to compute: the URI of the shard's tar, the number of the view, the URI to write."""
+    """A file of features to compute.
+
+    Attributes:
+        tar: URI of the shard's tar.
+        view: number of the view.
+        target: the URI to write.
+        tar_sha256: digest of the tar; empty where nothing says it.
+        table_sha256: likewise, of the shard's table.
+    """
 
     tar: str
     view: int
     target: str
+    tar_sha256: str = ""
+    table_sha256: str = ""
 
 
 def path_of(split: str, shard: str, view: int) -> str:
@@ -62,7 +72,7 @@ def table_of(file: File) -> str:
 
 def differs(file: File) -> DataError:
     """Return the error that a shard's tar and table hold other pairs."""
-    return DataError(f"{file.tar} has other pictures than {table_of(file)}: delete the shard and run the filter again")
+    return DataError(f"{file.tar} has other pictures than {table_of(file)}: {damage.remedy(file.tar)}")
 
 
 class Target:
@@ -180,7 +190,7 @@ def read_rows(uri: str, start: int, stop: int | None, at_least: int = 0) -> tupl
         with storage.open_input(uri) as stream:
             return _checked_rows(stream, start, stop, at_least)
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
-        raise DataError(f"{uri} is damaged ({error}): delete the output of the features stage and run again") from error
+        raise DataError(f"{uri} is damaged ({error}): {damage.remedy(uri)}") from error
 
 
 def _checked_rows(stream: IO[bytes], start: int, stop: int | None, at_least: int) -> tuple[list[str], Tensor]:
@@ -241,7 +251,8 @@ def read_views(prefix: str, split: str, shard_names: Sequence[str], views: Seque
     for shard in shard_names:
         loaded = [read(storage.join(prefix, path_of(split, shard, view))) for view in views]
         if any(other != loaded[0][0] for other, _ in loaded):
-            raise DataError(f"the views of {split}/{shard} differ in their pictures: delete {prefix} and run it again")
+            one = storage.join(prefix, path_of(split, shard, views[0]))
+            raise DataError(f"the views of {split}/{shard} differ in their pictures: {damage.remedy(one)}")
         keys += loaded[0][0]
         by_shard.append(torch.stack([features for _, features in loaded]))
     return keys, torch.cat(by_shard, 1)

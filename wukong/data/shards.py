@@ -12,7 +12,7 @@ from typing import IO
 
 from wukong.errors import DataError
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import damage, storage
 from wukong.store.manifest import Manifest
 
 _READ_BYTES = 1 << 20
@@ -62,19 +62,21 @@ def names_of(filtered: Manifest, split: str) -> list[str]:
     return [PurePosixPath(part.path).stem for part in filtered.parts.below(f"{split}/", ".parquet") if part.rows]
 
 
-def members(tar_uri: str, start: int = 0, read_bytes: int = _READ_BYTES) -> Iterator[Member]:
+def members(tar_uri: str, start: int = 0, read_bytes: int = _READ_BYTES, sha256: str = "") -> Iterator[Member]:
     """Iterate over the files of a tar; it is read once, in order, up to its end.
 
     Args:
         tar_uri: URI of the tar.
         start: where to begin, in bytes: 0, or the ``end`` of a member.
         read_bytes: bytes of one request.
+        sha256: digest that the file must have, if it is read from its start; empty for any.
 
     Raises:
         DataError: the file is truncated or is not a tar, or has headers that this project does not write.
+        StorageError: at its end: it was altered.
     """
     try:
-        with storage.open_input(tar_uri) as stream:
+        with storage.open_input(tar_uri, sha256) as stream:
             stream.seek(start)
             buffered = io.BufferedReader(stream, read_bytes)  # type: ignore[type-var]
             end = start
@@ -116,16 +118,12 @@ def _whole(stream: IO[bytes], offset: int, size: int, name: str, tar_uri: str) -
 
 
 def _incomplete(tar_uri: str, why: str) -> DataError:
-    return DataError(f"{tar_uri} is not a complete tar ({why}): delete its stage's output and run that stage again")
+    return DataError(f"{tar_uri} is not a complete tar ({why}): {damage.remedy(tar_uri)}")
 
 
-def pictures(tar_uri: str) -> Iterator[tuple[str, bytes]]:
-    """Iterate over the images of a shard as (key, bytes of the image file), in the tar's order.
-
-    Raises:
-        DataError: the file is truncated or is not a tar.
-    """
-    return ((member.key, member.read()) for member in members(tar_uri) if member.suffix == "jpg")
+def pictures(tar_uri: str, sha256: str = "") -> Iterator[tuple[str, bytes]]:
+    """Iterate over the images of a shard as (key, bytes of the image file), in the tar's order; see ``members``."""
+    return ((member.key, member.read()) for member in members(tar_uri, sha256=sha256) if member.suffix == "jpg")
 
 
 def packed(name: str, data: bytes) -> bytes:

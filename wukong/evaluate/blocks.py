@@ -19,7 +19,7 @@ from torch import Tensor
 from wukong.errors import DataError
 from wukong.evaluate.model import Model
 from wukong.evaluate.protocol import Protocol
-from wukong.store import fence, storage
+from wukong.store import damage, fence, storage
 
 FLOPS = 1.2e13
 """Floating-point operations of a block on a processor: five minutes of a core that does 40 GFLOP/s."""
@@ -111,7 +111,7 @@ class Files:
         try:
             tensors: dict[str, Tensor] = load(storage.read_bytes(self._of(name)))
         except SafetensorError as error:
-            raise DataError(f"{self._of(name)} is damaged ({error}): delete it and evaluate again") from error
+            raise DataError(f"{self._of(name)} is damaged ({error}): {damage.remedy(self._of(name))}") from error
         return tensors
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:

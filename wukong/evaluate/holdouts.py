@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,25 +22,32 @@ from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.published import Caption, Images
 from wukong.evaluate.results import HOLDOUT
 from wukong.runtime.language import message
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["key", "url", "caption", "sha256"]
 
 
+class Tar(NamedTuple):
+    """A shard's tar: its URI, and its digest, which is empty where nothing says it."""
+
+    uri: str
+    sha256: str = ""
+
+
 class Pictures:
     """The images of pairs, read from their shards when they are asked for. A shard is indexed once.
 
     Args:
-        tars: URI of the tar of each image's shard.
+        tars: the tar of each image's shard.
         keys: key of each image's pair.
         digests: SHA-256 of the file that the crawl got, of each image; None where it is not known.
     """
 
-    def __init__(self, tars: Sequence[str], keys: Sequence[str], digests: Sequence[str | None]) -> None:
+    def __init__(self, tars: Sequence[Tar], keys: Sequence[str], digests: Sequence[str | None]) -> None:
         self._tars, self._keys, self._digests = list(tars), list(keys), list(digests)
-        self._places: dict[str, dict[str, tuple[int, int]]] = {}
+        self._places: dict[Tar, dict[str, tuple[int, int]]] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -53,17 +61,18 @@ class Pictures:
 
         Raises:
             DataError: it is not in its shard, or cannot be decoded.
+            StorageError: the shard was altered.
         """
         tar, key = self._tars[i], self._keys[i]
         if tar not in self._places:
-            members = [each for each in shards.members(tar) if each.suffix == "jpg"]
+            members = [each for each in shards.members(tar.uri, sha256=tar.sha256) if each.suffix == "jpg"]
             self._places[tar] = {each.key: (each.offset, each.size) for each in members}
         if key not in self._places[tar]:
-            raise DataError(f"{tar} lacks the picture of the pair {key}: delete the shards and run the filter again")
+            raise DataError(f"{tar.uri} lacks the picture of the pair {key}: {damage.remedy(tar.uri)}")
         offset, size = self._places[tar][key]
-        with storage.open_input(tar) as stream:
+        with storage.open_input(tar.uri) as stream:
             stream.seek(offset)
-            return images.decode(stream.read(size), message(f"{key}.jpg of {tar}"))
+            return images.decode(stream.read(size), message(f"{key}.jpg of {tar.uri}"))
 
 
 def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:
@@ -270,7 +279,7 @@ def _classification(filtered: Manifest, task: Classification, *, by_key: bool = 
     )
 
 
-def _rows(filtered: Manifest, splits: Sequence[str], *, by_key: bool) -> tuple[pa.Table, list[str]] | None:
+def _rows(filtered: Manifest, splits: Sequence[str], *, by_key: bool) -> tuple[pa.Table, list[Tar]] | None:
     """Read the pairs of some hold-outs, and the tar of each pair; None if there are none.
 
     They are in the order of their keys, or else in that of the shards. By key, the order of pairs in shards decides
@@ -280,9 +289,11 @@ def _rows(filtered: Manifest, splits: Sequence[str], *, by_key: bool) -> tuple[p
     tables, tars = [], []
     for split in splits:
         for shard in shards.names_of(filtered, split):
-            table = storage.read_table(storage.join(filtered.uri, split, f"{shard}.parquet"), _COLUMNS)
+            path = f"{split}/{shard}"
+            table_sha256, tar_sha256 = (filtered.parts.sha256(f"{path}{suffix}") for suffix in (".parquet", ".tar"))
+            table = storage.read_table(storage.join(filtered.uri, f"{path}.parquet"), _COLUMNS, table_sha256)
             tables.append(table)
-            tars += [storage.join(filtered.uri, split, f"{shard}.tar")] * len(table)
+            tars += [Tar(storage.join(filtered.uri, f"{path}.tar"), tar_sha256)] * len(table)
     if not tables:
         return None
     whole = pa.concat_tables(tables)

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from wukong.errors import DataError, StorageError, reading
@@ -16,7 +17,7 @@ from wukong.evaluate import answers
 from wukong.evaluate.results import DOCUMENT, FORMAT, HOLDOUT
 from wukong.runtime import environment
 from wukong.runtime.language import message
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.patience import AwayError
 
 if TYPE_CHECKING:
@@ -87,16 +88,13 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     evaluated = manifest.load(uri)
     if not evaluated.parts.has(DOCUMENT):
         return Evaluation(uri=uri)
-    uris = {
-        table_uri.rpartition("/")[2].removesuffix(".parquet"): table_uri
-        for table_uri in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
-    }
-    tables = {
-        name: parse(storage.read_bytes(table_uri), table_uri)
-        for name, table_uri in uris.items()
-        if tasks is None or name in tasks
-    }
-    return current(Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri), evaluated)
+    tables = {}
+    for part in evaluated.parts.below(f"{answers.FOLDER}/", ".parquet"):
+        name, table_uri = PurePosixPath(part.path).stem, storage.join(evaluated.uri, part.path)
+        if tasks is None or name in tasks:
+            tables[name] = parse(storage.read_bytes(table_uri, part.sha256), table_uri)
+    document = storage.read_json(storage.join(evaluated.uri, DOCUMENT), evaluated.parts.sha256(DOCUMENT))
+    return current(Evaluation(document, tables, uri), evaluated)
 
 
 def current(stored: Evaluation, evaluated: "Manifest | None" = None) -> Evaluation:
@@ -184,5 +182,5 @@ def parse(data: bytes, name: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with reading(message(f"{name} is no Parquet file"), message("Delete it, and evaluate again"), StorageError):
+    with reading(message(f"{name} is no Parquet file"), damage.remedy(name), StorageError):
         return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)

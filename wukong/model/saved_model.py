@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from torch import Tensor
 from wukong.config.model import Model as Settings
 from wukong.data import images
 from wukong.data.tokenizer import PACKAGED_DIGEST, Tokenizer
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, StorageError
 from wukong.model import address, signature, weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.runtime.language import message
-from wukong.store import fence, storage
+from wukong.store import damage, fence, storage
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def load(uri: str | Path, device: str | torch.device = "cpu", *, public_key: str
             the variable ``WUKONG_PUBLIC_KEY``. If neither is given, it need not be signed.
 
     Raises:
-        StorageError: a file is missing, or MLflow does not give the model.
+        StorageError: a file is missing or was altered, or MLflow does not give the model.
         DataError: a file is damaged, the files do not belong together, or the model is not signed as it must be.
         ConfigError: this machine has no such device, or the key cannot be used.
     """
@@ -270,11 +270,12 @@ def _opened(uri: str | Path, public_key: Path | None) -> Iterator[str]:
 
 
 def _load(folder: str, device: torch.device) -> SavedModel:
-    settings, tokenizer = _read_settings(folder)
+    digests = _digests(folder)
+    settings, tokenizer = _read_settings(folder, digests)
     tower = ImageEncoder(settings.image, with_weights=False)
     model = DualEncoder(settings, tokenizer, tower, with_weights=False)
     state = storage.join(folder, "model.safetensors")
-    weights.fill(model, weights.read(state), state)
+    weights.fill(model, weights.read(state, digests.get(state, "")), state)
     return SavedModel(model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
 
 
@@ -282,9 +283,11 @@ def load_for_features(uri: str, device: str | torch.device = "cpu") -> SavedMode
     """Load a saved model without its image tower, for image features that were computed before; see ``load``."""
     target = device_of(device)
     with _opened(uri, signature.required(None)) as folder:
-        settings, tokenizer = _read_settings(folder)
+        digests = _digests(folder)
+        settings, tokenizer = _read_settings(folder, digests)
         source = storage.join(folder, "model.safetensors")
-        state = {name: value for name, value in weights.read(source).items() if not name.startswith(_TOWER)}
+        read = weights.read(source, digests.get(source, ""))
+        state = {name: value for name, value in read.items() if not name.startswith(_TOWER)}
     width = settings.text.width
     if settings.embedding is not None:
         if "image_head.weight" not in state:
@@ -297,8 +300,24 @@ def load_for_features(uri: str, device: str | torch.device = "cpu") -> SavedMode
     return SavedModel(model.eval().to(target), tokenizer)
 
 
-def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
-    config: Any = storage.read_json(storage.join(uri, "config.json"))
+def _digests(folder: str) -> dict[str, str]:
+    """Return the digests of a model's files, by URI, if the folder lies in the output of a stage; nothing if not.
+
+    The manifest is read as it lies there: a model is loaded from a folder without what ``wukong.store.manifest`` needs.
+    """
+    output = damage.output_of(storage.join(folder, "model.safetensors"))
+    try:
+        parts = storage.read_json(storage.join(output, "manifest.json")).get("parts", []) if output else []
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        return {}
+    return {storage.join(output, part["path"]): part["sha256"] for part in parts}
+
+
+def _read_settings(uri: str, digests: Mapping[str, str]) -> tuple[Settings, Tokenizer]:
+    source = storage.join(uri, "config.json")
+    config: Any = storage.read_json(source, digests.get(source, ""))
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise DataError(f"{uri}/config.json is not of a model in format {FORMAT}")
     try:
@@ -309,7 +328,8 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
         settings = Settings.model_validate(described)
     except (KeyError, ValidationError) as error:
         raise DataError(f"{uri}/config.json does not describe a model: {error}") from error
-    vocabulary = storage.read_bytes(storage.join(uri, "vocab.txt")).decode("utf-8")
+    words = storage.join(uri, "vocab.txt")
+    vocabulary = storage.read_bytes(words, digests.get(words, "")).decode("utf-8")
     tokenizer = Tokenizer(vocabulary, settings.text.max_tokens)
     digest = PACKAGED_DIGEST if settings.text.vocabulary == _PACKAGED else config.get("vocabulary_sha256")
     if digest is None:

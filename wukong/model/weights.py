@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wukong.errors import ConfigError, DataError
 from wukong.runtime.installed import installed_file
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import damage, storage
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +32,21 @@ _DAMAGED = (
 """What ``torch.load`` raises for a damaged file, beside ``UnpicklingError``."""
 
 
-def read(uri: str) -> dict[str, Tensor]:
+def read(uri: str, sha256: str = "") -> dict[str, Tensor]:
     """Read a safetensors file.
 
+    Args:
+        uri: URI of the file.
+        sha256: digest that the file must have; empty for any.
+
     Raises:
-        StorageError: there is nothing to read.
+        StorageError: there is nothing to read, or it was altered.
         DataError: the file is damaged, or is not a safetensors file.
     """
     try:
-        return load_safetensors(storage.read_bytes(uri))  # type: ignore[no-any-return]
+        return load_safetensors(storage.read_bytes(uri, sha256))  # type: ignore[no-any-return]
     except SafetensorError as error:
-        raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): write it again") from error
+        raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): {damage.remedy(uri)}") from error
 
 
 def read_shapes(uri: str) -> dict[str, Tensor]:
@@ -60,7 +64,7 @@ def read_shapes(uri: str) -> dict[str, Tensor]:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         return {name: torch.empty([int(n) for n in entry["shape"]], device="meta") for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): write it again") from error
+        raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): {damage.remedy(uri)}") from error
 
 
 def read_checkpoint(uri: str) -> dict[str, Tensor]:

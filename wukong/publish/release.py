@@ -12,7 +12,7 @@ that are complete.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -33,7 +33,7 @@ from wukong.report import card, removed, statistics
 from wukong.report.funnel import Step
 from wukong.report.removed import Removed
 from wukong.runtime.language import message
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
 from wukong.store.parts import Parts
 
@@ -138,8 +138,9 @@ def _removed(experiment: Experiment, filtered: Manifest, validated: Manifest, li
     """
     counted = validated.parts.has(removed.PATH)
     found = removed.read(storage.join(validated.uri, removed.PATH)) if counted else Removed()
-    for uri in filtered.part_uris("dropped/", ".parquet") if experiment.release.show_dropped else ():
-        rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"]))
+    for part in filtered.parts.below("dropped/", ".parquet") if experiment.release.show_dropped else ():
+        uri = storage.join(filtered.uri, part.path)
+        rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"], part.sha256))
         candidates = removed.candidates(rows.filter(~listed.covers_pairs(rows)), experiment.filter)
         found.add(Removed(candidates=candidates))
     return found
@@ -200,7 +201,7 @@ def _write_file(
 ) -> dict[str, Any]:
     """Write one CSV file, given by its name and the rows of all shards that it takes; one shard is in memory."""
     name, (first, end) = file
-    if (record := stage.finished_task(name)) is not None:
+    if (record := stage.finished_task(name, _files_of)) is not None:
         return record
     left_out, counter = statistics.Statistics(), hosts.Counter(stage.path(f"{_HOSTS}/{name}"))
     with storage.open_output(stage.path(name)) as stream:
@@ -219,6 +220,10 @@ def _write_file(
     }
     stage.commit_task(name, record)
     return record
+
+
+def _files_of(record: Mapping[str, Any]) -> list[str]:
+    return [record["part"]["path"], *(path for path, _ in record["hosts"])]
 
 
 def _of_release(rows: pl.DataFrame) -> pl.DataFrame:
@@ -242,8 +247,8 @@ def _rows(filtered_uri: str, shards: Parts, columns: list[str], first: int, end:
         number = int(np.searchsorted(ends, first, side="right"))
         uri, skipped = storage.join(filtered_uri, shards[number].path), first - int(ends[number]) + shards[number].rows
         count = min(end, int(ends[number])) - first
-        rows = pl.DataFrame(storage.read_table(uri, columns)).slice(skipped, count)
+        rows = pl.DataFrame(storage.read_table(uri, columns, shards[number].sha256)).slice(skipped, count)
         if len(rows) < count:
-            raise DataError(f"{uri} has fewer rows than its manifest says: run the filter again")
+            raise DataError(f"{uri} has fewer rows than its manifest says: {damage.remedy(uri)}")
         yield rows
         first += count

@@ -25,7 +25,7 @@ from wukong.report.near_duplicates import Curve, curve
 from wukong.report.removed import Removed
 from wukong.report.statistics import PAPER, Counts, Statistics
 from wukong.runtime.language import message
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest
 
 PATH = "docs/card.html"
@@ -270,7 +270,7 @@ def read(stage_uri: str) -> Card | None:
     try:
         return Card.model_validate(storage.read_json(uri))
     except ValidationError as error:
-        raise DataError(f"{uri} does not hold a dataset card: {error}; run the stage again") from error
+        raise DataError(f"{uri} does not hold a dataset card: {error}; {damage.remedy(uri)}") from error
 
 
 def page_for_frame(stage_uri: str) -> str:

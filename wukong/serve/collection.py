@@ -24,7 +24,7 @@ from wukong.data import shards
 from wukong.errors import DataError
 from wukong.publish import takedown
 from wukong.runs import located
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 
 _MANIFEST = "manifest.json"
 _NOT_KEPT = "dropped/"
@@ -143,14 +143,14 @@ class Collection:
             return
         missing = set(piece.captions if keys is None else keys)
         tar = storage.join(self.uri, piece.tar)
-        for member in shards.members(tar):
+        for member in shards.members(tar, sha256=piece.tar_digest):
             if member.suffix == "jpg" and member.key in missing:
                 missing.remove(member.key)
                 yield member.key, Place(piece.tar, member.offset, member.size), member.read
         if missing:
             raise DataError(
-                f"{tar} lacks the pictures of {len(missing)} of its pairs, the first {min(missing)}.jpg: delete the "
-                "stage's output and run it again"
+                f"{tar} lacks the pictures of {len(missing)} of its pairs, the first {min(missing)}.jpg: "
+                f"{damage.remedy(tar)}"
             )
 
     def read(self, place: Place) -> bytes:
@@ -251,7 +251,7 @@ class _Shard(NamedTuple):
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Read columns of those rows that have a picture; a column that is not there is left out."""
         uri = storage.join(self.uri, f"{self.stem}.parquet")
-        table = storage.read_table(uri, [*_COLUMNS, "status", *columns], present_only=True)
+        table = storage.read_table(uri, [*_COLUMNS, "status", *columns], self.table_digest, present_only=True)
         lacking = [name for name in _COLUMNS if name not in table.column_names]
         if lacking:
             raise DataError(f"{uri} lacks the columns {', '.join(lacking)}: it is not a table of pairs")

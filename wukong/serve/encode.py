@@ -15,7 +15,7 @@ shards that no index lists: they hold captions and vectors of what is not there 
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -258,7 +258,7 @@ def _same_earlier(stage: Stage, uris: Sequence[str]) -> tuple[str, ...]:
     """
     if stage.finished() is not None:
         return ()
-    record = stage.finished_task(_EARLIER)
+    record = stage.finished_task(_EARLIER, lambda _: ())
     if record is not None and not all(storage.exists(storage.join(uri, "manifest.json")) for uri in record["uris"]):
         storage.delete(stage.uri)
         record = None
@@ -281,10 +281,19 @@ class _Encoded:
 def encode_piece(model: OwnModel | None, work: _Encoded) -> dict[str, Any]:
     """Encode a piece, unless that is done, and return its record."""
     stage, name = work.made.stage, work.piece.name
-    if (record := stage.finished_task(name)) is None:
+    if (record := stage.finished_task(name, _files_of_piece)) is None:
         record = _encode_piece(stage, work.collection, work.piece, model, work.made, work.features)
         stage.commit_task(name, record)
     return record
+
+
+def _files_of_piece(record: Mapping[str, Any]) -> list[str]:
+    blocks = [f"{block}{suffix}" for block, _ in record["blocks"] for suffix in (".parquet", ".f16")]
+    return [*blocks, *_token_files(record)]
+
+
+def _token_files(record: Mapping[str, Any]) -> list[str]:
+    return [part["path"] for part in record["tokens"]]
 
 
 def _collect(_: OwnModel | None, made: Made) -> int:
@@ -461,7 +470,8 @@ def encode_captions(model: OwnModel | None, work: tuple[Made, int]) -> dict[str,
     """Encode a block of the captions of a shard, unless that is done, and return its record."""
     made, number = work
     name = f"captions-{number:05d}"
-    if (record := made.stage.finished_task(name)) is None:
+    halves = f"{shard.caption_block(number)}.f16"
+    if (record := made.stage.finished_task(name, lambda record: [halves, *_token_files(record)])) is None:
         record = _encode_captions(made, number, model)
         made.stage.commit_task(name, record)
     return record

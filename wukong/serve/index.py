@@ -352,7 +352,7 @@ class _Local:
     def file(self, path: str) -> Path:
         part, uri = self._parts[path], storage.join(self._made.uri, path)
         local = Path(unquote(urlsplit(uri).path))
-        file = storage.download(uri, self._folder, path) if self._folder else local
+        file = storage.download(uri, self._folder, path, part.sha256) if self._folder else local
         if not file.exists() or file.stat().st_size != part.bytes:
             raise DataError(f"{uri} is missing or has another size than when it was written")
         return file

@@ -71,7 +71,7 @@ class Made:
 
     def record(self, name: str) -> dict[str, Any]:
         """The record of a task that is complete."""
-        record = self.stage.finished_task(name)
+        record = self.stage.finished_task(name, lambda _: ())
         if record is None:
             raise ValueError(f"the task {name} of {self.stage.uri} is not complete")
         return record
@@ -83,7 +83,7 @@ class Made:
 
 def collect(made: Made) -> int:
     """Join the tables of the pieces and find the distinct captions; return the number of their blocks."""
-    if (record := made.stage.finished_task(_COLLECTED)) is not None:
+    if (record := made.stage.finished_task(_COLLECTED, _collected_files)) is not None:
         return int(record["blocks"])
     uris = [made.stage.path(f"{name}.parquet") for each in made.of_pieces() for name, _ in each["blocks"]]
     table = pa.concat_tables([ENCODED.empty_table(), *map(storage.read_table, uris)]).combine_chunks()
@@ -111,6 +111,11 @@ def collect(made: Made) -> int:
     storage.write_table(made.stage.path(_PICTURES_OF), pa.table({"pictures": pictures_of}))
     made.stage.commit_task(_COLLECTED, {"blocks": blocks, "part": part.model_dump(mode="json")})
     return blocks
+
+
+def _collected_files(record: Mapping[str, Any]) -> list[str]:
+    blocks = [f"{caption_block(number)}.parquet" for number in range(record["blocks"])]
+    return [record["part"]["path"], _PICTURES_OF, *blocks]
 
 
 def _captions(column: pa.ChunkedArray) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -14,7 +14,7 @@ from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
 from wukong.serve.collection import Collection
 from wukong.stages import places
-from wukong.store import storage
+from wukong.store import damage, storage
 from wukong.store.manifest import Manifest
 
 _BYTES_AT_ONCE = 64 << 20
@@ -57,7 +57,7 @@ class Rows:
         """
         found = next((features for each, features in self._rows if each == key), None)
         if found is None:
-            raise DataError(f"{self._uri} lacks the picture {key}: delete the output of the features stage")
+            raise DataError(f"{self._uri} lacks the picture {key}: {damage.remedy(self._uri)}")
         return found
 
     def _stream(self, rows: int) -> Iterator[tuple[str, Tensor]]:

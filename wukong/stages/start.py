@@ -115,7 +115,9 @@ def take(experiment: Experiment) -> Manifest:
     def copied() -> Manifest:
         made_by = _made_by(folder)
         for name in FILES:
-            fence.publish_bytes(taken.path(f"model/{name}"), storage.read_bytes(storage.join(folder, name)))
+            known = made_by.parts.sha256(f"model/{name}") if made_by else ""
+            data = storage.read_bytes(storage.join(folder, name), known)
+            fence.publish_bytes(taken.path(f"model/{name}"), data)
         fence.publish(taken.path("history.json"), {"history": [], "pairs": 0})
         parts = [taken.describe(name) for name in (*(f"model/{file}" for file in FILES), "history.json")]
         return taken.commit(parts, counts={"pairs": made_by.counts.get("pairs", 0) if made_by else 0})

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.errors import DataError, StorageError
 from wukong.runtime import git
-from wukong.store import fence, lease, storage
+from wukong.store import damage, fence, lease, storage
 from wukong.store.parts import SCHEMA, Parts
 from wukong.store.parts import Part as Part  # noqa: PLC0414 (readers take it from here)
 
@@ -147,7 +147,7 @@ def load(uri: str) -> Manifest:
     if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
         version = value.get("schema_version")
         raise DataError(
-            f"{target} has schema version {version!r}, this code reads {SCHEMA_VERSION}: run its stage again"
+            f"{target} has schema version {version!r}, this code reads {SCHEMA_VERSION}: {damage.remedy(target)}"
         )
     try:
         if isinstance(value, dict) and _TABLE in value:
@@ -156,7 +156,7 @@ def load(uri: str) -> Manifest:
             return Manifest.model_validate(rest | {"parts": _read(table, target)})
         return Manifest.model_validate(value)
     except ValidationError as error:
-        raise DataError(f"{target} is not a manifest: {error}") from error
+        raise DataError(f"{target} is not a manifest: {error}; {damage.remedy(target)}") from error
 
 
 def _read(described: PartsTable, source: str) -> Parts:
@@ -166,10 +166,10 @@ def _read(described: PartsTable, source: str) -> Parts:
     except StorageError as error:
         raise StorageError(
             f"{source} lists its {described.rows} parts in a table beside it, which cannot be read: {error}. Put that "
-            f"table back, for instance from a backup. If it is lost, delete {source} too: its stage is made again"
+            f"table back, for instance from a backup; or {damage.remedy(uri)}"
         ) from error
     if table.schema != SCHEMA or table.num_rows != described.rows:
-        raise DataError(f"{uri} is not the table of the parts of {source}: delete {source} and run its stage again")
+        raise DataError(f"{uri} is not the table of the parts of {source}: {damage.remedy(uri)}")
     return Parts(table)
 
 
@@ -329,10 +329,20 @@ class Stage:
         clean(self.uri)
         return finished
 
-    def finished_task(self, name: str) -> dict[str, Any] | None:
-        """The record that ``commit_task`` stored for a task; None if the task is not complete."""
+    def finished_task(self, name: str, files: Callable[[dict[str, Any]], Iterable[str]]) -> dict[str, Any] | None:
+        """The record that ``commit_task`` stored for a task; None if the task is not complete, or a file of it is gone.
+
+        So who deletes a damaged file, or the manifest of a stage whose work files are deleted, has it made again.
+
+        Args:
+            name: the task's.
+            files: takes the record; returns the paths of the files that the task wrote and others read.
+        """
         marker = self.path(f"{_TASKS}/{name}.json")
-        return storage.read_json(marker) if storage.exists(marker) else None
+        if not storage.exists(marker):
+            return None
+        record: dict[str, Any] = storage.read_json(marker)
+        return record if all(storage.exists(self.path(file)) for file in files(record)) else None
 
     def commit_task(self, name: str, record: Mapping[str, Any]) -> None:
         """Store the record of a complete task; call it after all files of the task are written.

@@ -1,6 +1,7 @@
 """The files of a stage's output, as columns of a table: a crawl of a billion URLs has more than a million of them."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, overload
@@ -102,6 +103,13 @@ class Parts(Sequence[Part]):
     def has(self, path: str) -> bool:
         """Return whether one of them has this path."""
         return path in self.below(path).paths
+
+    def sha256(self, path: str) -> str:
+        """Return the SHA-256 of the one with a path, of parts in the order of their paths; empty if there is none."""
+        paths = self.table["path"]
+        row = bisect_left(range(len(paths)), path, key=lambda row: paths[row].as_py())
+        found = row < len(paths) and paths[row].as_py() == path
+        return str(self.table["sha256"][row].as_py()) if found else ""
 
     def replaced(self, new: Mapping[str, Part], gone: Collection[str] = ()) -> "Parts":
         """Return them with others in place of those of the same path, or beside them, in the order of their paths.

@@ -12,9 +12,7 @@ is not waited for.
 """
 
 import errno
-import hashlib
 import json
-import logging
 import os
 import shutil
 import stat
@@ -30,7 +28,17 @@ from urllib.parse import unquote, urlsplit
 from wukong.errors import StorageError
 from wukong.runtime import environment
 from wukong.runtime.language import message
-from wukong.store import address, conditional_files, conditional_store, patience, patient_store, refusal, s3_requests
+from wukong.store import (
+    address,
+    conditional_files,
+    conditional_store,
+    damage,
+    listing,
+    patience,
+    patient_store,
+    refusal,
+    s3_requests,
+)
 from wukong.store.address import Address
 from wukong.store.conditional_store import ChangedError
 from wukong.store.local_paths import local_path
@@ -45,8 +53,6 @@ _DELETIONS = 8  # of one prefix, while others delete there too
 
 _Action = Literal["read", "write", "list", "look up", "delete"]
 _Answer = TypeVar("_Answer")
-
-log = logging.getLogger(__name__)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -187,65 +193,16 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     """Return the sorted URIs of all files below a prefix whose name ends in ``suffix``; empty if there are none."""
     fs, path = filesystem(uri)
     with _explained("list", uri):
-        infos = files_below(fs, path)
+        infos = listing.files_below(fs, path)
     base = path.rstrip("/")
     return sorted(join(uri, info.path[len(base) :]) for info in infos if info.path.endswith(suffix))
-
-
-def files_below(fs: "pafs.FileSystem", path: str) -> "list[pafs.FileInfo]":
-    """Return what is known of all files below a path; empty if there is none.
-
-    On a local file system links are followed, also out of the folder, and each folder is listed once, without a link in
-    its path where there is such a path. Pipes, sockets, devices and links that lead nowhere are no files. A file whose
-    name is not UTF-8 is left out, and logged.
-    """
-    if not _is_local(fs):
-        infos = fs.get_file_info(_everything(path, recursive=True))
-        return [info for info in infos if info.is_file]
-    paths: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    folders = [path.rstrip("/") or "/"]
-    while folders:  # those behind one more link each time
-        links: list[str] = []
-        while folders:
-            folder = folders.pop()
-            try:
-                at = Path(folder).stat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            if (at.st_dev, at.st_ino) in seen:
-                continue
-            seen.add((at.st_dev, at.st_ino))
-            with os.scandir(folder) as entries:
-                inside = list(entries)
-            for entry in inside:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.is_symlink() and Path(entry).is_dir():
-                    links.append(entry.path)
-                elif not entry.path.isprintable() and not _is_utf8(entry.path):
-                    log.warning("%r is left out: its name is not UTF-8", entry.path)
-                elif entry.is_symlink() or entry.is_file():
-                    paths.append(entry.path)
-        folders = sorted(links, reverse=True)
-    return [info for info in fs.get_file_info(paths) if info.is_file]
-
-
-def _everything(path: str, *, recursive: bool) -> "pafs.FileSelector":
-    import pyarrow.fs as pafs
-
-    return pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
-
-
-def _is_utf8(path: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def list_names(uri: str) -> list[str]:
     """Return the sorted names of the files and folders directly below a prefix; empty if there are none."""
     fs, path = filesystem(uri)
     with _explained("list", uri):
-        infos = fs.get_file_info(_everything(path, recursive=False))
+        infos = fs.get_file_info(listing.everything(path, recursive=False))
     return sorted(info.base_name for info in infos)
 
 
@@ -256,24 +213,35 @@ def sizes(uri: str) -> dict[str, int]:
         found = fs.get_file_info(path)
         if found.is_file:
             return {uri: found.size}
-        infos = files_below(fs, path)
+        infos = listing.files_below(fs, path)
     base = path.rstrip("/")
     return {join(uri, info.path[len(base) :]): info.size for info in infos}
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read a whole file."""
+def read_bytes(uri: str, sha256: str = "") -> bytes:
+    """Read a whole file.
+
+    Args:
+        uri: URI of the file.
+        sha256: digest that the file must have; empty for any.
+
+    Raises:
+        StorageError: the file cannot be read, or was altered.
+    """
 
     def read(store: "pafs.FileSystem", path: str) -> bytes:
         with store.open_input_file(path) as stream:
             return bytes(stream.read())
 
     if (local := _local_path(uri)) is None:
-        return read_with(uri, read)
-    with _explained("read", uri):
-        _refuse_pipe(local)
-        with Path(local).open("rb", buffering=0) as stream:
-            return stream.readall()
+        data = read_with(uri, read)
+    else:
+        with _explained("read", uri):
+            _refuse_pipe(local)
+            with Path(local).open("rb", buffering=0) as stream:
+                data = stream.readall()
+    damage.compare(uri, data, sha256)
+    return data
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -282,17 +250,21 @@ def write_bytes(uri: str, data: bytes) -> None:
         stream.write(data)
 
 
-def read_json(uri: str) -> Any:
+def read_json(uri: str, sha256: str = "") -> Any:
     """Read and parse a JSON file.
 
+    Args:
+        uri: URI of the file.
+        sha256: digest that the file must have; empty for any.
+
     Raises:
-        StorageError: the file cannot be read, or is not JSON.
+        StorageError: the file cannot be read, was altered, or is not JSON.
     """
-    data = read_bytes(uri)
+    data = read_bytes(uri, sha256)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise StorageError(f"{uri} is not valid JSON ({error}); delete it and run the stage again") from error
+        raise StorageError(f"{uri} is not valid JSON ({error}); {damage.remedy(uri)}") from error
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -345,8 +317,16 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
 
 
 @contextmanager
-def open_input(uri: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, as a seekable stream."""
+def open_input(uri: str, sha256: str = "") -> Iterator[IO[bytes]]:
+    """Open a file for reading, as a seekable stream.
+
+    Args:
+        uri: URI of the file.
+        sha256: digest that the file must have, which is then read from its start to its end; empty for any.
+
+    Raises:
+        StorageError: the file cannot be read; or, at the end of the block, was altered.
+    """
     fs, path = filesystem(uri)
     with _explained("read", uri):
         if _is_local(fs):
@@ -354,7 +334,12 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
         stream = fs.open_input_file(path)
     with stream:
         try:
-            yield stream
+            if sha256:
+                compared = damage.Compared(stream, uri, sha256)
+                yield compared  # type: ignore[misc]
+                compared.finish()
+            else:
+                yield stream
         except patience.AwayError as error:
             raise _cannot("read", uri, error) from error
 
@@ -460,20 +445,21 @@ def upload(local: Path, uri: str) -> None:
         shutil.copyfileobj(source, target, _COPY_BYTES)
 
 
-def download(uri: str, folder: Path, name: str) -> Path:
+def download(uri: str, folder: Path, name: str, sha256: str = "") -> Path:
     """Copy a file into a local folder, below which folders are made; the copy appears only when it is complete.
 
     Args:
         uri: URI of the file.
         folder: the local folder.
         name: of the copy, below the folder; it may come from a stranger.
+        sha256: digest that the file must have; empty for any.
 
     Raises:
         DataError: the name leads out of the folder.
-        StorageError: the file cannot be read, or the copy cannot be written.
+        StorageError: the file cannot be read, was altered, or the copy cannot be written.
     """
     local = local_path(folder, name, uri)
-    with open_input(uri) as source, open_output(from_path(local)) as target:
+    with open_output(from_path(local)) as target, open_input(uri, sha256) as source:
         shutil.copyfileobj(source, target, _COPY_BYTES)
     return local
 
@@ -499,19 +485,13 @@ def read_table(
             if not sha256:
                 return _table(stream, columns, present_only)
             data = stream.read_buffer()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise StorageError(
-                f"{uri} is not the file that its stage wrote: it was altered or replaced. Put it back, or delete it "
-                "and run its stage again"
-            )
+        damage.compare(uri, data, sha256)
         return _table(pa.BufferReader(data), columns, present_only)
 
     try:
         return read_with(uri, read)
     except (pa.ArrowException, ValueError) as error:
-        raise StorageError(
-            f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
-        ) from error
+        raise StorageError(f"{uri} is not a readable Parquet file ({error}); {damage.remedy(uri)}") from error
 
 
 def _table(source: "pa.NativeFile", columns: Sequence[str] | None, present_only: bool) -> "pa.Table":

@@ -10,7 +10,7 @@ from wukong.data import shards
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.data.shards import matching
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store import damage, storage
 from wukong.store.manifest import Manifest, digest_of
 
 _READERS = 8
@@ -94,7 +94,7 @@ class Corpus:
             table.validate(full=True)
             rows = list(range(len(table))) if self.sources == ("*",) else _chosen(table, self.sources)
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise DataError(f"{uri} is damaged ({error}); delete it and run its stage again") from error
+            raise DataError(f"{uri} is damaged ({error}); {damage.remedy(uri)}") from error
         if len(rows) != self.rows[shard]:
             raise DataError(
                 f"{uri} has {len(rows)} pairs to train on and had {self.rows[shard]} when they were counted: the "

@@ -9,7 +9,7 @@ from torch import Tensor
 from wukong.data import feature_files
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError, StorageError
-from wukong.store import storage
+from wukong.store import damage, storage
 from wukong.train.batches import Batch, ahead
 from wukong.train.corpus import Corpus
 from wukong.train.pairs import Kept, Loaded, Pairs
@@ -63,17 +63,14 @@ class FeaturePairs(Pairs):
         within = [row - first for row in rows]
         if [stored[row] for row in within] != keys:
             raise DataError(
-                f"{uri} has the features of other pairs than {self._corpus.uri(shard, '.parquet')}: delete "
-                f"{self._prefix} and run it again"
+                f"{uri} has the features of other pairs than {self._corpus.uri(shard, '.parquet')}: "
+                f"{damage.remedy(uri)}"
             )
         values = values[within]
         finite = torch.isfinite(values).flatten(1).all(1)
         if not finite.all():
             key = keys[int((~finite).nonzero()[0])]
-            raise DataError(
-                f"the image features of the pair {key} in {uri} are not finite: delete the output of the features "
-                "stage and run again"
-            )
+            raise DataError(f"the image features of the pair {key} in {uri} are not finite: {damage.remedy(uri)}")
         return values
 
     def sample(self, count: int, view: int = 0) -> Tensor:

@@ -18,7 +18,7 @@ from wukong.errors import DataError
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
 from wukong.runtime.language import message
-from wukong.store import fence, storage
+from wukong.store import damage, fence, storage
 
 _BATCH = 32
 """Images of a forward pass on processors; on GPUs more, see ``compute``."""
@@ -60,6 +60,7 @@ def compute(
     Raises:
         ConfigError: the image encoder or its weights cannot be found.
         DataError: a shard is damaged, empty or differs from its table, or a feature is not finite.
+        StorageError: a shard was altered.
     """
     encoder = _encoder(model.image.model_dump_json(), tower, device)
     size = _BATCH if device.type == "cpu" else _BATCH_ON_GPU
@@ -85,9 +86,9 @@ def _orders(files: Iterable[File], size: int, read: deque[_Read]) -> Iterator[li
         DataError: a shard is empty or differs from its table.
     """
     for number, file in enumerate(files):
-        keys: list[str] = storage.read_table(table_of(file), ["key"])["key"].to_pylist()
+        keys: list[str] = storage.read_table(table_of(file), ["key"], file.table_sha256)["key"].to_pylist()
         seen = 0
-        pictures = shards.pictures(file.tar)
+        pictures = shards.pictures(file.tar, file.tar_sha256)
         while batch := list(islice(pictures, size)):
             if [key for key, _ in batch] != keys[seen : seen + len(batch)]:
                 raise differs(file)
@@ -95,7 +96,7 @@ def _orders(files: Iterable[File], size: int, read: deque[_Read]) -> Iterator[li
             read.append((number, file, keys))
             yield [(data, key, file.view, message(f"{key}.jpg of {file.tar}")) for key, data in batch]
         if not seen:
-            raise DataError(f"{file.tar} holds no picture: delete the filter's output and run it again")
+            raise DataError(f"{file.tar} holds no picture: {damage.remedy(file.tar)}")
         if seen < len(keys):
             raise differs(file)
 

@@ -18,6 +18,7 @@ from wukong.data.tokenizer import Tokenizer
 from wukong.data.views import Encoded, Views, batches
 from wukong.errors import DataError
 from wukong.runtime.language import message
+from wukong.store import damage
 from wukong.train import stream
 from wukong.train.batches import Batch
 from wukong.train.corpus import Corpus
@@ -81,8 +82,8 @@ class PicturePairs(Pairs):
 
     def _lacks(self, key: str, uri: str) -> DataError:
         return DataError(
-            f"{uri} lacks the picture of the pair {key}, or has it in another place than its table: delete the shard "
-            "and run the filter again"
+            f"{uri} lacks the picture of the pair {key}, or has it in another place than its table: "
+            f"{damage.remedy(uri)}"
         )
 
     def assemble(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:  # noqa: D102

@@ -9,6 +9,7 @@ import pytest
 from wukong.crawl import previous
 from wukong.crawl.downloaded import Downloaded
 from wukong.store.manifest import Part
+from wukong.store.parts import Parts
 
 PLANNED = [(f"plan/{n // 3:05d}.parquet", n % 3, 10 + n, f"{n:020x}", f"{n:019x}f") for n in range(10)]
 PLANNED[4] = ("plan/00001.parquet", 1, 0, "", "")  # of which a takedown left nothing
@@ -77,9 +78,9 @@ def test_an_earlier_crawl_names_the_parts_that_may_hold_a_range_of_keys() -> Non
     earlier = object.__new__(previous.Previous)
     table = pa.table(columns, schema=previous.INDEX_SCHEMA)
     object.__setattr__(earlier, "index", table)
-    object.__setattr__(earlier, "manifest", SimpleNamespace(uri="file:///x"))
+    object.__setattr__(earlier, "manifest", SimpleNamespace(uri="file:///x", parts=Parts.of(())))
     for first in "abcdefghij":
         for last in "abcdefghij":
             overlap = [f"file:///x/{part}" for part, low, high in bounds if low <= last and high >= first]
             if first <= last:
-                assert earlier.parts_between(first, last) == overlap
+                assert [part.uri for part in earlier.parts_between(first, last)] == overlap

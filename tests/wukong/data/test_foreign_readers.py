@@ -95,7 +95,9 @@ def repacked(folder: Path, part: Path) -> Path:
         kind = pl.DataFrame(pa.schema([CAPTIONS]).empty_table()).schema["captions"]
         pairs = pairs.with_columns(captions=pl.Series(entries, dtype=kind))
     stage = Stage(storage.from_path(folder), "filter", {})
-    repack.write_shards(stage, [("train/00000", len(pairs))], repack.with_pictures([(tar, pairs)], len(pairs) << 20))
+    repack.write_shards(
+        stage, [("train/00000", len(pairs))], repack.with_pictures([(tar, "", pairs)], len(pairs) << 20)
+    )
     assert storage.read_table(stage.path("train/00000.parquet")).schema.equals(schema_of(pairs, PAIRS))
     return folder / "filter" / stage.key / "train" / "00000"
 

@@ -238,7 +238,7 @@ def test_the_order_of_pairs_in_shards_changes_neither_a_set_nor_answers(
 
 def test_a_picture_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
     found = holdouts.Pictures(
-        [filtered(tmp_path, ["key0"], ["猫"], [None]).part_uris("test/", ".tar")[0]], ["key1"], [None]
+        [holdouts.Tar(filtered(tmp_path, ["key0"], ["猫"], [None]).part_uris("test/", ".tar")[0])], ["key1"], [None]
     )
     with pytest.raises(DataError, match="lacks the picture of the pair key1"):
         found.image(0)

@@ -21,6 +21,7 @@ from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.store import storage
+from wukong.store.manifest import Stage
 
 SETTINGS = {"image": {"image_size": 64}, "text": {"layers": 1, "heads": 2, "width": 16}, "embedding": 8}
 
@@ -61,6 +62,27 @@ def test_a_loaded_model_equals_the_saved_one(saved: tuple[DualEncoder, str]) -> 
     assert loaded.similarity(image, text).shape == (4, 3)
     without = saved_model.load_for_features(uri)
     torch.testing.assert_close(without.encode_text(captions).vectors, text.vectors)
+
+
+@pytest.mark.parametrize("name", saved_model.FILES)
+def test_a_file_of_a_trained_model_with_a_flipped_bit_is_refused(
+    saved: tuple[DualEncoder, str], tmp_path: Path, name: str
+) -> None:
+    stage = Stage(storage.from_path(tmp_path), "pretrain", {})
+    for file in saved_model.FILES:
+        storage.write_bytes(stage.path(f"model/{file}"), storage.read_bytes(storage.join(saved[1], file)))
+    folder, manifest = stage.path("model"), stage.path("manifest.json")
+    saved_model.load(folder)
+    stage.commit([stage.describe(f"model/{file}") for file in saved_model.FILES])
+    saved_model.load(folder)
+    whole = storage.read_bytes(storage.join(folder, name))
+    for place in (0, len(whole) // 3, len(whole) - 1):
+        altered = bytearray(whole)
+        altered[place] ^= 1
+        storage.write_bytes(storage.join(folder, name), bytes(altered))
+        for load in (saved_model.load, saved_model.load_for_features):
+            with pytest.raises(StorageError, match=f"model/{name} is not the file that its stage wrote.*{manifest}"):
+                load(folder)
 
 
 def test_all_input_types_of_an_image_give_the_same_vector(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def rows(statuses: dict[str, tuple[str, str | None]]) -> pa.Table:
         {"key": f"{n}", "url": url, "caption": "猫", "queries": [], "engine": "files", "status": status, "error": error}
         for n, (url, (status, error)) in enumerate(statuses.items())
     ]
-    return pa.Table.from_pylist([{name: None for name in CRAWLED.names} | row for row in filled], schema=CRAWLED)
+    return pa.Table.from_pylist([dict.fromkeys(CRAWLED.names) | row for row in filled], schema=CRAWLED)
 
 
 def write(stage: Stage, file: str = "") -> Manifest:
@@ -75,7 +75,7 @@ def test_a_run_lists_them_page_by_page_also_where_its_crawl_failed(
 ) -> None:
     run_records.claim(experiment, "first")
     show = ["show", "first", "--failed", "--storage", experiment.storage]
-    with pytest.raises(DataError, match="no crawl of .*first has ended yet"):
+    with pytest.raises(DataError, match=r"no crawl of .*first has ended yet"):
         CliRunner().invoke(app, show, catch_exceptions=False)
     stage = places.crawl(experiment).stage
     if finished:
@@ -95,9 +95,7 @@ def test_a_run_lists_them_page_by_page_also_where_its_crawl_failed(
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_a_table_of_many_columns_fits_the_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
+def test_a_table_of_many_columns_fits_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     columns = {f"column-{n}": [f"value-{n}-{row}" for row in range(3)] for n in range(18)}
     storage.write_table(storage.from_path(tmp_path / "wide.parquet"), pa.table(columns))

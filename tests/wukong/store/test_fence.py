@@ -39,7 +39,7 @@ def test_the_older_of_two_attempts_is_refused(root: str, monkeypatch: pytest.Mon
         stage.commit_task("part-0", {"rows": 2})
     with pytest.raises(FencedError):
         stage.commit([])
-    assert stage.finished() is None and stage.finished_task("part-0") == {"rows": 1}
+    assert stage.finished() is None and stage.finished_task("part-0", lambda _: ()) == {"rows": 1}
     as_attempt(monkeypatch, new)
     stage.commit_task("part-1", {"rows": 3})
     assert stage.commit([]) == stage.finished()
@@ -255,4 +255,8 @@ def test_an_old_driver_is_refused_by_a_real_s3_server(s3: dict[str, str], monkey
         assert old.stdin is not None
         old.stdin.close()
     stage = Stage("s3://wukong/demo", "filter", {})
-    assert [stage.finished_task(f"part-{number}") for number in range(3)] == [{"by": name}, {"by": name}, None]
+    assert [stage.finished_task(f"part-{number}", lambda _: ()) for number in range(3)] == [
+        {"by": name},
+        {"by": name},
+        None,
+    ]

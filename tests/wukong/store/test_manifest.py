@@ -43,8 +43,8 @@ def test_without_a_manifest_there_is_no_output(tmp_path: Path) -> None:
     storage.write_bytes(stage.path("data/part.bin"), b"12345")
     stage.commit_task("00000", {"rows": 5})
     assert stage.finished() is None
-    assert stage.finished_task("00000") == {"rows": 5}
-    assert stage.finished_task("00001") is None
+    assert stage.finished_task("00000", lambda _: ()) == {"rows": 5}
+    assert stage.finished_task("00001", lambda _: ()) is None
     with pytest.raises(DataError, match="has not finished"):
         manifest.load(stage.uri)
 

@@ -253,7 +253,12 @@ def run_a_model(settings: Strict) -> bool:
 
 
 def compute_from_pictures(
-    tar: str, captions: Mapping[str, Sequence[str]], settings: Strict, device: str = "cpu", loaders: int = 0
+    tar: str,
+    captions: Mapping[str, Sequence[str]],
+    settings: Strict,
+    device: str = "cpu",
+    loaders: int = 0,
+    sha256: str = "",
 ) -> pl.DataFrame:
     """Compute the columns of the rules that read pictures.
 
@@ -263,6 +268,7 @@ def compute_from_pictures(
         settings: which rules are on.
         device: where a model computes.
         loaders: number of threads that compute a batch each: one decodes while the model runs for another.
+        sha256: digest that the shard must have; empty for any.
 
     Returns:
         ``key`` and the columns that are asked for, one row a pair that is wanted and in the shard. Where a pair has
@@ -270,6 +276,7 @@ def compute_from_pictures(
 
     Raises:
         DataError: the shard cannot be read, or a picture not be decoded.
+        StorageError: the shard was altered.
     """
     import polars as pl
 
@@ -288,7 +295,7 @@ def compute_from_pictures(
 
     several = any(len(each) > 1 for each in captions.values())
     frames = [pl.DataFrame(schema={"key": pl.String})]
-    wanted = ((key, text, data) for key, data in pictures(tar) for text in captions.get(key, ()))
+    wanted = ((key, text, data) for key, data in pictures(tar, sha256) for text in captions.get(key, ()))
     computing: deque[Future[pl.DataFrame]] = deque()
     with ThreadPoolExecutor(max(loaders, 1)) as threads:
         while batch := list(itertools.islice(wanted, _PICTURES if device == "cpu" else _PICTURES_ON_GPU)):
