@@ -286,11 +286,8 @@ def _read_pictures(
 
 def _apply_picture_rules(stage: Stage, group: Group, settings: Filter, computed: Stage | None) -> dict[str, Any]:
     dropped = dict.fromkeys((rule.name for rule in rules.decided("pictures", settings)), 0)
-    loaded, counts, digests = (
-        rules.load(settings, late=True, known=stage.config.get("digests", {})),
-        Counter[str](),
-        list[str](),
-    )
+    loaded = rules.load(settings, late=True, known=stage.config.get("digests", {}))
+    counts, digests = Counter[str](), list[str]()
     for number in group.numbers:
         judged = pl.DataFrame(storage.read_table(stage.path(judged_path(number))))
         columns = judged.select("key").clear()
