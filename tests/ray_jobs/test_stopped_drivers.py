@@ -34,8 +34,8 @@ class Driver:
     """A driver, as ``ray_jobs.launch`` starts one, that is stopped while a worker of it has both cores."""
 
     def __init__(self, folder: Path) -> None:
-        value = {"name": "e", "storage": storage.from_path(folder), "crawl": {"queries": "file:///q"}}
-        experiment = documents.parse(value | {"crawl": {"queries": "file:///q", "endpoint": "http://site.test"}})
+        crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+        experiment = documents.parse({"name": "e", "storage": storage.from_path(folder), "crawl": crawl})
         (folder / "ray_jobs.py").write_text(_DRIVER)
         arguments = ["pretrain", "--experiment", stored.store(experiment), "--run", "a", "--parent", "file:///none"]
         self.process = subprocess.Popen(
@@ -64,11 +64,11 @@ def stopped(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_one_that_was_taken_over_gives_its_cores_back(stopped: Driver) -> None:
-    work = ray.remote(num_cpus=1)(os.getpid).remote()
+    work = ray.remote(num_cpus=1)(lambda: "done").remote()
     assert not ray.wait([work], timeout=3)[0], "the stopped driver has all cores"
     fence.end(stopped.attempt, "run b")
     stopped_drivers.watch()
-    assert ray.get(work, timeout=60)
+    assert ray.get(work, timeout=60) == "done"
     assert stopped.process.wait(10) == -signal.SIGKILL
 
 
