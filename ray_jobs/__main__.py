@@ -15,7 +15,7 @@ import traceback
 import ray
 import ray.exceptions
 
-from ray_jobs import machines
+from ray_jobs import machines, stopped_drivers
 from ray_jobs.connection import connect
 from wukong import stages
 from wukong.config import stored
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
         fence.claim(experiment.root, options.run, filed_as)
         connect()
+        stopped_drivers.watch()
         if sum(machine["Alive"] for machine in ray.nodes()) > 1:
             preflight.check_shared_storage(experiment)
         preflight_model.check_weights(experiment)  # the component that checks the rest of a pipeline's run has no torch

@@ -101,3 +101,17 @@ def test_the_other_goes_on_where_a_killed_one_was(prepared: tuple[Experiment, Ma
     undisturbed = Run(experiment(Path(storage.filesystem(settings.root)[1]) / "again"), "c", filtered)
     undisturbed.join()
     assert undisturbed.made is not None and undisturbed.made.digest == second.made.digest
+
+
+@pytest.mark.long
+def test_a_stopped_one_keeps_no_cores_from_the_one_that_takes_over(prepared: tuple[Experiment, Manifest]) -> None:
+    settings, filtered = prepared
+    first = Run(settings, "a", filtered)
+    driver = job_of("a")
+    wait_until(lambda: [uri for uri in storage.list_files(settings.root, "checkpoint.json") if "/pretrain/" in uri])
+    driver.suspend()
+    second = Run(settings, "b", filtered)
+    second.join()
+    first.join()
+    assert "killed by SIGKILL" in first.error
+    assert second.made is not None and not second.error

@@ -12,7 +12,8 @@ output looks at its lease after its own trace (``Stage.finished``). So either th
 output up, or the one who looks sees the lease, waits, and finds no manifest. It can then make the output again, for
 which it needs the lease too. The manifest goes first, so nobody believes in what remains; children go before their
 parents, so each manifest that is left has its parents. A killed deletion leaves an output without a manifest, which the
-next one deletes.
+next one deletes. A lease that looks old is watched before it counts for nothing (``lease.silent``), so that clocks that
+differ delete nothing that is being made.
 
 What this does not cover: an output that only a command names, as ``crawl.previous`` of a run that has not begun; and,
 as with all leases, a process that is held up for over a minute between its last look and its write.
@@ -178,6 +179,9 @@ class Collection:
         self._read: dict[tuple[str, _Stored], Any] = {}
         self._state = self._looked()  # before the outputs: one that is made later is younger than the grace
         self._outputs = {_named(output.uri)[0]: output for output in self._scanned()}
+        held = [output for output in self._outputs.values() if output.is_held]
+        old = [output.uri for output in held if self._now - output.files[lease.NAME].written >= policy.grace]
+        self._silent = lease.silent(old)
         self._parents: dict[str, tuple[str, ...]] = {}
         self._digests: dict[str, str] = {}
         self._needed = self._decided()
@@ -209,7 +213,7 @@ class Collection:
             storage.delete(each.uri)
             return True
         (name,) = _named(each.uri)
-        with lease.deleting(each.uri, lambda: self._is_idle(each.uri)) as may:
+        with lease.deleting(each.uri, lambda: self._is_idle(each.uri), self._silent.get(each.uri, "")) as may:
             if not may or self._is_needed_now(name):
                 return False
             try:
@@ -270,8 +274,8 @@ class Collection:
         traces, versions = self._state
         runs = self._runs(traces)
         busy = {name for (name, _), run in runs.items() if self._goes_on(run)}
-        leases = ((output, output.files[lease.NAME]) for output in self._outputs.values() if output.is_held)
-        busy |= {output.experiment for output, held in leases if self._now - held.written < self._policy.grace}
+        held = (output for output in self._outputs.values() if output.is_held)
+        busy |= {output.experiment for output in held if output.uri not in self._silent}
         kept = {key: run for key, run in runs.items() if key in self._kept_runs(runs)}
         tags = " ".join(tag for tags in versions.values() for tag in tags.values())
         yield message("records and experiments of runs"), _named(" ".join(run.named for run in kept.values()))

@@ -65,7 +65,7 @@ def claim(root: str, run: str, stage: str) -> str:
     newest = max((_name(uri) for uri in storage.list_files(folder, ".json")), default="0")
     name = f"{int(newest.split('-')[0]) + 1:05d}-{uuid.uuid4().hex[:8]}"
     uri = storage.join(folder, f"{name}.json")
-    storage.write_json(uri, {"host": os.uname().nodename})
+    storage.write_json(uri, {"host": os.uname().nodename, "process": os.getpid()})
     os.environ[VARIABLE] = uri
     log.info("attempt %s at %s", name, stage)
     return name
@@ -91,6 +91,21 @@ def end(attempt: str, why: str) -> None:
         why: who does that, for the message of that attempt.
     """
     storage.write_json(f"{attempt.removesuffix('.json')}{_ENDED}.json", {"by": why})
+
+
+def is_over(root: str, run: str, stage: str, process: int) -> bool:
+    """Whether a process of this machine has claimed an attempt that commits nothing any more.
+
+    Args:
+        root: for this and the next two arguments see ``claim``.
+        run: name of the run.
+        stage: name of the stage.
+        process: its number.
+    """
+    claims = storage.list_files(folder_of(root, run, stage), ".json")
+    own = {"host": os.uname().nodename, "process": process}
+    claimed_by_it = [uri for uri in claims if not uri.endswith(f"{_ENDED}.json") and storage.read_json(uri) == own]
+    return bool(claimed_by_it) and max(map(_name, claims)) > max(map(_name, claimed_by_it))
 
 
 def attempt() -> str:

@@ -11,9 +11,19 @@ A holder that died cannot. Its lease is taken over
   that. The time in the lease is for people, so clocks that differ change nothing. Time in which the store did not
   answer hardly counts, because the holder could not renew the lease either.
 
-A holder that seemed dead may be alive. So whoever takes over first ends that holder's attempt
+A holder that seemed dead may be alive. So whoever takes over ends that holder's attempt before its own work
 (``wukong.store.fence.end``): neither the holder nor its workers commit anything afterwards. A holder that cannot renew
 its lease goes on working, and finds out when it commits.
+
+The attempts that are to be ended stand in the lease itself (``Holder.took``), written by the one conditional write that
+takes it. This is safe however the answers, the processes and their order are:
+
+- Only an attempt whose lease was taken is ended: the store refuses the write if the holder has renewed meanwhile.
+- Nobody forgets one. If the answer to the write is lost, or the taker is killed before the end, the lease still names
+  the attempts. Whoever takes it next inherits the names, and leaves them out only after it has ended all.
+- Nobody works beside one. Work begins when all that the lease named have ended. An attempt may be ended twice.
+- A lease that is gone may have been another's, who made or deleted the output. So its former holder neither writes it
+  again nor commits.
 
 A store without conditional writes has no leases: there all processes work, as the log says once.
 
@@ -26,8 +36,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +80,8 @@ class Holder(BaseModel):
         renewed: how often it has been renewed.
         released: whether the holder has ended without output.
         deletes: whether it deletes the output instead of making it.
+        took: URIs of the claims of attempts that held the lease before, and of which it is not certain that they have
+            been ended.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -85,6 +97,7 @@ class Holder(BaseModel):
     renewed: int = 0
     released: bool = False
     deletes: bool = False
+    took: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The holder in words."""
@@ -104,6 +117,19 @@ class Holder(BaseModel):
         """Whether both are attempts at one stage of one run."""
         folders = [holder.attempt.rpartition("/")[0] for holder in (self, other)]
         return bool(self.attempt) and folders[0] == folders[1]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the lease says by itself that nobody makes the output."""
+        return self.released or self.deletes or self.is_gone
+
+    def after(self, seen: "_Seen | None") -> "Holder":
+        """This holder of a lease that is taken as it was seen, unless it was this holder's own."""
+        if seen is None:
+            return self
+        before = seen.holder
+        is_left = before.attempt and not before.released and not self.shares_claims(before)
+        return self.model_copy(update={"took": (*before.took, *([before.attempt] if is_left else []))})
 
 
 class _Seen(NamedTuple):
@@ -149,7 +175,7 @@ def wait_for_holder(prefix: str) -> None:
 
 
 @contextmanager
-def deleting(prefix: str, is_idle: Callable[[], bool]) -> Iterator[bool]:
+def deleting(prefix: str, is_idle: Callable[[], bool], silent: str = "") -> Iterator[bool]:
     """Hold the lease of an output that is to be deleted, while the block lasts; nobody is waited for.
 
     The block gets whether it may delete. It may not if the output is in use, if another process takes the lease at the
@@ -157,28 +183,21 @@ def deleting(prefix: str, is_idle: Callable[[], bool]) -> Iterator[bool]:
 
     Args:
         prefix: URI of the output.
-        is_idle: returns whether nothing of the output, nor its lease, was written for a time in which a holder of the
-            lease would have renewed it.
+        is_idle: returns whether nothing of the output was written for a time in which who works on it writes.
+        silent: version of a lease that nobody renews, from ``silent``. One of another version is left to its holder,
+            unless it is over.
 
     Raises:
         StorageError: the store cannot be read or written.
     """
     uri = storage.join(prefix, NAME)
     seen = _read(uri)  # before it is looked at whether the output is idle: it must still be this one afterwards
-    mine = _holder("", SECONDS).model_copy(update={"deletes": True})
+    lease: _Lease | None = None
+    if (seen is None or seen.holder.is_over or seen.version == silent) and is_idle():
+        with suppress(UnconditionalError):
+            lease = _taken(uri, _holder("", SECONDS).model_copy(update={"deletes": True}), seen, lambda: True)
     try:
-        taken = is_idle()
-        if taken:
-            _store(uri, mine, seen)
-            if taken := fence.is_conditional(uri):
-                _end_attempt(seen, mine)
-            else:
-                storage.delete(uri)
-    except (ChangedError, UnconditionalError):
-        taken = False
-    lease = _Lease(uri, mine, lambda: True) if taken else None
-    try:
-        yield taken
+        yield lease is not None
     finally:
         if lease is not None:
             lease.end()
@@ -199,24 +218,74 @@ def is_over(prefix: str) -> bool:
     A lease of somebody who deletes the output says so too.
     """
     seen = _read(storage.join(prefix, NAME))
-    return seen is None or seen.holder.released or seen.holder.deletes or seen.holder.is_gone
+    return seen is None or seen.holder.is_over
+
+
+def silent(prefixes: Iterable[str]) -> dict[str, str]:
+    """Watch the leases of outputs until each has changed, or has not for its time; return the versions of the latter.
+
+    They are by the prefix of the output. A lease that is over by itself is none of them.
+    """
+    watches = {prefix: _Watch() for prefix in prefixes}
+    found: dict[str, str] = {}
+    if watches:
+        log.info("%d leases are watched for %.0f s: does anybody renew them?", len(watches), SECONDS)
+    while watches:
+        pause = _LONGEST_PAUSE
+        for prefix, watch in [*watches.items()]:
+            seen = _read(storage.join(prefix, NAME))
+            if seen is None or seen.holder.is_over or not watch.goes_on(seen):
+                del watches[prefix]
+            elif watch.seconds >= seen.holder.seconds:
+                found[prefix] = seen.version
+                del watches[prefix]
+            else:
+                pause = min(pause, seen.holder.seconds / _RENEWALS)
+        if watches:
+            time.sleep(pause)
+    return found
 
 
 def check(prefix: str) -> None:
-    """Check, where this process has the lease of an output, that nobody has taken it over; call it before a commit.
+    """Check, where this process has the lease of an output, that it has it still; call it before a commit.
 
     Raises:
-        TakenOverError: somebody has.
+        FencedError: a newer attempt of this run has begun.
+        TakenOverError: somebody has taken the lease over, or deleted it.
     """
     lease = _held.get(storage.join(prefix, NAME))
-    seen = _read(lease.uri) if lease is not None else None
-    if lease is None or seen is None or seen.holder.id == lease.holder.id:
+    if lease is None:
         return
-    if not lease.holder.shares_claims(seen.holder):  # the fence knows the attempts of one run
+    seen = _read(lease.uri)
+    if seen is None:
+        fence.check()  # it knows by whom, if it was taken over, and whether an attempt of one run has finished
+        raise fence.TakenOverError(f"{prefix} is not written: {lease.uri} is gone, {_GONE}")
+    if seen.holder.id != lease.holder.id and not lease.holder.shares_claims(seen.holder):
         raise fence.TakenOverError(f"{prefix} is not written: {seen.holder} took it over, {_WHY}")
 
 
 _WHY = message("because its lease was not renewed. Run again: what is complete is used")
+_GONE = message("so somebody else has made or deleted this output. Run again: what is complete is used")
+
+
+class _Watch:
+    """For how many ``seconds`` a lease was watched and did not change, by this process's own clock."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._version, self._looked = "", 0.0
+
+    def goes_on(self, seen: "_Seen") -> bool:
+        """Look at the lease; return False if it has changed, so that its time begins anew.
+
+        Time in which the store did not answer hardly counts.
+        """
+        now, before = time.monotonic(), self._version
+        is_same = seen.version == before
+        passed = min(now - self._looked, seen.holder.seconds / _RENEWALS)
+        self.seconds = self.seconds + passed if is_same else 0.0
+        self._version, self._looked = seen.version, now
+        return is_same or not before
 
 
 class _Lease:
@@ -252,10 +321,12 @@ class _Lease:
         """Write the lease again; return whether it is still this holder's."""
         while True:
             seen = _read(self.uri)
-            if seen is None and (released or self._is_there()):
-                return False  # it is of no more use, and was deleted
-            if seen is not None and seen.holder.id != self.holder.id:
-                if not self.holder.shares_claims(seen.holder):
+            if seen is None:
+                if not (released or self._is_there()):
+                    log.error("%s is gone, %s", self.uri, _GONE)
+                return False
+            if seen.holder.id != self.holder.id:
+                if not (self.holder.released or self.holder.shares_claims(seen.holder)):
                     log.error("%s took over what this process makes, %s (%s)", seen.holder, _WHY, self.uri)
                 return False
             self.holder = self.holder.model_copy(update={"renewed": self.holder.renewed + 1, "released": released})
@@ -275,17 +346,35 @@ def _acquired(uri: str, is_there: Callable[[], bool], attempt: str, seconds: flo
         if not may_take:
             return None
         try:
-            _store(uri, mine, seen)
-        except ChangedError:
-            continue
-        except UnconditionalError as error:
-            _tell_unconditional(str(error))
+            if (lease := _taken(uri, mine, seen, is_there)) is not None:
+                return lease
+        except UnconditionalError:
             return None
-        if not fence.claimed() and not fence.is_conditional(uri):
-            storage.delete(uri)
+
+
+def _taken(uri: str, mine: Holder, seen: _Seen | None, is_there: Callable[[], bool]) -> _Lease | None:
+    """Take a lease as it was seen, and end the attempts it was taken from; None if others have changed it meanwhile.
+
+    Raises:
+        UnconditionalError: the store has no conditional writes.
+    """
+    mine = mine.after(seen)
+    try:
+        _store(uri, mine, seen)
+    except ChangedError:
+        found = _read(uri)
+        if found is None or found.holder.id != mine.id:
             return None
-        _end_attempt(seen, mine)
-        return _Lease(uri, mine, is_there)
+        mine = found.holder  # it was written, and only the answer was lost
+    except UnconditionalError as error:
+        _tell_unconditional(str(error))
+        raise
+    if not fence.is_conditional(fence.claimed() or uri):
+        storage.delete(uri)
+        raise UnconditionalError(f"{uri}: the store ignores conditions")
+    for attempt in mine.took:
+        fence.end(attempt, str(mine))
+    return _Lease(uri, mine.model_copy(update={"took": ()}), is_there)
 
 
 def _holder(attempt: str, seconds: float) -> Holder:
@@ -301,42 +390,32 @@ def _holder(attempt: str, seconds: float) -> Holder:
     )
 
 
-def _end_attempt(seen: _Seen | None, mine: Holder) -> None:
-    """End the attempt of the holder whose lease was taken over, unless it was an earlier attempt of the same run."""
-    before = seen.holder if seen is not None else None
-    if before is not None and before.attempt and not before.released and not mine.shares_claims(before):
-        fence.end(before.attempt, str(mine))
-
-
 def _waited(uri: str, is_there: Callable[[], bool], mine: Holder) -> tuple[bool, _Seen | None]:
     """Wait until a lease may be taken over, or need not be; return which, and the lease as it was seen."""
-    watched, pause, told = 0.0, _FIRST_PAUSE, -_TOLD_EVERY
-    before: str | None = None
-    looked = time.monotonic()
+    watch, pause, told, has_waited = _Watch(), _FIRST_PAUSE, -_TOLD_EVERY, False
     while True:
         seen = _read(uri)
-        now = time.monotonic()
         if seen is None or seen.holder.released or seen.holder.id == mine.id:
-            return before is None or not is_there(), seen
+            return not (has_waited and is_there()), seen
         holder = seen.holder
         if mine.shares_claims(holder):
             if mine.attempt >= holder.attempt:
                 return True, seen
             fence.check()
             return False, seen
-        watched = watched + min(now - looked, holder.seconds / _RENEWALS) if seen.version == before else 0.0
-        before, looked = seen.version, now
-        if holder.is_gone or watched >= holder.seconds:
-            why = "has ended" if holder.is_gone else f"has not renewed its lease for {watched:.0f} s"
+        watch.goes_on(seen)
+        if holder.is_gone or watch.seconds >= holder.seconds:
+            why = "has ended" if holder.is_gone else f"has not renewed its lease for {watch.seconds:.0f} s"
             log.warning("%s %s: its work is taken over (%s)", holder, why, uri)
             return True, seen
         if is_there():
             return False, seen
-        if now - told >= _TOLD_EVERY:
+        if (now := time.monotonic()) - told >= _TOLD_EVERY:
             told = now
             doing = "deletes" if holder.deletes else "makes"
             log.info("waiting for %s, which %s %s", holder, doing, uri.removesuffix(f"/{NAME}"))
         time.sleep(pause)
+        has_waited = True
         pause = min(1.5 * pause, _LONGEST_PAUSE, holder.seconds / _RENEWALS)
 
 

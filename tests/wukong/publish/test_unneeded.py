@@ -272,11 +272,31 @@ def test_a_lease_that_is_renewed_keeps_the_experiment(root: str, machine: str) -
     working = Stage(storage.join(root, "a"), "finetune", {})
     storage.write_bytes(working.path("_checkpoints/0"), b"x")
     age(working.uri, 40)
-    held = {"id": "0", "host": "far", "machine": machine, "process": 1, "born": "1", "since": "now", "seconds": 60.0}
+    held = {"id": "0", "host": "far", "machine": machine, "process": 1, "born": "1", "since": "now", "seconds": 0.2}
     storage.write_json(working.path(lease.NAME), held)
     assert collect(root) == []
     age(working.path(lease.NAME), 2)
     assert len(collect(root)) == 4
+
+
+@pytest.mark.parametrize("begins", ["before the list", "after the list"])
+def test_a_clock_that_is_ahead_deletes_nothing_that_is_being_made(root: str, begins: str) -> None:
+    """What the one who deletes takes for two days old is renewed meanwhile."""
+    crawl, *_ = chain(root)
+    working = Stage(storage.join(root, "a"), "finetune", {})
+    storage.write_bytes(working.path("_checkpoints/0"), b"x")
+    ahead = time.time() + 2 * DAY
+    found = Collection(root, Policy(), None, now=ahead)
+    listed = found.garbage
+    assert len(listed) == 4
+    with lease.held(working.uri, lambda: False, seconds=0.4):
+        if begins.startswith("before"):
+            found = Collection(root, Policy(), None, now=ahead)
+            assert found.garbage == []
+        assert found.delete(next(each for each in listed if each.uri == working.uri)) is False
+        lease.check(working.uri)
+    assert storage.list_files(working.path("_checkpoints")) and manifest.load(crawl.uri)
+    assert len(collect(root)) == 3, "the one that was begun a moment ago stays"
 
 
 def test_every_stage_leaves_its_trace_before_it_looks(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

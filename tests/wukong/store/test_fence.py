@@ -260,3 +260,27 @@ def test_an_old_driver_is_refused_by_a_real_s3_server(s3: dict[str, str], monkey
         {"by": name},
         None,
     ]
+
+
+def test_whose_attempt_is_over_commits_nothing_more(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a process from outside is what the process is told when it commits."""
+    place = (root, "r", "filter")
+
+    def is_refused() -> bool:
+        try:
+            fence.check()
+        except FencedError:
+            return True
+        return False
+
+    assert not fence.is_over(*place, 7), "it has claimed nothing"
+    for ends in (lambda: fence.end(fence.claimed(), "run b"), lambda: fence.claim(*place)):
+        monkeypatch.setattr(os, "getpid", lambda: 7)
+        fence.claim(*place)
+        old = fence.claimed()
+        assert not fence.is_over(*place, 7) and not is_refused()
+        monkeypatch.setattr(os, "getpid", lambda: 8)
+        ends()
+        as_attempt(monkeypatch, old)
+        assert fence.is_over(*place, 7) and is_refused()
+    assert not fence.is_over(*place, 8), "the newest is its own"

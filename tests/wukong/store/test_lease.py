@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from object_store import ObjectStore
 
 from wukong.errors import StorageError
 from wukong.store import fence, lease, storage
-from wukong.store.conditional_store import UnconditionalError
+from wukong.store.conditional_store import ChangedError, UnconditionalError
 from wukong.store.fence import FencedError, TakenOverError
 from wukong.store.manifest import Manifest, Stage
 
@@ -209,6 +210,120 @@ def test_who_seemed_dead_commits_nothing(root: str, monkeypatch: pytest.MonkeyPa
     assert stage.made(make).counts == {"by": 2}
     as_attempt(monkeypatch, root, "a")
     fence.check()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def answer_once(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """The next conditional write of a lease is done, and what its writer gets is an error."""
+    write_if = storage.write_if
+
+    def write(uri: str, data: bytes, expected: str | None) -> None:
+        write_if(uri, data, expected)
+        if uri.endswith(lease.NAME):
+            monkeypatch.setattr(storage, "write_if", write_if)
+            raise error
+
+    monkeypatch.setattr(storage, "write_if", write)
+
+
+@pytest.mark.parametrize("kills", [0, 1, 2])
+def test_who_was_taken_over_is_ended_whatever_happens_to_those_who_do(
+    root: str, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """Takers are killed right behind their write; of the last one the answer is lost, so its repetition is refused."""
+    Clock(monkeypatch)
+    stage = Stage(root, "pretrain", {})
+    attempts = [as_attempt(monkeypatch, root, "stalled")]
+    leave_lease(stage, attempt=attempts[0])
+    for number in range(kills):
+        attempts.append(as_attempt(monkeypatch, root, f"killed {number}"))
+        monkeypatch.setattr(lease, "_machine", lambda number=number: f"machine {number}")
+        answer_once(monkeypatch, Killed())
+        with pytest.raises(Killed), lease.held(stage.uri, never):
+            pytest.fail("it is killed before")
+    own = as_attempt(monkeypatch, root, "last")
+    monkeypatch.setattr(lease, "_machine", lambda: "the last machine")
+    answer_once(monkeypatch, ChangedError("written by somebody else"))
+    with lease.held(stage.uri, never):
+        fence.check()
+        for attempt in attempts:
+            monkeypatch.setenv(fence.VARIABLE, attempt)
+            with pytest.raises(TakenOverError, match="run last"):
+                fence.check()
+        monkeypatch.setenv(fence.VARIABLE, own)
+    assert storage.read_json(stage.path(lease.NAME))["took"] == [], "the next one need not end them again"
+
+
+def test_who_renews_in_that_moment_is_not_ended(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stage, write_if = Clock(monkeypatch), Stage(root, "pretrain", {}), storage.write_if
+    holder = as_attempt(monkeypatch, root, "holder")
+    leave_lease(stage, attempt=holder)
+    as_attempt(monkeypatch, root, "taker")
+    renewed: list[float] = []
+
+    def renew_first(uri: str, data: bytes, expected: str | None) -> None:
+        renewed.append(clock.slept)
+        leave_lease(stage, attempt=holder, renewed=1)
+        write_if(uri, data, expected)
+
+    monkeypatch.setattr(storage, "write_if", renew_first)
+    with lease.held(stage.uri, lambda: bool(renewed)):
+        assert len(renewed) == 1 and renewed[0] >= 60
+        assert storage.read_json(stage.path(lease.NAME))["renewed"] == 1
+    monkeypatch.setenv(fence.VARIABLE, holder)
+    fence.check()
+
+
+def test_a_deletion_whose_answer_is_lost_deletes_and_leaves_no_lease(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = Stage(root, "filter", {}).uri
+    answer_once(monkeypatch, ChangedError("written by somebody else"))
+    with lease.deleting(uri, lambda: True) as may:
+        assert may
+    assert lease.is_over(uri) and storage.read_json(storage.join(uri, lease.NAME))["released"]
+
+
+def test_a_release_whose_answer_is_lost_is_no_takeover(
+    root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The repetition finds that another has taken what was released."""
+    stage, write_if = Stage(root, "filter", {}), storage.write_if
+
+    def write(uri: str, data: bytes, expected: str | None) -> None:
+        write_if(uri, data, expected)
+        if json.loads(data)["released"]:
+            leave_lease(stage)
+            raise ChangedError("written by somebody else")
+
+    with lease.held(stage.uri, never):
+        monkeypatch.setattr(storage, "write_if", write)
+    assert storage.read_json(stage.path(lease.NAME))["host"] == "far" and caplog.messages == []
+
+
+@pytest.mark.parametrize("has_attempt", [True, False])
+def test_who_has_no_lease_any_more_commits_nothing(
+    root: str, monkeypatch: pytest.MonkeyPatch, *, has_attempt: bool
+) -> None:
+    """Somebody took it over, and deleted it with the output: neither is written again."""
+    if has_attempt:
+        as_attempt(monkeypatch, root, "a")
+    stage, looked = Stage(root, "index", {}), threading.Event()
+    monkeypatch.setattr(lease, "held", partial(lease.held, seconds=0.2))
+
+    def make() -> Manifest:
+        storage.delete(stage.path(lease.NAME))
+        read = storage.read_version
+        monkeypatch.setattr(storage, "read_version", lambda uri: [read(uri), looked.set()][0])
+        assert looked.wait(20), "it was to be renewed"
+        return stage.commit([])
+
+    with pytest.raises(TakenOverError, match=f"{lease.NAME} is gone, so somebody else has made or deleted"):
+        stage.made(make)
+    assert storage.list_names(stage.uri) == []
 
 
 def test_a_holder_without_an_attempt_finds_out_before_it_commits(root: str) -> None:
