@@ -16,7 +16,8 @@ from wukong.evaluate.results import Outcome
 from wukong.evaluate.stored import Evaluation
 from wukong.registry import promotion
 from wukong.registry.choices import Choice
-from wukong.registry.promotion import Decision, Rules, level_of, sign_flip
+from wukong.evaluate.interval import sign_flip
+from wukong.registry.promotion import Decision, Rules, level_of
 from wukong.report import promotion as page
 from wukong.store import storage
 
