@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from wukong.evaluate import answers, paired, retrieval
+from wukong.evaluate import answers, interval, paired, retrieval
 from wukong.evaluate.answers import Answers
 from wukong.registry import promotion
 
