@@ -233,7 +233,7 @@ def pointing_game(
         words: the word of each picture.
         marks: what tells each picture's word from others; None for the characters of the word.
         collages: number of collages.
-        seed: which pictures are together, and the bootstrap's.
+        seed: which pictures are together.
 
     Raises:
         DataError: the model is not token-wise, there are not as many words or marks as pictures, or no four pictures
@@ -261,7 +261,7 @@ def pointing_game(
                 tokens[word] = _text(saved, word)[1][1:-1]
             scores = (patches @ tokens[word].T).mean(1).masked_fill(quarter < 0, -torch.inf)
             hits[collage] += int(quarter[int(scores.argmax())]) == corner
-    (share,) = interval.of(hits, np.full(collages, 4.0), seed=seed)
+    (share,) = interval.of(hits, np.full(collages, 4.0))
     return Pointing(share, 4 * collages)
 
 

@@ -84,18 +84,18 @@ class Answers:
         links = _NO_LINKS if self.identities is None else np.stack([self.units, self.identities], 1)
         return Scores(tuple(shares), sums, weights, mixed, links)
 
-    def intervals(self, seed: int = 0) -> dict[str, "Interval"]:
-        """Compute each result, and the mean of all if it is a result, with their intervals, by one draw of the units.
+    def intervals(self) -> dict[str, "Interval"]:
+        """Compute each result, and the mean of all if it is a result, with their intervals.
 
-        Of a result with too few units (``Scores.too_few``) nothing is known: its interval is from 0 to 1.
-
-        Args:
-            seed: the bootstrap's.
+        A mean over classes draws images within their class, so its interval is that of ``interval.mean_per_class``.
         """
         scores = self.scores()
-        each, mean = interval.with_mean([(scores.sums, scores.weights)], seed=seed)
-        named = zip(scores.names, [*each, mean], scores.too_few(), strict=False)
-        return {name: replace(value, low=0.0, high=1.0) if few else value for name, value, few in named}
+        found = {name: scores.interval(name) for name in scores.names}
+        for name, values in self.results.items():
+            if evaluators.result_of(name).per_class:
+                counts = np.isfinite(values)
+                found[name] = interval.mean_per_class(values[counts], _in_order(self.labels[counts]))
+        return found
 
     def ordered(self, order: Sequence[int], queries: Sequence[str]) -> "Answers":
         """The same answers in another order; units are numbered as they come.
@@ -143,14 +143,22 @@ class Scores:
         means: Numbers = (self.sums / self.weights.sum(0)) @ self.mixed[:, self._place(name)]
         return means
 
-    def too_few(self) -> list[bool]:
-        """Whether each result has so few units that no interval can be had.
+    def possible(self, name: str) -> Numbers:
+        """What each unit would add to a result if all its answers were right, [units]; their sum is 1."""
+        return replace(self, sums=self.weights).shares(name)
+
+    def interval(self, name: str, level: float = interval.LEVEL) -> "Interval":
+        """Compute a result and its interval, which is from 0 to 1 where there are too few units."""
+        found = interval.of_share(self.shares(name), self.possible(name), level=level)
+        return replace(found, low=0.0, high=1.0) if self.too_few(name) else found
+
+    def too_few(self, name: str) -> bool:
+        """Whether a result has so few units that no interval can be had.
 
         Where nothing differs, all of five units point one way in 1 of 16 cases. Units of unequal weight count as fewer
         equal ones (Kish, Survey Sampling, 1965, section 11.7): the square of their sum over the sum of their squares.
         """
-        shares = (self.weights / self.weights.sum(0)) @ self.mixed
-        return [bool(each < _FEWEST) for each in 1 / (shares**2).sum(0)]
+        return 1 / float((self.possible(name) ** 2).sum()) < _FEWEST
 
     def only(self, name: str) -> "Scores":
         """The same with one result alone; columns with equal weights are added up, as they have one denominator."""

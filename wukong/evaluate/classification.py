@@ -258,9 +258,7 @@ def right(found: Tensor, labels: Tensor, ties: Ties) -> Tensor:
     return hits(found, wanted, ties, cutoffs=(1, best)) > 0
 
 
-def measured(
-    found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, seed: int = 0, *, every_class: bool = True
-) -> Measured:
+def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, *, every_class: bool = True) -> Measured:
     """Compute top-1, top-5 and the mean over classes, with intervals.
 
     Args:
@@ -268,7 +266,6 @@ def measured(
         labels: the right classes, int64 [images].
         protocol: fixes the metric and how equal scores rank.
         data_set: name of the set.
-        seed: the bootstrap's.
         every_class: whether a class without an image is an error. If not, the mean is over the classes with images.
 
     Raises:
@@ -289,13 +286,13 @@ def measured(
     refuse_not_a_number(found, "image", "class")
     answers = right(found, labels, protocol.classification_ties)
     best = right(found, labels, protocol.mean_ties)[:, 0]
-    top1, top5 = interval.of(answers.double().numpy(), seed=seed)
+    top1, top5 = interval.of(answers.double().numpy())
     shares = torch.bincount(labels, best.double(), minlength=found.shape[1]) / counts
     return Measured(
         protocol.metric(data_set),
         top1,
         top5 if found.shape[1] >= _BEST else None,
-        interval.mean_per_class(best.numpy(), labels.unique(return_inverse=True)[1].numpy(), seed=seed),
+        interval.mean_per_class(best.numpy(), labels.unique(return_inverse=True)[1].numpy()),
         answers[:, 0],
         tuple(shares.tolist()),
     )

@@ -1,21 +1,19 @@
-"""Confidence intervals of evaluation results by the bootstrap, and tests of the difference between two models.
+"""Confidence intervals of evaluation results, and tests of the difference between two models.
 
-A result is a ratio of sums over units: for top-1, the sum of right answers over the number of images. The unit is what
-was drawn independently, an image for instance: its five captions are one unit, because they are hit or missed together.
+A result is a share: for top-1, the sum of right answers over the number of images. The unit is what was drawn
+independently, an image for instance: its five captions are one unit, because they are hit or missed together.
 
-Units with equal numbers are interchangeable. So a resample is one draw of a multinomial over the *distinct* rows of
-numbers, and 2,000 resamples of 50,000 images with three answers each take milliseconds (Efron and Tibshirani, An
-Introduction to the Bootstrap, chapters 13 and 14).
+An interval is Wilson's (1927) of as many equal and independent units as would vary as much as those that are there
+(Korn and Graubard, Confidence Intervals for Proportions with Small Expected Number of Positive Counts Estimated from
+Survey Data, 1998). How much these vary is estimated, from as many units as moved the result: the square of the sum of
+squares over the sum of fourth powers (Satterthwaite, An Approximate Distribution of Estimates of Variance Components,
+1946). Few units tell little of it. So two more are added, as if all answers of a unit were right or all wrong. Where no
+answer differs from another, the ends are the exact ones of Clopper and Pearson (1934).
 
-Intervals are BCa (bias-corrected and accelerated, section 14.3 there): the plain percentile interval covers too rarely
-where a share is near 0 or 1, or where the answers of a unit hang together. Resamples of n units vary less than n new
-units do, by the factor (n - 1) / n in the variance, and their spread is itself an estimate. So an interval takes more
-of the resamples than its level: in place of the normal quantile, Student's one times sqrt(n / (n - 1)) (Hesterberg,
-What Teachers Should Know About the Bootstrap, 2015, section 5.3).
+`benchmarks/eval/coverage.py` measures how many of these intervals hold the true value.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -27,14 +25,19 @@ import numpy.typing as npt
 from wukong.errors import DataError
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
-RESAMPLES = 2000
 LEVEL = 0.95
+_ADDED = 2
+"""Units of which it is taken, not seen, how much they vary."""
 _EXACT_DISCORDANT = 1000
-_BLOCK = 2**22
 _MANY = 1000
 _NORMAL = NormalDist()
 _SAME = 1e-12
 """Equal results differ by rounding, because their sums are taken in another order."""
+_WIDEST = 8  # standard deviations
+_COARSEST, _FINEST = 2**14, 2**18  # steps of a standard deviation
+_NOTHING = 1e-20  # a term that no sum of all terms can tell from 0
+_MOST_PARTS = 60
+_LEAST_P = 1e-12  # what the sum of as many terms in float64 can still tell from 0
 
 
 @dataclass(frozen=True)
@@ -76,133 +79,61 @@ class McNemar:
     exact: bool
 
 
-def of(
-    sums: npt.ArrayLike,
-    weights: npt.ArrayLike | None = None,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> list[Interval]:
-    """Compute results and their BCa intervals: each result is ``sums.sum() / weights.sum()`` over the units.
-
-    If all units have equal numbers, the bootstrap has width 0, although the units are few. Then the interval is the
-    exact one of Clopper and Pearson for 0 or n of n, where the result is a share.
+def of(sums: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, level: float = LEVEL) -> list[Interval]:
+    """Compute results and their intervals: each result is ``sums.sum() / weights.sum()`` over the units.
 
     Args:
         sums: [units] or [units, results]: for instance 1 for a right answer, or the number of a unit's right answers.
         weights: the same shape: the number of a unit's answers; None for 1.
         level: the level, between 0 and 1.
-        resamples: number of resamples.
-        seed: the same seed gives the same interval.
 
     Returns:
         One interval for each result.
 
     Raises:
-        DataError: there is no unit, a number is not finite, or a result has no weight.
+        DataError: there is no unit, a number is not finite, a result has no weight, or a result is no share.
     """
-    rows = _rows(sums, weights)
-    drawn = _drawn(rows, resamples, seed)
-    return [_interval(rows, column, drawn[:, column], level) for column in range(drawn.shape[1])]
+    values = np.asarray(sums, np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    heavy = np.ones_like(values) if weights is None else np.asarray(weights, np.float64).reshape(values.shape)
+    if values.ndim != 2 or not values.size:
+        raise DataError(f"numbers of shape {values.shape} have no interval: give at least one unit")
+    if not (np.isfinite(values).all() and np.isfinite(heavy).all()):
+        raise DataError("a unit's number is not finite: the scores behind it are damaged")
+    if not heavy.sum(0).all():
+        raise DataError("a result has no answers: it is the share of nothing")
+    if (values < 0).any() or (values > heavy + _SAME).any():
+        raise DataError("a unit has more right answers than answers, or fewer than none: the scores are damaged")
+    total = heavy.sum(0)
+    return [of_share(*both, level=level) for both in zip((values / total).T, (heavy / total).T, strict=True)]
 
 
-def with_mean(
-    samples: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[list[Interval], Interval]:
-    """Compute the results of some samples of units, as ``of`` does, and the mean of all, with their BCa intervals.
-
-    All results of a sample are of the same draw of units; different samples are drawn independently.
+def of_share(right: Numbers, possible: Numbers, *, level: float = LEVEL) -> Interval:
+    """Compute a result and its interval from what each unit adds to it.
 
     Args:
-        samples: sums and weights of each sample, as in ``of``.
+        right: [units], what each unit adds to the result.
+        possible: [units], what each would add if all its answers were right; their sum is 1.
         level: the level, between 0 and 1.
-        resamples: number of resamples.
-        seed: the first sample's; the next has the next one.
-
-    Returns:
-        The results of all samples in order, and their mean.
-
-    Raises:
-        DataError: as in ``of``.
     """
-    rows = [_rows(*each) for each in samples]
-    drawn = [_drawn(each, resamples, seed + n) for n, each in enumerate(rows)]
-    each = [
-        _interval(one, column, results_of[:, column], level)
-        for one, results_of in zip(rows, drawn, strict=True)
-        for column in range(results_of.shape[1])
-    ]
-    results = np.concatenate([one.results() for one in rows])
-    if results[0] in {0.0, 1.0} and (results == results[0]).all():
-        return each, _same_everywhere(float(results[0]), rows[0].units, level)
-    shifts = [one.shifts().sum(1) / len(results) for one in rows]
-    ends = _bca(
-        float(results.mean()),
-        np.concatenate(drawn, 1).mean(1),
-        np.concatenate(shifts),
-        np.concatenate([one.counts for one in rows]),
-        min(one.units for one in rows),
-        level,
-    )
-    return each, Interval(float(results.mean()), *ends, level, sum(one.units for one in rows))
+    value = min(1.0, float(right.sum()))
+    squares = (right - value * possible) ** 2
+    variance, fourth = float(squares.sum()), float((squares**2).sum())
+    moved = variance**2 / fourth if fourth > 0 else 0.0
+    low, high = _ends(value, variance, moved, 1 / float((possible**2).sum()), level)
+    return Interval(value, low, high, level, int((possible > 0).sum()))
 
 
-def of_mixed(
-    sums: npt.ArrayLike,
-    weights: npt.ArrayLike,
-    mixed: npt.ArrayLike,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> list[Interval]:
-    """Compute weighted sums of results, for instance a difference of two, and their BCa intervals by one draw.
-
-    Args:
-        sums: [units, results], as in ``of``.
-        weights: [units, results].
-        mixed: [results, statistics], the weights of the results in each statistic.
-        level: the level, between 0 and 1.
-        resamples: number of resamples.
-        seed: the same seed gives the same intervals.
-
-    Raises:
-        DataError: as in ``of``.
-    """
-    rows, shares = _rows(sums, weights), np.asarray(mixed, np.float64)
-    values, drawn, shifts = rows.results() @ shares, _drawn(rows, resamples, seed) @ shares, rows.shifts() @ shares
-    ends = _bca_of_all(values, drawn.T, shifts.T, rows.counts, rows.units, level)
-    return [
-        Interval(value, low, high, level, rows.units)
-        for value, (low, high) in zip(values.tolist(), ends.tolist(), strict=True)
-    ]
-
-
-def mean_per_class(
-    hits: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+def mean_per_class(hits: npt.ArrayLike, labels: npt.ArrayLike, *, level: float = LEVEL) -> Interval:
     """Compute the mean over classes of the share of right answers, and its interval.
 
-    Images are resampled within their class. The number of right answers of a resampled class is binomial, so no image
-    needs to be drawn. A resample of n images varies too little by the factor (n - 1) / n in the variance, which is much
-    for classes of a few images; the deviations are scaled to correct it.
+    Images are drawn within their class. How much the share of a class varies is estimated from its images, without
+    bias. One image alone does not show it: it is taken to vary as the images of all classes together do.
 
     Args:
         hits: bool or 0 and 1, [images].
         labels: number of each image's class, int [images].
         level: the level, between 0 and 1.
-        resamples: number of resamples.
-        seed: the same seed gives the same interval.
 
     Raises:
         DataError: there is no image, or a class between 0 and the largest label has none.
@@ -214,19 +145,34 @@ def mean_per_class(
     if not counts.all():
         raise DataError(f"class {int(np.argmin(counts))} has no image: the mean over classes does not exist")
     shares = np.bincount(label, right) / counts
-    scale = np.sqrt(counts / np.maximum(1, counts - 1))
-    numbers = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    step = max(1, _BLOCK // len(counts))
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        shifts = numbers.binomial(counts, shares, (size, len(counts))) / counts - shares
-        drawn[start : start + size] = np.clip((shares + shifts * scale).mean(1), 0, 1)
-    value = float(shares.mean())
-    if np.isin(shares, (0, 1)).all():
-        # No image varies within its class: the exact interval of the plain share is the honest one.
-        return _same_everywhere(value, right.size, level)
-    return Interval(value, *_quantiles(drawn, (1 - level) / 2, (1 + level) / 2), level, right.size)
+    value = min(1.0, float(shares.mean()))
+    others, several = np.maximum(counts - 1, 1), counts > 1
+    variances = np.where(several, shares * (1 - shares) / others, value * (1 - value))
+    known = float((several / counts).sum() ** 2 / max((several / counts**2 / others).sum(), _SAME))
+    units = len(counts) ** 2 / float((1 / counts).sum())
+    low, high = _ends(value, float(variances.sum()) / len(counts) ** 2, known, units, level)
+    return Interval(value, low, high, level, right.size)
+
+
+def _ends(value: float, variance: float, known: float, units: float, level: float) -> tuple[float, float]:
+    """Return the ends of the interval of a share.
+
+    Args:
+        value: the share.
+        variance: its estimated variance.
+        known: the number of units from which that is known.
+        units: the number of equal units that there are (Kish, Survey Sampling, 1965, section 11.7).
+        level: the level.
+    """
+    single = value * (1 - value)
+    if single < _SAME:
+        far = ((1 - level) / 2) ** (1 / units)
+        return (0.0, 1 - far) if value < 0.5 else (far, 1.0)
+    number = single * (known + _ADDED) / (known * variance + _ADDED * single / units)
+    z = _NORMAL.inv_cdf((1 + level) / 2)
+    middle = (value + z**2 / (2 * number)) / (1 + z**2 / number)
+    far = z * math.sqrt(single / number + (z / (2 * number)) ** 2) / (1 + z**2 / number)
+    return middle - far, middle + far
 
 
 def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
@@ -278,86 +224,59 @@ def fisher(right: int, of: int, others_right: int, others: int) -> float:
     return min(1.0, math.fsum(math.exp(chosen(of, k) + chosen(others, every - k) - whole) for k in more))
 
 
-def of_draws(values: Numbers, drawn: Numbers, shifts: Numbers, *, level: float = LEVEL) -> list[Interval]:
-    """Make the BCa intervals of statistics whose resamples are there already.
+def sign_flip(gains: npt.ArrayLike) -> float:
+    """Compute the one-sided p-value of the hypothesis that gains are as often positive as negative, at each size.
+
+    It is the probability that the sum of the gains with random signs reaches the sum itself. It is exact where the
+    sizes are multiples of a small part of the smallest one. Otherwise they are rounded first, to so fine steps that the
+    sum changes by some 1 / 700 of its standard deviation, and the test of the rounded gains is exact. The
+    distribution of the sum is the product of each gain's, by a Fourier transform over 8 standard deviations on both
+    sides, beyond which it has less than 1e-13 (Hoeffding's inequality).
 
     Args:
-        values: the statistics, [statistics].
-        drawn: each statistic in each resample, [statistics, resamples].
-        shifts: how much each falls when a unit is left out (jackknife), [statistics, units].
-        level: the level, between 0 and 1.
+        gains: [units], what each unit adds to the difference of two models.
+
+    Raises:
+        DataError: a gain is not finite.
     """
-    units = shifts.shape[1]
-    ends = _bca_of_all(values, drawn, shifts, np.ones(units, np.int64), units, level)
-    return [
-        Interval(value, low, high, level, units)
-        for value, (low, high) in zip(values.tolist(), ends.tolist(), strict=True)
-    ]
+    values = np.asarray(gains, np.float64)
+    if not np.isfinite(values).all():
+        raise DataError(f"{int((~np.isfinite(values)).sum())} of {len(values)} differences are not numbers: no test")
+    values = values[np.abs(values) > _SAME * np.abs(values).max(initial=0.0)]
+    if not len(values):
+        return 1.0
+    steps = _in_steps(values)
+    sizes, counts = np.unique(np.abs(steps), return_counts=True)
+    total, reach = int(sizes @ counts), math.ceil(_WIDEST * math.sqrt(float(sizes**2.0 @ counts)))
+    length = 1 << min(total, reach).bit_length()
+    angles = np.pi * np.arange(length // 2 + 1) / length
+    places, product = np.arange(len(angles)), np.ones(len(angles))
+    for number in np.argsort(-counts * sizes**2.0):
+        product = product * np.cos(sizes[number] * angles[places]) ** int(counts[number])
+        kept = np.abs(product) > _NOTHING  # few are left after some sizes
+        if 2 * kept.sum() < len(kept):
+            places, product = places[kept], product[kept]
+    # The sum of the positive ones, from 0 to the total, modulo the length: its mean is half the total.
+    transform = np.zeros(len(angles), np.complex128)
+    transform[places] = product * np.exp(-1j * (total % (2 * length)) * angles[places])
+    probabilities = np.fft.irfft(transform, length)
+    reached, highest = (int(steps.sum()) + total) // 2, (min(total, reach) + total) // 2
+    return float(np.clip(probabilities[np.arange(reached, highest + 1) % length].sum(), _LEAST_P, 1.0))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Distinct rows of numbers, and how many units have each."""
-
-    sums: Numbers
-    weights: Numbers
-    counts: npt.NDArray[np.int64]
-
-    @property
-    def units(self) -> int:
-        return int(self.counts.sum())
-
-    def results(self) -> Numbers:
-        """Return the results of all units, [results]."""
-        means: Numbers = (self.counts @ self.sums) / (self.counts @ self.weights)
-        return means
-
-    def shifts(self) -> Numbers:
-        """Return by how much each result falls when one unit of a row is left out (jackknife), [rows, results]."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            without = (self.counts @ self.sums - self.sums) / (self.counts @ self.weights - self.weights)
-        return np.where(np.isfinite(without), self.results() - without, 0.0)
-
-
-def _rows(sums: npt.ArrayLike, weights: npt.ArrayLike | None) -> _Rows:
-    values = np.asarray(sums, np.float64)
-    values = values[:, None] if values.ndim == 1 else values
-    heavy = np.ones_like(values) if weights is None else np.asarray(weights, np.float64).reshape(values.shape)
-    if values.ndim != 2 or not values.size:
-        raise DataError(f"numbers of shape {values.shape} have no interval: give at least one unit")
-    if not (np.isfinite(values).all() and np.isfinite(heavy).all()):
-        raise DataError("a unit's number is not finite: the scores behind it are damaged")
-    if not heavy.sum(0).all():
-        raise DataError("a result has no answers: it is the share of nothing")
-    distinct, counts = np.unique(np.concatenate([values, heavy], 1), axis=0, return_counts=True)
-    return _Rows(distinct[:, : values.shape[1]], distinct[:, values.shape[1] :], counts)
-
-
-def _drawn(rows: _Rows, resamples: int, seed: int) -> Numbers:
-    numbers, units = np.random.default_rng(seed), rows.units
-    drawn = np.empty((resamples, rows.sums.shape[1]))
-    step = max(1, _BLOCK // len(rows.counts))
-    for start in range(0, resamples, step):
-        counts = numbers.multinomial(units, rows.counts / units, min(step, resamples - start)).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            drawn[start : start + len(counts)] = (counts @ rows.sums) / (counts @ rows.weights)
-    return drawn
-
-
-def _interval(rows: _Rows, column: int, drawn: Numbers, level: float) -> Interval:
-    sums, weights = rows.sums[:, column], rows.weights[:, column]
-    value = float(rows.results()[column])
-    if value in {0.0, 1.0} and ((sums == 0) | (sums == weights)).all():
-        return _same_everywhere(value, int((rows.counts * (weights > 0)).sum()), level)
-    return Interval(
-        value, *_bca(value, drawn, rows.shifts()[:, column], rows.counts, rows.units, level), level, rows.units
-    )
-
-
-def _quantiles(drawn: Numbers, low: float, high: float) -> tuple[float, float]:
-    # Where a resample has no answer at all, there is no result in it.
-    first, second = np.quantile(drawn[np.isfinite(drawn)], [low, high])
-    return float(first), float(second)
+def _in_steps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return values as whole numbers of steps."""
+    ratios = values / np.abs(values).min()
+    for parts in range(1, _MOST_PARTS + 1):
+        whole = np.rint(parts * ratios)
+        if math.sqrt(float((whole**2).sum())) > _FINEST:
+            break
+        if np.abs(parts * ratios - whole).max() < 1e-6:
+            return np.asarray(whole, np.int64)
+    # Rounding moves the sum by sqrt(n / 12) steps in its standard deviation.
+    spread = math.sqrt(float((values**2).sum()))
+    finer = max(_COARSEST, 200 * math.sqrt(len(values)))
+    return np.asarray(np.rint(values / spread * finer), np.int64)
 
 
 @lru_cache
@@ -385,58 +304,3 @@ def student(degrees: int, probability: float) -> float:
         if abs(step) < 1e-15:
             break
     return math.sqrt(degrees) * math.tan(u)
-
-
-def _same_everywhere(value: float, units: int, level: float) -> Interval:
-    """The interval of Clopper and Pearson where every unit has the same answer."""
-    far = ((1 - level) / 2) ** (1 / units)
-    low, high = {0.0: (0.0, 1 - far), 1.0: (far, 1.0)}.get(value, (value, value))
-    return Interval(value, low, high, level, units)
-
-
-def _bca(
-    value: float, drawn: Numbers, shifts: Numbers, counts: npt.NDArray[np.int64], units: int, level: float
-) -> tuple[float, float]:
-    """Return the ends of the BCa interval of a result.
-
-    Args:
-        value: the result.
-        drawn: the result in each resample.
-        shifts: the jackknife's shift of the result, [rows].
-        counts: number of units of each row.
-        units: number of units of the smallest sample.
-        level: the level.
-    """
-    ends = _bca_of_all(np.array([value]), drawn[None], shifts[None], counts, units, level)
-    return float(ends[0, 0]), float(ends[0, 1])
-
-
-def _bca_of_all(
-    values: Numbers, drawn: Numbers, shifts: Numbers, counts: npt.NDArray[np.int64], units: int, level: float
-) -> Numbers:
-    """Return the ends of the BCa intervals of results, [results, 2]; arguments as those of ``_bca``, a row a result."""
-    there = np.isfinite(drawn)  # where a resample has no answer at all, there is no result in it
-    number = np.maximum(there.sum(1), 1)
-    quantiles = np.tile([0.0, 1.0], (len(values), 1))
-    if units >= 2:
-        edge = 0.5 / drawn.shape[1]
-        # A resample with the result itself lies half below it: shares of few units are often equal.
-        below = ((drawn < values[:, None] - _SAME).sum(1) + (drawn <= values[:, None] + _SAME).sum(1)) / (2 * number)
-        centred = shifts - (shifts @ counts / counts.sum())[:, None]
-        spread, cubes = centred**2 @ counts, centred**3 @ counts
-        wide = math.sqrt(units / (units - 1)) * student(units - 1, (1 + level) / 2)
-        for row, share in enumerate(np.clip(below, edge, 1 - edge).tolist()):
-            bias = _NORMAL.inv_cdf(share)
-            skew = float(cubes[row] / (6 * spread[row] ** 1.5)) if spread[row] > _SAME**2 else 0.0
-            for end, quantile in enumerate((-wide, wide)):
-                shifted = bias + quantile
-                if skew * shifted < 1:
-                    quantiles[row, end] = _NORMAL.cdf(bias + shifted / (1 - skew * shifted))
-                else:  # so few and uneven units that the end lies beyond all resamples
-                    quantiles[row, end] = 1.0 if shifted > 0 else 0.0
-    ordered = np.sort(np.where(there, drawn, np.inf), 1)
-    exact = quantiles * (number - 1)[:, None]
-    before = np.floor(exact).astype(np.int64)
-    low, high = (np.take_along_axis(ordered, each, 1) for each in (before, np.minimum(before + 1, number[:, None] - 1)))
-    bounds: Numbers = low + (high - low) * (exact - before)
-    return bounds

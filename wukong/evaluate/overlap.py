@@ -11,14 +11,14 @@ candidates stay, so that all numbers are of searches among the same ones.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wukong.config import evaluators
-from wukong.evaluate import interval, trained_on
+from wukong.evaluate import interval, paired, trained_on
 from wukong.evaluate.answers import Answers
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.trained_on import LEVELS, Pairs, Pictures, Seen
@@ -96,8 +96,8 @@ def _overlapping(answers: Answers, overlapping: Collection[str]) -> _Mask:
 def with_and_without(answers: Answers, queries: _Mask) -> dict[str, dict[str, Any]]:
     """Compute each result of the overlapping queries and of the clean ones, and what the overlap adds.
 
-    With fewer than six overlapping units, the interval of the difference reaches from what it would be if all
-    overlapping answers were wrong to what it would be if all were right. For the test, see ``_test``.
+    Of fewer than six units of either kind the result may be anything. The interval of the difference says what follows.
+    For the test, see ``_tests``.
 
     Args:
         answers: a model's answers.
@@ -108,9 +108,9 @@ def with_and_without(answers: Answers, queries: _Mask) -> dict[str, dict[str, An
         the clean queries) and ``p`` (of the test). What cannot be computed is None.
     """
     overlap, clean = _part(answers, queries), _part(answers, ~queries)
-    differences = _differences(answers, queries, overlap) if overlap and clean else {}
+    differences = dict(_differences(answers, queries, overlap, clean)) if overlap and clean else {}
     tests = dict(_tests(answers, queries)) if differences else {}
-    each = _intervals(overlap), _intervals(clean)
+    each = [part.intervals() if part else {} for part in (overlap, clean)]
     return {
         name: {
             "overlap": _json(each[0].get(name)),
@@ -129,44 +129,23 @@ def _part(answers: Answers, rows: _Mask) -> Answers | None:
     return part if all(np.isfinite(values).any() for values in part.results.values()) else None
 
 
-def _intervals(part: Answers | None) -> dict[str, Interval]:
-    if part is None:
-        return {}
-    # A mean over classes draws images within their class, as in the result of all.
-    labels = np.unique(part.labels, return_inverse=True)[1]
-    per_class = {
-        name: interval.mean_per_class(values, labels)
-        for name, values in part.results.items()
-        if evaluators.result_of(name).per_class
-    }
-    return part.intervals() | per_class
+def _differences(answers: Answers, queries: _Mask, overlap: Answers, clean: Answers) -> Iterator[tuple[str, Interval]]:
+    """Compute the results of all less those of the clean queries.
 
-
-def _differences(answers: Answers, queries: _Mask, overlap: Answers) -> dict[str, Interval]:
-    """Compute the results of all less those of the clean queries, by one draw of the units of all."""
-    whole, clean = answers.scores(), _with(answers, queries, np.nan).scores()
-    found = interval.of_mixed(
-        np.concatenate([whole.sums, clean.sums], 1),
-        np.concatenate([whole.weights, clean.weights], 1),
-        np.concatenate([whole.mixed, -clean.mixed]),
-    )
-    wrong, right = (_with(answers, queries, value).scores().values() - clean.values() for value in (0.0, 1.0))
-    few = overlap.scores().too_few()
-    bounded = [
-        replace(each, low=float(low), high=float(high)) if is_few else each
-        for each, low, high, is_few in zip(found, wrong, right, few, strict=True)
-    ]
-    unknown = clean.too_few()
-    return {
-        name: replace(each, low=-1.0, high=1.0) if is_few else each
-        for name, each, is_few in zip(whole.names, bounded, unknown, strict=True)
-    }
-
-
-def _with(answers: Answers, queries: _Mask, value: float) -> Answers:
-    """Return the answers with another one to some queries; NaN leaves these out."""
-    changed = {name: np.where(queries & np.isfinite(each), value, each) for name, each in answers.results.items()}
-    return replace(answers, results=changed)
+    What is added to a result is its difference between overlapping and clean queries, times the share of the former.
+    Of a mean over classes that is another one in each class, and classes may be missing: no interval is given.
+    """
+    whole, parts = answers.scores(), [part.intervals() for part in (overlap, clean)]
+    shares = np.isfinite([each[queries] for each in answers.results.values()]).sum(1) / np.isfinite(
+        [*answers.results.values()]
+    ).sum(1)
+    for name, value, share in zip(whole.names, whole.values(), shares @ whole.mixed, strict=True):
+        inside, outside = (part[name] for part in parts)
+        apart, added = paired.unpaired(baseline=outside, other=inside), float(value) - outside.value
+        low, high = (added + share * (end - apart.value) for end in (apart.low, apart.high))
+        if evaluators.result_of(name).per_class:
+            low, high = -1.0, 1.0
+        yield name, Interval(added, float(low), float(high), apart.level, whole.interval(name).units)
 
 
 def _tests(answers: Answers, queries: _Mask) -> Iterator[tuple[str, float]]:

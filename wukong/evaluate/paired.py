@@ -1,8 +1,8 @@
-"""Differences of models that answered the same queries, by one paired bootstrap for all of them.
+"""Differences of models that answered the same queries, or of independent ones, with their intervals.
 
-A resample draws units, and every model's answers of those units. So what is hard for all models cancels out of a
-difference (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.3; intervals as in
-``wukong.evaluate.interval``). The resamples of many models are one product of matrices.
+What is hard for both models cancels out: only units count that one model answers better than the other. What all units
+gain is a share, what they lose another one (``wukong.evaluate.interval``). The interval of their difference is made of
+both intervals and the correlation (Zou and Donner, Construction of Confidence Limits about Effect Measures, 2008).
 """
 
 import math
@@ -13,19 +13,10 @@ import numpy as np
 
 from wukong.errors import DataError
 from wukong.evaluate.answers import Numbers, Scores
-from wukong.evaluate.interval import LEVEL, RESAMPLES, Interval, of_draws
-
-_BLOCK = 2**22
+from wukong.evaluate.interval import LEVEL, Interval, of_share, sign_flip
 
 
-def differences(
-    baseline: Scores,
-    others: Sequence[Scores],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> list[dict[str, Interval]]:
+def differences(baseline: Scores, others: Sequence[Scores], *, level: float = LEVEL) -> list[dict[str, Interval]]:
     """Compute by how much the results of other models exceed those of a baseline, with paired intervals.
 
     Of a result with too few units (``Scores.too_few``) nothing is known: its interval is from -1 to 1.
@@ -34,8 +25,6 @@ def differences(
         baseline: a model's answers.
         others: those of other models on the same queries.
         level: the share of such intervals that hold the true difference.
-        resamples: number of resamples.
-        seed: the same seed gives the same intervals.
 
     Returns:
         For each of the others an interval by result.
@@ -43,59 +32,53 @@ def differences(
     Raises:
         DataError: the answers are not of the same queries.
     """
-    models = [baseline, *others]
     for each in others:
         if each.names != baseline.names or not np.array_equal(each.weights, baseline.weights):
             raise DataError("the answers are of other queries: only models that answered the same ones can be compared")
-    drawn = _drawn(models, resamples, seed)
-    values = np.stack([each.values() for each in models])
-    shifts = np.stack([_shifts(each) for each in models])
-    size, names = len(baseline.weights), baseline.names
-    intervals = of_draws(
-        (values[1:] - values[0]).ravel(),
-        (drawn[1:] - drawn[0]).swapaxes(1, 2).reshape(-1, resamples),
-        (shifts[1:] - shifts[0]).swapaxes(1, 2).reshape(-1, size),
-        level=level,
-    )
-    unknown = baseline.too_few() * len(others)
-    known = [replace(each, low=-1.0, high=1.0) if few else each for each, few in zip(intervals, unknown, strict=True)]
-    return [dict(zip(names, known[n * len(names) :][: len(names)], strict=True)) for n in range(len(others))]
+    return [
+        {
+            name: replace(found, low=-1.0, high=1.0) if baseline.too_few(name) else found
+            for name in baseline.names
+            for found in [difference(each.shares(name) - baseline.shares(name), baseline.possible(name), level=level)]
+        }
+        for each in others
+    ]
 
 
-def unpaired(baseline: Interval, other: Interval) -> Interval:
-    """The difference of two results of independent samples, the other one less the baseline, from their intervals.
+def difference(gains: Numbers, possible: Numbers, *, level: float = LEVEL) -> Interval:
+    """Compute a paired difference and its interval, which has 0 in it unless ``sign_flip`` excludes equal models too.
+
+    Few units that moved, or unequal ones, do not make an interval as sure as its level; the test is exact.
+
+    Args:
+        gains: [units], what each unit adds to the difference.
+        possible: [units], what each would add if one model alone answered it right; their sum is 1.
+        level: the share of such intervals that hold the true difference.
+    """
+    up, down = np.maximum(gains, 0), np.maximum(-gains, 0)
+    won, lost = of_share(up, possible, level=level), of_share(down, possible, level=level)
+    one, other = up - won.value * possible, down - lost.value * possible
+    spread = math.sqrt(float((one @ one) * (other @ other)))
+    found = unpaired(baseline=lost, other=won, correlation=float(one @ other) / spread if spread else 0.0)
+    tail = (1 - level) / 2
+    low = min(found.low, 0.0) if found.low > 0 and sign_flip(gains) > tail else found.low
+    high = max(found.high, 0.0) if found.high < 0 and sign_flip(-gains) > tail else found.high
+    return replace(found, low=low, high=high)
+
+
+def unpaired(baseline: Interval, other: Interval, correlation: float = 0.0) -> Interval:
+    """The difference of two results, the other one less the baseline, from their intervals.
 
     The distances from the ends of an interval to its value stand for standard errors, in each direction (Newcombe,
-    Interval estimation for the difference between independent proportions, 1998, method 10).
+    Interval estimation for the difference between independent proportions, 1998, method 10; Zou and Donner, 2008).
+
+    Args:
+        baseline: the result that is taken away.
+        other: the result that it is taken from.
+        correlation: of the two results; 0 where their samples are independent.
     """
     value = other.value - baseline.value
-    low = value - math.hypot(other.value - other.low, baseline.high - baseline.value)
-    high = value + math.hypot(other.high - other.value, baseline.value - baseline.low)
-    return Interval(value, low, high, other.level, min(other.units, baseline.units))
-
-
-def _drawn(models: Sequence[Scores], resamples: int, seed: int) -> Numbers:
-    """Return each model's results in each resample, [models, resamples, results]."""
-    weights, mixed = models[0].weights, models[0].mixed
-    units, columns = weights.shape
-    sums = np.concatenate([each.sums for each in models], 1)
-    results = np.empty((len(models), resamples, mixed.shape[1]))
-    numbers = np.random.default_rng(seed)
-    step = max(1, _BLOCK // units)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        chosen = numbers.integers(0, units, (size, units)) + np.arange(size)[:, None] * units
-        counts = np.bincount(chosen.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = (counts @ sums).reshape(size, len(models), columns) / (counts @ weights)[:, None]
-        results[:, start : start + size] = (ratios @ mixed).swapaxes(0, 1)
-    return results
-
-
-def _shifts(model: Scores) -> Numbers:
-    """Return by how much each result falls when a unit is left out, [units, results]."""
-    sums, weights = model.sums.sum(0), model.weights.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        without = (sums - model.sums) / (weights - model.weights)
-    shifts: Numbers = np.where(np.isfinite(without), sums / weights - without, 0.0) @ model.mixed
-    return shifts
+    down = other.value - other.low, baseline.high - baseline.value
+    up = other.high - other.value, baseline.value - baseline.low
+    far = [math.sqrt(max(0.0, one**2 + two**2 - 2 * correlation * one * two)) for one, two in (down, up)]
+    return Interval(value, value - far[0], value + far[1], other.level, min(other.units, baseline.units))

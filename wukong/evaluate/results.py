@@ -295,8 +295,11 @@ def overlap_said(document: Mapping[str, Any], task: Mapping[str, Any]) -> str:
 def significance(changed: Mapping[str, Any]) -> str:
     """Say whether overlap raises a result by more than noise, by an entry of ``overlap.with_and_without``.
 
-    Fisher's test says it, at 5 %, and where there is none the interval of the difference, which then is above 0.
+    Fisher's test says it, at 5 %, and where there is none the interval of the difference, which then is above 0. An
+    interval from -1 to 1 says nothing.
     """
+    if changed["p"] is None and changed["difference"]["low"] <= -1 and changed["difference"]["high"] >= 1:
+        return message("Whether the overlap raises the result cannot be said.")
     is_raised = changed["p"] < _SIGNIFICANT if changed["p"] is not None else changed["difference"]["low"] > 0
     if is_raised:
         return message("The overlap raises the result by more than noise.")

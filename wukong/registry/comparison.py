@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
-_RESAMPLES = 1000
 _NO_SUCH_RESULT = message("not comparable: the first run has no such result")
 _OUTDATED = message("not comparable: an interval of an earlier version, which is too narrow; evaluate that run again")
 
@@ -143,22 +142,21 @@ def _file(server: Server, run: Run, path: str) -> bytes | None:
         return None
 
 
-def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
+def compare(measured: Sequence[Measured]) -> dict[str, Any]:
     """Compare runs with the first of them.
 
     Args:
         measured: the runs; two at least.
-        seed: the seed of the bootstrap.
 
     Returns:
         ``format``. ``baseline``: the first run's name. ``runs``: of each ``name``, ``run_id``, ``experiment_id``,
         ``model`` (its digest) and ``manifest``. ``parameters``: those that differ, each with a value for every run,
         None where a run has none. ``sets``: for the means over hold-outs and for each data set ``task``, ``title``,
         ``kind``, ``split``, ``digest``, ``protocol``, ``headline``, ``sizes``, and under ``results`` by name an entry
-        for every run: ``value``, ``low``, ``high``; ``difference`` from the baseline (``value``, ``low``, ``high``,
-        ``level``, ``units``, ``paired``) or None; ``verdict``, a key of ``SIGNS``; ``note``, why there is no paired
-        difference. Where runs differ in their seed alone: ``configurations``, each with ``name``, ``parameters`` and by
-        seed its ``runs``; and in each set under ``over_seeds`` by result an entry for each configuration, as
+        for every run: ``value``, ``low``, ``high``, ``units``; ``difference`` from the baseline (``value``, ``low``,
+        ``high``, ``level``, ``units``, ``paired``) or None; ``verdict``, a key of ``SIGNS``; ``note``, why there is no
+        paired difference. Where runs differ in their seed alone: ``configurations``, each with ``name``, ``parameters``
+        and by seed its ``runs``; and in each set under ``over_seeds`` by result an entry for each configuration, as
         ``wukong.registry.over_seeds`` makes them. Both are empty where no two runs do.
 
     Raises:
@@ -170,9 +168,9 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
     scores = [
         {name: each.evaluation.scores(task) for name, task in each.evaluation.tasks().items()} for each in measured
     ]
-    sets = [_compared(measured, scores, name, seed) for name in names]
+    sets = [_compared(measured, scores, name) for name in names]
     asked = [(each.kind, result) for each in EVALUATORS.values() for result in each.means]
-    means = [mean for each in asked if (mean := _means(measured, scores, *each, seed)) is not None]
+    means = [mean for each in asked if (mean := _means(measured, scores, *each)) is not None]
     grouped = over_seeds.configurations([each.run.params for each in measured])
     for each in [*means, *sets]:
         results = each["results"].items() if grouped else ()
@@ -221,7 +219,7 @@ _Scores: TypeAlias = Sequence[Mapping[str, "Scores | None"]]
 """By run and by task the answers, or None where none are stored."""
 
 
-def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int) -> dict[str, Any]:
+def _compared(measured: Sequence[Measured], known: _Scores, name: str) -> dict[str, Any]:
     """Compare the runs on one data set."""
     tasks = [each.evaluation.tasks().get(name) for each in measured]
     first = tasks[0]
@@ -232,14 +230,14 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
     for each, task, old in zip(known, tasks, outdated, strict=True):
         notes.append(_why_incomparable(first, task) or (_OUTDATED if old or outdated[0] else ""))
         scores.append(None if notes[-1] else each[name])
-    paired = _paired(scores, seed)
+    paired = _paired(scores)
     results: dict[str, list[dict[str, Any]]] = {}
     for result in shown["results"]:
         row = []
         for n, task in enumerate(tasks):
             value = task["results"].get(result) if task else None
             if outdated[n] and value is not None:
-                value = {"value": value["value"], "low": None, "high": None}
+                value = {**value, "low": None, "high": None}
             if value is None:
                 row.append(_entry(None, "missing", notes[n] or message(f"{result} was not measured")))
             elif n == 0:
@@ -270,7 +268,7 @@ def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] |
     return ""
 
 
-def _paired(scores: Sequence["Scores | None"], seed: int) -> list[dict[str, "Interval"]]:
+def _paired(scores: Sequence["Scores | None"]) -> list[dict[str, "Interval"]]:
     """Return each run's paired differences from the first, by result; empty where there are none."""
     from wukong.evaluate.paired import differences
 
@@ -278,13 +276,13 @@ def _paired(scores: Sequence["Scores | None"], seed: int) -> list[dict[str, "Int
     first = scores[0]
     with_answers = [(n, each) for n, each in enumerate(scores) if n and each is not None]
     if first is not None and with_answers:
-        computed = differences(first, [each for _, each in with_answers], resamples=_RESAMPLES, seed=seed)
+        computed = differences(first, [each for _, each in with_answers])
         for (n, _), each in zip(with_answers, computed, strict=True):
             intervals[n] = each
     return intervals
 
 
-def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str, seed: int) -> dict[str, Any] | None:
+def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str) -> dict[str, Any] | None:
     """Compare the means of a result over hold-outs; None where the first run has fewer than two."""
     held = [
         [
@@ -305,11 +303,13 @@ def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str,
         there = [part for part in parts if part is not None]
         scores.append(answers.mean_of(there, result) if same and len(there) == len(parts) else None)
         notes.append("" if same else message("not comparable: other hold-outs") if tasks else message("not measured"))
-    paired = _paired(scores, seed)
+    paired = _paired(scores)
     row = []
     for n, tasks in enumerate(held):
-        values = [t["results"][result]["value"] for t in tasks]
-        value = {"value": sum(values) / len(values), "low": None, "high": None} if values else None
+        known_of = [t["results"][result] for t in tasks]
+        average = sum(one["value"] for one in known_of) / max(1, len(known_of))
+        units = min((one["units"] for one in known_of), default=0)
+        value = {"value": average, "low": None, "high": None, "units": units} if known_of else None
         if value is None:
             row.append(_entry(None, "missing", notes[n]))
         elif notes[n]:
@@ -341,7 +341,7 @@ def _unpaired(*, baseline: Mapping[str, Any], other: Mapping[str, Any]) -> "Inte
 
 
 def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") -> dict[str, Any]:
-    ends = {key: value[key] if value else None for key in ("value", "low", "high")}
+    ends = {key: value[key] if value else None for key in ("value", "low", "high", "units")}
     return {**ends, "difference": None, "verdict": verdict, "note": note}
 
 

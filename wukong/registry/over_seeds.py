@@ -61,15 +61,21 @@ def configurations(parameters: Sequence[Mapping[str, str]]) -> list[Configuratio
     ]
 
 
-def mean(values: Sequence[float], level: float = LEVEL) -> Interval:
+def mean(values: Sequence[float], rounding: float = 0.0, level: float = LEVEL) -> Interval:
     """The mean of values of several seeds, with Student's interval of the mean over all seeds.
+
+    Values of few queries are coarse, so those of two seeds are often equal, though seeds differ. A value that is
+    rounded to multiples of a step is uncertain by a twelfth of the step's square (Sheppard, On the Calculation of the
+    most Probable Values of Frequency-Constants, 1898), which is added to the variance.
 
     Args:
         values: two at least, of independent seeds.
+        rounding: the variance of each value by rounding.
         level: the share of such intervals that hold the true mean, if values are normally distributed.
     """
     average = statistics.fmean(values)
-    far = student(len(values) - 1, (1 + level) / 2) * statistics.stdev(values) / math.sqrt(len(values))
+    error = math.sqrt((statistics.variance(values) + rounding) / len(values))
+    far = student(len(values) - 1, (1 + level) / 2) * error
     return Interval(average, average - far, average + far, level, len(values))
 
 
@@ -77,7 +83,7 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
     """Sum up one result of all runs by configuration, and compare each configuration with that of the first run.
 
     Args:
-        row: an entry for each run, as ``wukong.registry.comparison`` makes them.
+        row: an entry for each run, as ``wukong.registry.comparison`` makes them; ``units`` says how coarse they are.
         grouped: what ``configurations`` returned.
 
     Returns:
@@ -88,6 +94,7 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
         of runs.
     """
     values = [_values(row, configuration) for configuration in grouped]
+    step = 1 / min((each["units"] for each in row if each["units"]), default=math.inf)
     by_configuration = []
     for number, own in enumerate(values):
         entry: dict[str, Any] = {"seeds": [*own], "value": None, "sd": None, "low": None, "high": None}
@@ -98,12 +105,12 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
             continue
         entry["value"] = statistics.fmean(own.values())
         if len(own) >= _LEAST:
-            interval = mean([*own.values()])
+            interval = mean([*own.values()], step**2 / 12)
             low, high = max(0.0, interval.low), min(1.0, interval.high)
             entry |= {"sd": statistics.stdev(own.values()), "low": low, "high": high}
         shared = [seed for seed in own if seed in values[0]]
         if number and len(shared) >= _LEAST:
-            gained = mean([own[seed] - values[0][seed] for seed in shared])
+            gained = mean([own[seed] - values[0][seed] for seed in shared], step**2 / 6)
             entry["difference"] = {**asdict(gained), "paired": True}
             entry["verdict"] = "better" if gained.low > 0 else "worse" if gained.high < 0 else "noise"
         elif number:

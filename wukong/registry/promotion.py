@@ -26,15 +26,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from wukong.config import evaluators
 from wukong.config.evaluators import HOLDOUTS
 from wukong.errors import DataError
 from wukong.evaluate import answers
 from wukong.evaluate.answers import Scores
-from wukong.evaluate.interval import RESAMPLES, Interval
+from wukong.evaluate.interval import Interval, sign_flip
 from wukong.evaluate.paired import differences
 from wukong.evaluate.results import HOLDOUT
 from wukong.evaluate.stored import Evaluation
@@ -46,12 +43,6 @@ FORMAT = 2
 """Decisions of format 1 counted pairs twice where captions had several images."""
 GUARD_LEVEL = 0.05
 _GROUPS = {"eval": "finetuned", "pretrained": "pretrained"}
-_SAME = 1e-12  # of the largest gain: sums of equal answers differ by rounding
-_WIDEST = 8  # standard deviations
-_COARSEST, _FINEST = 2**14, 2**18  # steps of a standard deviation
-_NOTHING = 1e-20  # a term that no sum of all terms can tell from 0
-_MOST_PARTS = 60
-_LEAST_P = 1e-12  # what the sum of as many terms in float64 can still tell from 0
 
 
 def level_of(attempt: int, level: float, count: int = 1) -> float:
@@ -66,61 +57,6 @@ def level_of(attempt: int, level: float, count: int = 1) -> float:
         count: number of models from which it was chosen.
     """
     return math.fsum(6 * level / (math.pi * each) ** 2 for each in range(attempt, attempt + count)) / count
-
-
-def sign_flip(gains: npt.ArrayLike) -> float:
-    """Compute the one-sided p-value of the hypothesis that gains are as often positive as negative, at each size.
-
-    It is the probability that the sum of the gains with random signs reaches the sum itself. It is exact where the
-    sizes are multiples of a small part of the smallest one. Otherwise they are rounded first, to so fine steps that the
-    sum changes by some 1 / 700 of its standard deviation, and the test of the rounded gains is exact. The
-    distribution of the sum is the product of each gain's, by a Fourier transform over 8 standard deviations on both
-    sides, beyond which it has less than 1e-13 (Hoeffding's inequality).
-
-    Args:
-        gains: [units], what each unit adds to the difference of two models.
-
-    Raises:
-        DataError: a gain is not finite.
-    """
-    values = np.asarray(gains, np.float64)
-    if not np.isfinite(values).all():
-        raise DataError(f"{int((~np.isfinite(values)).sum())} of {len(values)} differences are not numbers: no test")
-    values = values[np.abs(values) > _SAME * np.abs(values).max(initial=0.0)]
-    if not len(values):
-        return 1.0
-    steps = _in_steps(values)
-    sizes, counts = np.unique(np.abs(steps), return_counts=True)
-    total, reach = int(sizes @ counts), math.ceil(_WIDEST * math.sqrt(float(sizes**2.0 @ counts)))
-    length = 1 << min(total, reach).bit_length()
-    angles = np.pi * np.arange(length // 2 + 1) / length
-    places, product = np.arange(len(angles)), np.ones(len(angles))
-    for number in np.argsort(-counts * sizes**2.0):
-        product = product * np.cos(sizes[number] * angles[places]) ** int(counts[number])
-        kept = np.abs(product) > _NOTHING  # few are left after some sizes
-        if 2 * kept.sum() < len(kept):
-            places, product = places[kept], product[kept]
-    # The sum of the positive ones, from 0 to the total, modulo the length: its mean is half the total.
-    transform = np.zeros(len(angles), np.complex128)
-    transform[places] = product * np.exp(-1j * (total % (2 * length)) * angles[places])
-    probabilities = np.fft.irfft(transform, length)
-    reached, highest = (int(steps.sum()) + total) // 2, (min(total, reach) + total) // 2
-    return float(np.clip(probabilities[np.arange(reached, highest + 1) % length].sum(), _LEAST_P, 1.0))
-
-
-def _in_steps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return values as whole numbers of steps."""
-    ratios = values / np.abs(values).min()
-    for parts in range(1, _MOST_PARTS + 1):
-        whole = np.rint(parts * ratios)
-        if math.sqrt(float((whole**2).sum())) > _FINEST:
-            break
-        if np.abs(parts * ratios - whole).max() < 1e-6:
-            return np.asarray(whole, np.int64)
-    # Rounding moves the sum by sqrt(n / 12) steps in its standard deviation.
-    spread = math.sqrt(float((values**2).sum()))
-    finer = max(_COARSEST, 200 * math.sqrt(len(values)))
-    return np.asarray(np.rint(values / spread * finer), np.int64)
 
 
 @dataclass(frozen=True)
@@ -238,7 +174,7 @@ class _Measured:
     digest: str
     scores: Scores | None
     value: float
-    chance: Scores | None
+    chance: float | None
 
 
 def measures(evaluation: Evaluation, metric: str) -> bool:
@@ -322,7 +258,6 @@ def decide(
     held_by: str = "",
     attempt: int = 1,
     choices: Sequence[Choice] = (),
-    seed: int = 0,
 ) -> Decision:
     """Decide whether a candidate takes the alias.
 
@@ -336,7 +271,6 @@ def decide(
         held_by: the holder's version.
         attempt: the number of this attempt at the holder by this metric, the first if there are several.
         choices: the choices that led to the candidate.
-        seed: the seed of the bootstrap.
 
     Raises:
         DataError: the gate's metric was not measured, or an evaluation is damaged.
@@ -350,12 +284,12 @@ def decide(
             made, promoted=True, says=message("It is the first model, of which registry.first asks nothing.")
         )
     if holder is None:
-        check = _above_chance(rules.metric, ours, count, seed)
+        check = _above_chance(rules.metric, ours, count)
         return _concluded(replace(made, test_set=ours.digest), [check])
-    better = _better(rules, ours, holder, attempt, chosen, seed)
+    better = _better(rules, ours, holder, attempt, chosen)
     if better.p is None:
         return _concluded(made, [better])
-    guards = [_not_worse(metric, margin, candidate, holder, seed) for metric, margin in rules.guards.items()]
+    guards = [_not_worse(metric, margin, candidate, holder) for metric, margin in rules.guards.items()]
     return _concluded(replace(made, test_set=ours.digest, attempt=attempt), [better, *guards])
 
 
@@ -370,9 +304,7 @@ def _concluded(made: Decision, checks: Sequence[Check]) -> Decision:
     return replace(made, promoted=not failed, checks=tuple(checks), says=says)
 
 
-def _better(
-    rules: Rules, ours: _Measured, holder: Evaluation, attempt: int, chosen: Sequence[Choice], seed: int
-) -> Check:
+def _better(rules: Rules, ours: _Measured, holder: Evaluation, attempt: int, chosen: Sequence[Choice]) -> Check:
     metric, why = rules.metric, ""
     theirs = _measured(holder, metric) if measures(holder, metric) else None
     if theirs is None:
@@ -388,7 +320,7 @@ def _better(
     level = level_of(attempt, rules.level, count)
     gains = ours.scores.shares(ours.scores.names[0]) - theirs.scores.shares(theirs.scores.names[0])
     p = sign_flip(gains)
-    difference = differences(theirs.scores, [ours.scores], seed=seed)[0][ours.scores.names[0]]
+    difference = differences(theirs.scores, [ours.scores])[0][ours.scores.names[0]]
     verdict = message("better by more than noise" if p <= level else "not better by more than noise")
     attempts = message(f"attempt {attempt:d}")
     if chosen:
@@ -402,7 +334,7 @@ def _better(
     return Check(metric, "better", p <= level, says, ours.value, theirs.value, difference, p, level)
 
 
-def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evaluation, seed: int) -> Check:
+def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evaluation) -> Check:
     for name, each in ((message("the candidate"), candidate), (message("the holder"), holder)):
         if not measures(each, metric):
             return Check(
@@ -415,7 +347,7 @@ def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evalua
             f"{'was measured on other data' if ours.digest != theirs.digest else 'has no stored answers'}."
         )
         return Check(metric, "not worse", False, says, ours.value, theirs.value)
-    (compared,) = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL, seed=seed)
+    (compared,) = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL)
     difference = compared[ours.scores.names[0]]
     passed = difference.low > -margin
     says = message(
@@ -425,23 +357,23 @@ def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evalua
     return Check(metric, "not worse", passed, says, ours.value, theirs.value, difference, None, GUARD_LEVEL)
 
 
-def _above_chance(metric: str, ours: _Measured, count: int, seed: int) -> Check:
+def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
     if ours.scores is None or ours.chance is None:
         says = message(
             f"{metric} cannot be compared with chance: "
             f"{'its answers are not stored' if ours.scores is None else 'its chance is not known'}."
         )
         return Check(metric, "above chance", False, says, ours.value)
-    level, resamples = 0.05 / count, max(RESAMPLES, 200 * count)
-    (compared,) = differences(ours.chance, [ours.scores], level=1 - level, resamples=resamples, seed=seed)
-    difference = compared[ours.scores.names[0]]
+    level = 0.05 / count
+    found = ours.scores.interval(ours.scores.names[0], 1 - level)
+    value, low, high = (each - ours.chance for each in (found.value, found.low, found.high))
+    difference = replace(found, value=value, low=low, high=high)
     passed = difference.low > 0
     says = message(
         f"It is the first model, and {metric} is {_points(difference)} than chance: "
         f"{'above' if passed else 'not above'} chance by more than noise."
     )
-    chance = float(ours.chance.values()[0])
-    return Check(metric, "above chance", passed, says, ours.value, chance, difference, None, level)
+    return Check(metric, "above chance", passed, says, ours.value, ours.chance, difference, None, level)
 
 
 def _points(difference: Interval) -> str:
@@ -471,19 +403,13 @@ def _measured(evaluation: Evaluation, metric: str) -> _Measured:
         raise DataError(f"the evaluation {evaluation.uri} has no metric {metric!r}; it measured {known}")
     scores = [evaluation.scores(task) for task in tasks]
     there = [each for each in scores if each is not None]
-    chances = [_chance(task, result) for task in tasks]
-    levels = [
-        replace(alone, sums=alone.weights * chance / alone.weights.shape[1])
-        for each, chance in zip(there, chances, strict=False)
-        if chance is not None
-        for alone in (each.only(result),)
-    ]
+    chances = [chance for task in tasks if (chance := _chance(task, result)) is not None]
     complete = len(there) == len(tasks)
     return _Measured(
         digest_of([[task["task"], task["digest"], task["protocol"]] for task in tasks]),
         answers.mean_of(there, result) if complete else None,
         sum(task["results"][result]["value"] for task in tasks) / len(tasks),
-        answers.mean_of(levels, result) if complete and len(levels) == len(tasks) else None,
+        sum(chances) / len(chances) if len(chances) == len(tasks) else None,
     )
 
 

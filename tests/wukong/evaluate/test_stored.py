@@ -49,8 +49,8 @@ def old_evaluation(root: str, pairs: Manifest, share: float, *, with_config: boo
     queries = (*map(str, range(captions)), *ids)
     whole = Answers(queries, np.arange(len(queries)), np.full(len(queries), -1), values)
     sums = [right[:, :1].repeat(3, 1), right.reshape(-1, 1).repeat(3, 1)]
-    each, mean = interval.with_mean([(part, np.ones_like(part)) for part in sums])
-    shown = dict(zip(values, [*each[:3], *each[3:]], strict=False)) | {"mean_recall": mean}
+    each = [one for part in sums for one in interval.of(part)]
+    shown = dict(zip(values, each, strict=True)) | {"mean_recall": interval.of(sums[1])[0]}
     outcome = results.Outcome("words", "Words", "retrieval", HOLDOUT, "d" * 64, "own",
                               {"images": pictures, "captions": captions}, "mean_recall", shown, {})  # fmt: skip
     config = {

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from wukong.evaluate import answers, paired, retrieval
+from wukong.evaluate import answers, interval, paired, retrieval
 from wukong.evaluate.answers import Answers
 from wukong.registry import promotion
 
@@ -146,7 +146,7 @@ def test_equal_models_are_promoted_at_the_level_and_intervals_hold_the_true_reca
         shared = hard(rng, images_of)
         first, second = (searched(images_of, rng, shared) for _ in range(2))
         gains = second.scores().shares("mean_recall") - first.scores().shares("mean_recall")
-        promoted += promotion.sign_flip(gains) <= LEVEL
+        promoted += interval.sign_flip(gains) <= LEVEL
         if number % 2:
             found = first.intervals()["mean_recall"]
             covered += found.low <= np.mean(true) <= found.high
@@ -168,5 +168,5 @@ def test_equal_models_are_promoted_at_the_level_by_the_mean_over_hold_outs_of_th
             each = [searched(images_of, rng, [one[0] + own, one[1]], 1000 * n) for n, one in enumerate(shared)]
             scores.append(answers.mean_of([one.scores() for one in each], "mean_recall"))
         assert len(scores[0].sums) == 60
-        promoted += promotion.sign_flip(scores[1].shares("mean_recall") - scores[0].shares("mean_recall")) <= LEVEL
+        promoted += interval.sign_flip(scores[1].shares("mean_recall") - scores[0].shares("mean_recall")) <= LEVEL
     assert stats.binomtest(promoted, SIMULATIONS, LEVEL, alternative="greater").pvalue > 0.01, promoted

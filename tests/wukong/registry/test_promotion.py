@@ -12,11 +12,12 @@ from scipy import stats
 
 from wukong.errors import DataError
 from wukong.evaluate import stored
+from wukong.evaluate.interval import sign_flip
 from wukong.evaluate.results import Outcome
 from wukong.evaluate.stored import Evaluation
 from wukong.registry import promotion
 from wukong.registry.choices import Choice
-from wukong.registry.promotion import Decision, Rules, level_of, sign_flip
+from wukong.registry.promotion import Decision, Rules, level_of
 from wukong.report import promotion as page
 from wukong.store import storage
 
@@ -227,6 +228,9 @@ def test_a_guarded_metric_must_be_shown_to_be_no_worse(tmp_path: Path) -> None:
     assert not lost.promoted and [check.passed for check in lost.checks] == [True, False]
     few = decide(both("few", STRONG, STRONG[:50]), both("few-before", WEAK, np.roll(STRONG, 3)[:50]), guarded)
     assert not few.promoted and "not shown to be no worse" in few.says, "50 queries cannot show it"
+    for queries, shown in ((12, False), (40, False), (148, False), (149, True)):
+        alike = (both(f"{when}-{queries}", gate, STRONG[:queries]) for when, gate in (("now", STRONG), ("then", WEAK)))
+        assert decide(*alike, guarded).promoted == shown, f"{queries} equal answers, of which 2 in 100 may be lost"
     missing = decide(evaluated(tmp_path, "missing", measured.classified("a", STRONG)), holder, guarded)
     assert "the candidate was not measured by it" in missing.says
 
