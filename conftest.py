@@ -21,6 +21,8 @@ settings.load_profile("wukong")
 
 # Tests read English, whatever the locale of the machine.
 os.environ["LANGUAGE"] = "en"
+# A home that a group may write is refused, and many accounts make such folders.
+os.umask(0o022)
 # Threads of OpenMP that wait for work sleep: where more processes compute than there are cores, those that wait in a
 # loop take the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -63,7 +63,8 @@ def reproduce(
     found = listing.find(run, place)
     experiment = listing.experiment_of(found.uri)
     before = _outputs(experiment, run)
-    folder = into or environment.home() / "reproduced" / f"{run}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    began = f"{run}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    folder = into or environment.make(environment.home()) / "reproduced" / began
     if own_code:
         options = [*(["--from-crawl"] if from_crawl else []), *(["--json"] if as_json else [])]
         raise typer.Exit(_by_own_code(before, folder.resolve(), [run, "--storage", place, *options]))

@@ -183,8 +183,7 @@ def _result(settings: Sweep, trial: Trial, answer: dict[str, str], metric: str) 
 
 
 def _log_file(settings: Sweep) -> Path:
-    home = environment.home()
-    path = home / "sweeps" / f"{settings.name}.log"
+    path = environment.make(environment.home()) / "sweeps" / f"{settings.name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -136,9 +136,11 @@ def load(home: Path) -> Stack:
     """Read the stack of a home, whether it runs or not.
 
     Raises:
-        StackError: there is none, or its record cannot be read.
+        StackError: there is none, it is not this user's own, or its record cannot be read.
     """
     path = home.absolute() / _FILE
+    environment.require_own(home.absolute())
+    environment.require_own(path)
     try:
         record = _Record.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
@@ -174,12 +176,14 @@ def locked(home: Path, *, create: bool = False) -> Iterator[None]:
         create: make the folder if it is missing.
 
     Raises:
-        StackError: the folder cannot be used, or another process holds the lock for longer than a start takes.
+        StackError: the folder cannot be used or is not this user's own, or another process holds the lock for longer
+            than a start takes.
     """
     lock = FileLock(home / ".lock")
     try:
         if create:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            environment.make(home)
+        environment.require_own(home)
         try:
             lock.acquire(timeout=_NOTICE_SECONDS)
         except Timeout:

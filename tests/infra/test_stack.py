@@ -23,7 +23,7 @@ from infra.corpus import catalogue
 from infra.stack import ports, processes, services, state
 from infra.stack.state import Stack, folder_id
 from wukong.errors import StackError
-from wukong.runtime import environment
+from wukong.runtime import environment, forwarded
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -370,7 +370,8 @@ def test_a_users_hosts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert made.environment()["WUKONG_CONNECT_TO"] == f"mine.test=127.0.0.1:80,{site}"
     assert made.environment()["NO_PROXY"].split(",") == ["intern.example", "127.0.0.1", "localhost", corpus.HOST]
     written = json.loads((made.home / "environment.json").read_text())
-    assert written == made.variables()
+    assert written == made.variables() == environment.read_variables(made.home)
+    assert written.keys() == set(forwarded.BY_A_STACK)
     assert written["WUKONG_CONNECT_TO"] == site, "what is written down is the stack's alone"
     assert stat.S_IMODE((made.home / "environment.json").stat().st_mode) == 0o600
 

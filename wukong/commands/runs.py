@@ -96,7 +96,7 @@ def report(
 
     environment.use_for(place)
     stored = library.find(name, place) if name else _newest(place)
-    folder = output or environment.home() / "runs" / stored.name
+    folder = output or environment.make(environment.home()) / "runs" / stored.name
     page = fetch_report(stored.uri, folder)
     if as_json:
         print_json({"run": stored.name, "report": str(page), "uri": storage.join(stored.uri, "report.html")})

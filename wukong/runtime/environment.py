@@ -2,17 +2,22 @@
 
 Programs find the object store and MLflow by environment variables. If no variable names an object store, the variables
 are read from ``environment.json`` in the home folder of the stack on this machine; only its user may read this file.
-Variables that are set always take precedence.
+Variables that are set always take precedence. A home decides where a program sends its data, so one that is another
+user's, or that others may write, is refused (``require_own``), and a file may set no other variables than a stack's
+(``forwarded.BY_A_STACK``).
 """
 
 import json
 import os
+import pwd
 import socket
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from wukong.errors import ConfigError, StackError
+from wukong.runtime import forwarded
 from wukong.runtime.language import message
 
 FILE = "environment.json"
@@ -44,13 +49,71 @@ def home() -> Path:
     """Return the home folder in which to start a stack: ``$WUKONG_HOME``, or ``.wukong`` here or in a folder above.
 
     If there is none of these, it is ``.wukong`` here.
+
+    Raises:
+        StackError: it is not this user's own.
     """
     return _chosen() or Path(_FOLDER).absolute()
 
 
 def find_home() -> Path | None:
-    """Return the home folder of an existing stack: like ``home``, or else that of the last stack started; or None."""
-    return _chosen() or next(iter(homes()), None)
+    """Return the home folder of an existing stack: like ``home``, or else that of the last stack started; or None.
+
+    Raises:
+        StackError: it is not this user's own.
+    """
+    if chosen := _chosen():
+        return chosen
+    last = next(iter(homes()), None)
+    if last is not None:
+        require_own(last)
+    return last
+
+
+def make(folder: Path) -> Path:
+    """Make a home folder, for its user alone, if it is missing; return it.
+
+    Raises:
+        OSError: it cannot be made.
+        StackError: it is there and not this user's own.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_own(folder)
+    return folder
+
+
+def require_own(path: Path) -> None:
+    """Check that a home, or a file in it, is this user's and that nobody else may write it; a missing one is nobody's.
+
+    A group that may write counts as others, also where it has one member: a group can grow.
+
+    Raises:
+        StackError: it is another user's, or others may write it.
+    """
+    try:
+        # A link is looked at too: who owns it says where it leads.
+        linked, found = path.lstat(), path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    user = os.geteuid()
+    for owner in (linked.st_uid, found.st_uid):
+        if owner != user:
+            raise StackError(
+                f"{path} belongs to {_name(owner)} and not to {_name(user)}: what lies there could redirect your "
+                "programs, so it is not used. Set WUKONG_HOME to a folder of your own, or work as its owner"
+            )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StackError(
+            f"other users may write {path}, and could redirect your programs by it: if you know all that is in it, "
+            f"`chmod go-w {path}` lets it be used; else set WUKONG_HOME to another folder"
+        )
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 def homes() -> list[Path]:
@@ -123,9 +186,12 @@ def read_variables(folder: Path) -> dict[str, str]:
     """Read the variables in the ``environment.json`` of a stack's home folder.
 
     Raises:
-        ConfigError: there is no such file, or it cannot be read.
+        ConfigError: there is no such file, it cannot be read, or it sets what no stack sets.
+        StackError: the folder or the file is not this user's own.
     """
     path = folder / FILE
+    require_own(folder)
+    require_own(path)
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -134,7 +200,11 @@ def read_variables(folder: Path) -> dict[str, str]:
         raise ConfigError(f"{path} cannot be read ({error}): `wukong up` writes it again") from error
     if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
         raise ConfigError(f"{path} does not contain variables: `wukong up` writes it again")
-    return {str(name): entry for name, entry in value.items()}
+    if unknown := sorted(value.keys() - forwarded.BY_A_STACK):
+        raise ConfigError(
+            f"{path} has variables that no stack sets ({', '.join(map(repr, unknown))}): `wukong up` writes it again"
+        )
+    return value
 
 
 def is_named(place: str = "s3://") -> bool:
@@ -163,7 +233,7 @@ def use_for(place: str) -> None:
 
     Raises:
         ConfigError: the stack's ``environment.json`` cannot be read.
-        StackError: the stack is stopped.
+        StackError: the stack is stopped, or its home is not this user's own.
     """
     if place.startswith(("s3://", "models:/", "runs:/")) and not is_named(place):
         folder = find_home()
@@ -186,7 +256,7 @@ def connect(folder: Path | None = None) -> None:
 
     Raises:
         ConfigError: there is no stack, or its ``environment.json`` cannot be read.
-        StackError: it is stopped.
+        StackError: it is stopped, or its home is not this user's own.
     """
     chosen = folder or find_home()
     if chosen is None:
@@ -211,6 +281,13 @@ def _require_running(folder: Path, variables: Mapping[str, str], name: str) -> N
 
 
 def _chosen() -> Path | None:
+    chosen = _named_or_above()
+    if chosen is not None:
+        require_own(chosen)
+    return chosen
+
+
+def _named_or_above() -> Path | None:
     if named := os.environ.get(HOME):
         return Path(named).absolute()
     here = Path.cwd()

@@ -7,6 +7,30 @@ services to jobs, credentials to anybody but components, whose pods are of anoth
 
 _SERVICES = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
 
+BY_A_STACK = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_TOKEN",
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+    "RAY_USAGE_STATS_ENABLED",
+    "WUKONG_CONNECT_TO",
+    "NO_PROXY",
+    "no_proxy",
+    "DO_NOT_TRACK",
+    "GX_ANALYTICS_ENABLED",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "MLFLOW_DISABLE_TELEMETRY",
+)
+"""By the embedded stack's file to whoever uses the stack; no other variable is taken from it."""
+
 TO_JOBS = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO", "WUKONG_EVENTS")
 """To a job on another machine: which run it belongs to. Never credentials: Ray's dashboard and the RayJob show them."""
 

@@ -150,7 +150,7 @@ def indexed(
     """Load a collection, a model, and the manifest of the index of both; arguments and errors as of ``service``."""
     pictures = collection.of(data)
     loaded = OwnModel(wukong.load(model, device, public_key=public_key), model)
-    indexes = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
+    indexes = storage.from_path(environment.make(environment.home()) / "indexes") if root is None else _uri(root)
     if not encodes and encode.stage_of(pictures, loaded, indexes).finished() is None:
         raise DataError(
             f"the {pictures.pictures} pictures of {data} have no index by {model} at {indexes}: `wukong search` makes "

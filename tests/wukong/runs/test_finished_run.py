@@ -19,7 +19,7 @@ from wukong.store.manifest import Manifest, Stage
 def home(tmp_path: Path) -> Path:
     home = tmp_path / "home"
     home.mkdir()
-    (home / "environment.json").write_text('{"WUKONG_NOTED": "here"}')
+    (home / "environment.json").write_text('{"DO_NOT_TRACK": "noted"}')
     return home
 
 
@@ -48,7 +48,7 @@ def ended(home: Path, experiment: Experiment, run: str, when: int, *, with_repor
 
 
 def test_the_run_that_finished_last_is_opened(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WUKONG_NOTED", "")
+    monkeypatch.setenv("DO_NOT_TRACK", "")
     newest, older = experiment_at(tmp_path, seed=1), experiment_at(tmp_path, seed=2)
     made = ended(home, newest, "b", when=2_000)
     ended(home, older, "a", when=1_000)
@@ -57,7 +57,7 @@ def test_the_run_that_finished_last_is_opened(home: Path, tmp_path: Path, monkey
     assert (found.name, found.experiment, found.folder) == ("b", newest, home / "runs" / "b")
     assert found.manifests == {"crawl": made}, "stages without a manifest are left out"
     assert found.uri("crawl", "x.json") == f"{made.uri}/x.json"
-    assert os.environ["WUKONG_NOTED"] == "here", "the process is connected to the stack"
+    assert os.environ["DO_NOT_TRACK"] == "noted", "the process is connected to the stack"
     assert finished_run.find("a", home).experiment == older
 
 

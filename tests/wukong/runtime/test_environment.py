@@ -4,15 +4,19 @@ import json
 import os
 import re
 import socket
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import wukong
 from wukong.errors import ConfigError, StackError
-from wukong.runtime import environment
+from wukong.runtime import environment, forwarded
 from wukong.store import storage
 
 
@@ -203,3 +207,93 @@ def test_no_command_shows_a_traceback_where_the_stack_is_stopped(tmp_path: Path,
     ended = subprocess.run([program, *command.split()], capture_output=True, text=True, check=False)
     assert ended.returncode == 1 and "is stopped" in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+
+
+def _linked_by_another(home: Path) -> None:
+    os.lchown(home.rename(home.with_name("real")), 0, 0)
+    home.symlink_to(home.with_name("real"))
+    os.lchown(home, 65534, 65534)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda home: home.chmod(0o770), "chmod go-w "),
+        (lambda home: home.chmod(0o702), "chmod go-w "),
+        (lambda home: (home / environment.FILE).chmod(0o620), "chmod go-w "),
+        (lambda home: os.chown(home, 65534, 65534), "belongs to "),
+        (lambda home: os.chown(home / environment.FILE, 65534, 65534), "belongs to "),
+        (_linked_by_another, "belongs to "),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_home_that_others_can_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], said: str, named: bool
+) -> None:
+    home = written(tmp_path / ".wukong", MLFLOW_TRACKING_URI="http://strange.test")
+    home.chmod(0o700)
+    (home / environment.FILE).chmod(0o600)
+    if named:
+        monkeypatch.setenv("WUKONG_HOME", str(home))
+    try:
+        spoil(home)
+    except PermissionError:
+        pytest.skip("only root gives files to others")
+    for use in (environment.connect, lambda: environment.use_for("models:/x"), lambda: environment.connect(home)):
+        with pytest.raises(StackError, match=f"{said}.*WUKONG_HOME|WUKONG_HOME.*{said}"):
+            use()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_another_users_home_is_refused_by_whoever_looks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = written(tmp_path / "project" / ".wukong")
+    home.chmod(0o700)
+    environment.remember(home)
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    for look in (environment.find_home, lambda: environment.make(home), lambda: environment.read_variables(home)):
+        with pytest.raises(StackError, match=f"{home} belongs to "):
+            look()
+    assert environment.home() == Path.cwd() / ".wukong", "nothing is there yet"
+    monkeypatch.chdir(tmp_path / "project")
+    with pytest.raises(StackError, match="belongs to"):
+        environment.home()
+
+
+def test_a_home_is_made_for_its_user_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        made = environment.make(tmp_path / "below" / ".wukong")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+
+
+@given(st.text(max_size=20) | st.sampled_from(["PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "RAY_X"]))
+def test_no_unknown_variable_is_taken_over(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / environment.FILE).write_text(json.dumps({"DO_NOT_TRACK": "true", name: "x"}))
+    if name in forwarded.BY_A_STACK:
+        assert name in environment.read_variables(folder)
+    else:
+        with pytest.raises(ConfigError, match=r"no stack sets .*wukong up"):
+            environment.read_variables(folder)
+
+
+def test_a_program_runs_no_code_of_a_folder_that_all_may_write(tmp_path: Path) -> None:
+    """What `nobody` leaves in a shared folder, for a user who works below it and whose program starts another."""
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "sitecustomize.py").write_text("print('planted')")
+    home = written(tmp_path / ".wukong", AWS_ACCESS_KEY_ID="a", PYTHONPATH=str(planted))
+    code = (
+        "import subprocess, sys\nfrom wukong.runtime import environment, forwarded\n"
+        "try:\n    environment.use_for('s3://wukong/x')\nfinally:\n    subprocess.run([sys.executable, '-c', ''])"
+    )
+    for mode in (0o777, 0o700):
+        home.chmod(mode)
+        ended = python(code, tmp_path / "here" / "below")
+        assert "planted" not in ended.stdout
+        assert ("chmod go-w" if mode == 0o777 else "no stack sets ('PYTHONPATH')") in ended.stderr
