@@ -3,26 +3,32 @@
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import ray
 
-from ray_jobs.waiting_place import waiting_place
+from ray_jobs.waiting_place import delete_left, waiting_place
+from wukong.errors import DataError
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
 STAGE = Stage("s3://bucket/test", "filter", {})
 OTHER = Stage("s3://bucket/test", "filter", {"another": 1})
-_KILLED = """
-import sys, time
-from ray_jobs.waiting_place import waiting_place
+_SECONDS = 20  # that a filter has for all it does here
+_FILTER = """
+import sys
+from ray_jobs.waiting_place import delete_left, waiting_place
 from wukong.store import storage
 from wukong.store.manifest import Stage
-with waiting_place(Stage("s3://bucket/test", "filter", {}), 100) as place:
-    storage.write_bytes(storage.join(place, "pairs"), b"pairs")
+with waiting_place(Stage(sys.argv[1], "filter", {}), 100) as place:
+    if place.startswith("file://"):
+        storage.write_bytes(storage.join(place, "pairs"), b"pairs")
     print(place, flush=True)
-    time.sleep(600)
+    sys.stdin.readline()
 """
 
 
@@ -32,6 +38,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WUKONG_HOME", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return tmp_path
+
+
+@contextmanager
+def filtering(root: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Another process whose filter of an experiment has pairs that wait, until it is sent a line; and their place."""
+    command = [sys.executable, "-c", _FILTER, root]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        late = threading.Timer(_SECONDS, process.kill)
+        late.start()
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            late.cancel()
+            process.kill()
 
 
 def pairs_in(home: Path) -> list[Path]:
@@ -82,10 +104,7 @@ def test_elsewhere_pairs_wait_among_the_work_files(home, monkeypatch, root, room
 
 def test_what_a_killed_process_leaves_is_used_by_its_stage_or_deleted_by_another(home):
     def killed() -> str:
-        command = [sys.executable, "-c", _KILLED]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
-            assert process.stdout is not None
-            place = process.stdout.readline().strip()
+        with filtering("s3://bucket/test") as (process, place):
             with waiting_place(OTHER, 100):
                 assert pairs_in(home), "a process that is alive keeps its own"
             process.send_signal(signal.SIGKILL)
@@ -100,3 +119,32 @@ def test_what_a_killed_process_leaves_is_used_by_its_stage_or_deleted_by_another
     killed()
     with waiting_place(OTHER, 1 << 60):  # also where there is no room, for which they may be the reason
         assert not pairs_in(home)
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/test", "s3://bucket/another-name"])
+def test_two_filters_of_one_key_do_not_wait_for_each_other(home: Path, root: str) -> None:
+    """With equal data, settings and versions, filters of two experiments have equal keys."""
+    with filtering("s3://bucket/test") as (first, place), filtering(root) as (second, other):
+        assert place != other and place.startswith("file://")
+        assert other.startswith("file://") == (root != "s3://bucket/test")
+        for process in (first, second):
+            process.communicate("\n")
+            assert process.returncode == 0
+    assert not pairs_in(home)
+
+
+def test_a_takedown_deletes_what_a_killed_filter_of_its_experiment_has_left(home: Path) -> None:
+    with filtering("s3://bucket/test"), pytest.raises(DataError, match="at work has pairs of s3://bucket/test/filter"):
+        delete_left("s3://bucket/test")
+    with filtering("s3://bucket/test-2") as (_, other):
+        with filtering("s3://bucket/test"):
+            pass
+        delete_left("s3://bucket/tes")
+        assert len(pairs_in(home)) == 2
+        delete_left("s3://bucket/test")
+        assert [storage.from_path(file.parent) for file in pairs_in(home)] == [other]
+    earlier = home / "waiting" / STAGE.key  # of an earlier version: whose it is, nothing says
+    earlier.mkdir()
+    (earlier / "lock").touch()
+    delete_left("s3://bucket/nothing")
+    assert not earlier.exists() and len(pairs_in(home)) == 1
