@@ -140,7 +140,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     with cancellable(), recorded(parsed, run, "report"):
         records = [record for record in run_records.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
-        links, notes, decided = {}, [], None
+        links, decided = {}, None
         pages = run_links.pages(parsed, run)
         if pages:
             links[message("MLflow run")] = pages.run
@@ -153,9 +153,6 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             version = int(registration["version"])
             title = message(f"Model {name} version {version}, {'holds' if promoted else 'does not hold'} @{alias}")
             links[title] = model_versions.model_url(name, version)
-            if holder := model_versions.doubtful_holder(name, alias):
-                doubts = model_versions.DOUBTFUL
-                notes.append(message(f"Model {name} version {holder}, which holds @{alias}, {doubts}."))
             decided = _verdict(parsed, run, str(version))
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
         shown = run_report.contents(
@@ -166,7 +163,6 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             run_report.pictures_of(manifests["filter"]),
             run,
             docs,
-            notes,
             decided,
             records,
             cost.note_run(parsed, run),

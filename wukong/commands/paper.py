@@ -138,7 +138,7 @@ def _evaluated(models: Sequence[str], columns: Sequence[str] | None, place: str)
             )
         if columns:
             column = None if columns[number] == "none" else columns[number]
-        evaluated.append(Evaluated(name, evaluation.document, column, address, evaluation.outdated))
+        evaluated.append(Evaluated(name, evaluation.document, column, address))
     return evaluated
 
 
@@ -167,7 +167,7 @@ def _read(name: str, place: str) -> tuple[Evaluation, str | None, str]:
     if uri.endswith(f"/{DOCUMENT}") and storage.exists(storage.join(uri.removesuffix(DOCUMENT), "manifest.json")):
         uri = uri.removesuffix(f"/{DOCUMENT}")
     if uri.endswith(".json") and not uri.endswith("/manifest.json"):
-        return stored.current(Evaluation(storage.read_json(uri))), None, ""
+        return Evaluation(stored.check(storage.read_json(uri), uri)), None, ""
     if not storage.exists(storage.join(uri.removesuffix("/manifest.json"), DOCUMENT)):
         raise DataError(
             f"{name}: there is no {DOCUMENT} at {uri}; name a run that ended, its evaluate stage, or the file that "

@@ -18,7 +18,6 @@ from wukong.runs.listing import StoredRun, Summary
 from wukong.runtime import environment
 from wukong.runtime.language import message, translated
 from wukong.store import storage
-from wukong.tracking import model_versions
 
 STORAGE = str(Experiment.model_fields["storage"].default)
 """Where experiments are stored that name no other place."""
@@ -152,7 +151,7 @@ def _print(listed: Sequence[Summary], found: int) -> None:
         table.add_column("note", no_wrap=True)
     for run in listed:
         measured = (f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names)
-        table.add_row(*_cells(run), *measured, _model(run), *([Text(_written(run))] if _written(run) else []))
+        table.add_row(*_cells(run), *measured, run.model or "", *([Text(_written(run))] if _written(run) else []))
     console = Console()
     unbroken = wide(console)
     if not console.is_terminal or unbroken.measure(table).maximum <= console.width:
@@ -165,11 +164,9 @@ def _print(listed: Sequence[Summary], found: int) -> None:
                 for name, title in zip(names, titles, strict=True)
                 if name in run.metrics
             ]
-            rest = [*shown, *([_model(run)] if run.model else []), *([_written(run)] if _written(run) else [])]
+            rest = [*shown, *([run.model] if run.model else []), *([_written(run)] if _written(run) else [])]
             if rest:
                 console.out(f"  {' · '.join(rest)}", highlight=False)
-    if any(run.is_doubtful for run in listed):
-        console.out(f"† {translated(model_versions.DOUBTFUL)}", style="yellow", highlight=False)
     if found > len(listed):
         console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")
 
@@ -192,7 +189,3 @@ def _cells(run: Summary) -> tuple[str, str, str, str, str]:
 def _written(run: Summary) -> str:
     """Return the note and the tags of a run, in one line."""
     return "  ".join([*([" ".join(run.note.split())] if run.note else []), *notes.in_words(run.tags)])
-
-
-def _model(run: Summary) -> str:
-    return (run.model or "") + (" †" if run.is_doubtful else "")

@@ -5,8 +5,7 @@ query of a model: ``model`` (its role), ``query`` (the image's id, or the captio
 ``RetrievalData.order``), ``unit``, ``identity``, ``label`` and ``pictures`` (see ``Answers``), and a column for each
 result with the query's answer: 1 or 0, or a share; null where the query does not count for the result. Rows are in an
 order that does not depend on that of the set's rows. The file's metadata name what was measured, ``task``, ``digest``
-and ``protocol``, and how units were made, ``units``: files without it are of earlier versions, whose units were too
-small.
+and ``protocol``, and how units were made, ``units``.
 """
 
 import hashlib
@@ -362,27 +361,6 @@ def read(stored: pa.Table, role: str) -> Answers:
     if "pictures" in rows.column_names and not rows["pictures"].null_count:
         shown = tuple(map(tuple, rows["pictures"].to_pylist()))
     return Answers(tuple(rows["query"].to_pylist()), units, labels, values, identities, shown)
-
-
-def has_right_units(stored: pa.Table) -> bool:
-    """Whether a table's units are made as ``units_of`` makes them; those of earlier versions are not."""
-    return (stored.schema.metadata or {}).get(b"units") == UNITS.encode()
-
-
-def with_units(stored: pa.Table, queries: Sequence[str], units: Integers, identities: Integers) -> pa.Table | None:
-    """Return a task's table with other units and identities; None if its answers are not of these queries.
-
-    Args:
-        stored: the table.
-        queries: those that each model answered.
-        units: see ``Answers``.
-        identities: see ``Answers``.
-    """
-    each = {role: read(stored, role) for role in stored["model"].cast(pa.string()).unique().to_pylist()}
-    if any(answers.queries != tuple(queries) for answers in each.values()):
-        return None
-    scored = {role: replace(answers, units=units, identities=identities) for role, answers in each.items()}
-    return table(scored, **metadata(stored))
 
 
 def metadata(stored: pa.Table) -> dict[str, str]:

@@ -22,7 +22,7 @@ from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.published import Caption, Images
 from wukong.evaluate.results import HOLDOUT
 from wukong.runtime.language import message
-from wukong.store import damage, manifest, storage
+from wukong.store import damage, storage
 from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -97,37 +97,6 @@ def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:
     return _classification(filtered, {each.name: each for each in experiment.evaluate.classification}[name])
 
 
-def of_evaluation(evaluated: Manifest, name: str) -> ClassificationData | RetrievalData | None:
-    """Read a task of the hold-outs that an evaluation of an earlier version was made of, in the order of its answers.
-
-    That was the order of the pairs in the shards.
-
-    Args:
-        evaluated: manifest of the evaluate stage.
-        name: the task's name.
-
-    Returns:
-        The data; None if the evaluation has no such task, or nothing was held out for it.
-
-    Raises:
-        DataError: the pairs are gone, or have changed since.
-    """
-    parent = next((parent for parent in evaluated.parents if parent.stage == "filter"), None)
-    if parent is None:
-        raise DataError(f"{evaluated.uri} names no pairs: it is not of this project's pipeline")
-    filtered = manifest.load(parent.uri)
-    if filtered.digest != parent.digest:
-        raise DataError(f"the pairs at {parent.uri} have changed since they were measured on")
-    asked = evaluated.config["evaluate"]
-    for holdout in evaluated.config["holdouts"]:
-        if holdout["name"] == name:
-            return _retrieval(filtered, Holdout.model_validate(holdout), asked["captions"], by_key=False)
-    for task in asked["classification"]:
-        if task["name"] == name:
-            return _classification(filtered, Classification.model_validate(task), by_key=False)
-    return None
-
-
 def features(experiment: Experiment, filtered: Manifest, computed: str, data: Data) -> Tensor:
     """Read the stored features of a task's images, float16 [images, ...], in the data's order.
 
@@ -159,7 +128,6 @@ def captioned(
     taken: retrieval.Captions = "distinct",
     *,
     most: int | None = None,
-    by_key: bool = True,
 ) -> RetrievalData | None:
     """Read the pairs of some splits for retrieval.
 
@@ -170,12 +138,11 @@ def captioned(
         title: how reports call it.
         taken: which captions there are; see ``retrieval.task``.
         most: take the first pairs alone, until they have so many distinct images; None for all.
-        by_key: see ``_rows``.
 
     Returns:
         The data; None if there are no pairs.
     """
-    rows_and_tars = _rows(filtered, splits, by_key=by_key)
+    rows_and_tars = _rows(filtered, splits)
     if rows_and_tars is None:
         return None
     table, tars = rows_and_tars
@@ -240,21 +207,19 @@ def _end_of(identities: Sequence[str], most: int) -> int:
     return len(identities)
 
 
-def _retrieval(
-    filtered: Manifest, holdout: Holdout, taken: retrieval.Captions, *, by_key: bool = True
-) -> RetrievalData | None:
-    data = captioned(filtered, [holdout.name], holdout.name, holdout.title or holdout.name, taken, by_key=by_key)
+def _retrieval(filtered: Manifest, holdout: Holdout, taken: retrieval.Captions) -> RetrievalData | None:
+    data = captioned(filtered, [holdout.name], holdout.name, holdout.title or holdout.name, taken)
     if data is None:
         log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
     return data
 
 
-def _classification(filtered: Manifest, task: Classification, *, by_key: bool = True) -> ClassificationData | None:
+def _classification(filtered: Manifest, task: Classification) -> ClassificationData | None:
     """Read hold-outs for classification. An image belongs to the first class whose pattern matches its URL.
 
     An image in several pairs counts once in its class.
     """
-    rows_and_tars = _rows(filtered, task.holdouts, by_key=by_key)
+    rows_and_tars = _rows(filtered, task.holdouts)
     urls = rows_and_tars[0]["url"].to_pylist() if rows_and_tars else []
     belongs = np.array([matching(urls, [pattern]) for pattern in task.classes.values()])
     if rows_and_tars is None or not belongs.any():
@@ -279,12 +244,11 @@ def _classification(filtered: Manifest, task: Classification, *, by_key: bool = 
     )
 
 
-def _rows(filtered: Manifest, splits: Sequence[str], *, by_key: bool) -> tuple[pa.Table, list[Tar]] | None:
+def _rows(filtered: Manifest, splits: Sequence[str]) -> tuple[pa.Table, list[Tar]] | None:
     """Read the pairs of some hold-outs, and the tar of each pair; None if there are none.
 
-    They are in the order of their keys, or else in that of the shards. By key, the order of pairs in shards decides
-    nothing: neither which pair stands for an image that several pairs have, nor which caption of an image is its first,
-    nor the order of the answers.
+    They are in the order of their keys, so the order of pairs in shards decides nothing: neither which pair stands for
+    an image that several pairs have, nor which caption of an image is its first, nor the order of the answers.
     """
     tables, tars = [], []
     for split in splits:
@@ -297,8 +261,6 @@ def _rows(filtered: Manifest, splits: Sequence[str], *, by_key: bool) -> tuple[p
     if not tables:
         return None
     whole = pa.concat_tables(tables)
-    if not by_key:
-        return whole, tars
     order = np.argsort(np.array(whole["key"].to_pylist(), object), kind="stable")
     return whole.take(order), [tars[row] for row in order.tolist()]
 

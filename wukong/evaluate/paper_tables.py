@@ -33,14 +33,12 @@ class Evaluated:
         document: that of ``wukong.evaluate.results``.
         column: the model of the paper that its numbers stand beside, one of ``paper.MODELS_OF_TABLE_5``; None for none.
         address: how to measure it by ``wukong evaluate``, where that is known.
-        outdated: the tasks whose intervals are too narrow (``wukong.evaluate.stored``), and so are not compared.
     """
 
     label: str
     document: Mapping[str, Any]
     column: str | None = None
     address: str = ""
-    outdated: frozenset[str] = frozenset()
 
 
 def table(number: str, models: Sequence[Evaluated]) -> dict[str, Any]:
@@ -95,7 +93,7 @@ def _about(model: Evaluated, role: str) -> dict[str, Any]:
 
 def _beside(number: str, row: Mapping[str, Any], entry: Mapping[str, Any], model: Evaluated) -> dict[str, Any]:
     """Put the paper's number beside each of an entry's, by the model's column."""
-    fair = entry["protocol"] == "paper" and row["set"] not in model.outdated
+    fair = entry["protocol"] == "paper"
     if number == "5":
         published = row["paper"].get(model.column) if model.column else None
         return {**entry, **_compared(entry, published, fair=fair)}
@@ -136,7 +134,7 @@ def _average(rows: Sequence[Mapping[str, Any]], models: Sequence[Evaluated]) -> 
             value = sum(entry["value"] for entry in entries) / len(entries)
             half = math.sqrt(sum(((entry["high"] - entry["low"]) / 2) ** 2 for entry in entries)) / len(entries)
             average = {"value": value, "low": value - half, "high": value + half}
-            fair = all(entry["protocol"] == "paper" for entry in entries) and not model.outdated & paper.TABLE_5.keys()
+            fair = all(entry["protocol"] == "paper" for entry in entries)
             known = published[model.column] if model.column else None
             ours[model.label] = {**average, **_compared(average, known, fair=fair)}
     return {"paper": published, "ours": ours}

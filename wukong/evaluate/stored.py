@@ -1,31 +1,22 @@
-"""A finished evaluation as its stage left it: the document of its results and the answers that they were made from.
+"""A finished evaluation as its stage left it: the document of its results and the answers that they were made from."""
 
-Units of earlier versions were too small (``wukong.evaluate.answers.units_of``), so differences looked surer than they
-were. What such a version stored is scored anew when it is read: the units are made from the pairs that it was measured
-on. Where that cannot be done, its answers are left out and its intervals are not used.
-"""
-
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from wukong.errors import DataError, StorageError, reading
 from wukong.evaluate import answers
-from wukong.evaluate.results import DOCUMENT, FORMAT, HOLDOUT
+from wukong.evaluate.results import DOCUMENT, FORMAT
 from wukong.runtime import environment
 from wukong.runtime.language import message
 from wukong.store import damage, manifest, storage
-from wukong.store.patience import AwayError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
-    from wukong.evaluate.data_set import ClassificationData, RetrievalData
-    from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +30,12 @@ class Evaluation:
         tables: the table of answers of each task that has one, by its name.
         uri: the manifest's URI; empty where the evaluation was not a stage.
         role: the model that the evaluation stands for, where the document has two.
-        outdated: the tasks whose intervals have the units of an earlier version, and could not be made anew.
     """
 
     document: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, "pa.Table"] = field(default_factory=dict)
     uri: str = ""
     role: str = "finetuned"
-    outdated: frozenset[str] = frozenset()
 
     def tasks(self, role: str = "") -> dict[str, Mapping[str, Any]]:
         """The entries of a model in the document, by task; by default of the one that the evaluation stands for."""
@@ -81,7 +70,7 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
         tasks: those whose answers are read; None for all.
 
     Raises:
-        DataError: there is no such manifest.
+        DataError: there is no such manifest, or the evaluation has another format.
         StorageError: the store cannot be read.
     """
     environment.use_for(uri)
@@ -94,79 +83,22 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
         if tasks is None or name in tasks:
             tables[name] = parse(storage.read_bytes(table_uri, part.sha256), table_uri)
     document = storage.read_json(storage.join(evaluated.uri, DOCUMENT), evaluated.parts.sha256(DOCUMENT))
-    return current(Evaluation(document, tables, uri), evaluated)
+    return Evaluation(check(document, uri), tables, uri)
 
 
-def current(stored: Evaluation, evaluated: "Manifest | None" = None) -> Evaluation:
-    """Score the answers of an earlier version anew, with the units of this one; others stay as they are.
+def check(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the document of an evaluation if this version reads its format.
 
     Args:
-        stored: the evaluation that was read.
-        evaluated: the evaluation's manifest, which leads to the pairs; None where there is none.
+        document: that of ``wukong.evaluate.results``.
+        name: what a message calls it.
+
+    Raises:
+        DataError: it has another format.
     """
-    tables, anew, outdated = dict(stored.tables), set[str](), set[str]()
-    for task in {task["task"]: task for task in stored.document.get("tasks", ())}.values():
-        name, retrieves, table = task["task"], task["kind"] == "retrieval", stored.tables.get(task["task"])
-        if table is None:
-            if retrieves and stored.document["format"] < FORMAT:
-                outdated.add(name)
-        elif not answers.has_right_units(table) and (retrieves or task["split"] == HOLDOUT):
-            del tables[name]
-            scored = _scored_anew(table, name, evaluated) if evaluated and task["split"] == HOLDOUT else None
-            if scored is not None:
-                tables[name] = scored
-                anew |= {name} if retrieves else set()
-            elif retrieves:
-                outdated.add(name)
-    if outdated:
-        log.warning(
-            "%s: %s measured by an earlier version, whose intervals were too narrow, and cannot be scored anew: "
-            "evaluate again",
-            stored.uri or "an evaluation",
-            f"{', '.join(sorted(outdated))} {'were' if len(outdated) > 1 else 'was'}",
-        )
-    entries = [
-        {**task, "results": _intervals(tables[task["task"]], task["model"])} if task["task"] in anew else task
-        for task in stored.document.get("tasks", ())
-    ]
-    document = {**stored.document, "tasks": entries} if anew else stored.document
-    return replace(stored, document=document, tables=tables, outdated=frozenset(outdated))
-
-
-def _intervals(table: "pa.Table", role: str) -> dict[str, Any]:
-    return {name: asdict(each) for name, each in answers.read(table, role).intervals().items()}
-
-
-def _scored_anew(table: "pa.Table", name: str, evaluated: "Manifest") -> "pa.Table | None":
-    """Return answers on a hold-out with the units of this version; None if its pairs cannot be read any more."""
-    if importlib.util.find_spec("torch") is None:  # an image without it has the model evaluated anew
-        return None
-    from pydantic import ValidationError
-
-    from wukong.evaluate import holdouts
-
-    try:
-        data = holdouts.of_evaluation(evaluated, name)
-    except AwayError:
-        raise
-    except (DataError, StorageError, ValidationError, KeyError) as error:
-        log.warning("%s: the answers on %s cannot be scored anew: %s", evaluated.uri, name, error)
-        return None
-    return answers.with_units(table, *_units(data)) if data is not None else None
-
-
-def _units(
-    data: "ClassificationData | RetrievalData",
-) -> "tuple[Sequence[str], answers.Integers, answers.Integers]":
-    """Return the queries of a task, their units and their identities."""
-    from wukong.evaluate.data_set import ClassificationData
-
-    if isinstance(data, ClassificationData):
-        return data.ids, *answers.units_of((), data.pictures, (), ())
-    texts = [caption.text for caption in data.captions]
-    text = [number for number, caption in enumerate(data.captions) for _ in caption.images]
-    image = [image for caption in data.captions for image in caption.images]
-    return [*map(str, range(len(texts))), *data.image_ids], *answers.units_of(texts, data.pictures, text, image)
+    if document.get("format") != FORMAT:
+        raise DataError(f"{name} has format {document.get('format')!r}, this version reads {FORMAT}: evaluate again")
+    return document
 
 
 def parse(data: bytes, name: str) -> "pa.Table":

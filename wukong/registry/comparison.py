@@ -36,7 +36,6 @@ FORMAT = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
 _NO_SUCH_RESULT = message("not comparable: the first run has no such result")
-_OUTDATED = message("not comparable: an interval of an earlier version, which is too narrow; evaluate that run again")
 
 Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
 
@@ -111,7 +110,7 @@ def _read(server: Server, run: Run) -> Measured:
     if RUN_TAG not in run.tags:  # an evaluation that was logged alone
         if (data := _file(server, run, DOCUMENT)) is None:
             return Measured(run, Evaluation())
-        document = json.loads(data)
+        document = stored.check(json.loads(data), message(f"{DOCUMENT} of the run {run.name}"))
         measured = {model["role"] for model in document["models"]}
         role = run.tags.get(tags.ROLE_TAG) or next(role for role in ("finetuned", "pretrained") if role in measured)
         tables = {}
@@ -119,7 +118,9 @@ def _read(server: Server, run: Run) -> Measured:
             path = f"{answers.FOLDER}/{name}.parquet"
             if (data := _file(server, run, path)) is not None:
                 tables[name] = stored.parse(data, message(f"{path} of the run {run.name}"))
-        return Measured(run, stored.current(Evaluation(document, tables, role=role)))
+        return Measured(
+            run, Evaluation(stored.check(document, message(f"{DOCUMENT} of the run {run.name}")), tables, role=role)
+        )
     if (folder := run_links.folder_of(run)) is None:
         raise StorageError(
             f"the run {run.name} ({run.run_id}) has no parameters `storage` and `name` in MLflow, which say where its "
@@ -226,9 +227,8 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str) -> dict[s
     shown = first or next(task for task in tasks if task is not None)
     notes: list[str] = []
     scores: list[Scores | None] = []
-    outdated = [name in each.evaluation.outdated for each in measured]
-    for each, task, old in zip(known, tasks, outdated, strict=True):
-        notes.append(_why_incomparable(first, task) or (_OUTDATED if old or outdated[0] else ""))
+    for each, task in zip(known, tasks, strict=True):
+        notes.append(_why_incomparable(first, task))
         scores.append(None if notes[-1] else each[name])
     paired = _paired(scores)
     results: dict[str, list[dict[str, Any]]] = {}
@@ -236,8 +236,6 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str) -> dict[s
         row = []
         for n, task in enumerate(tasks):
             value = task["results"].get(result) if task else None
-            if outdated[n] and value is not None:
-                value = {**value, "low": None, "high": None}
             if value is None:
                 row.append(_entry(None, "missing", notes[n] or message(f"{result} was not measured")))
             elif n == 0:

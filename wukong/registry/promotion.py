@@ -204,8 +204,6 @@ def unpaired(rules: Rules, candidate: Evaluation, holder: Evaluation) -> str:
         theirs = _measured(holder, metric)
         if theirs.digest != ours.digest:
             return message("it was measured on other data or by another protocol")
-        if any(task["task"] in holder.outdated for task in _parts(holder, metric)[1]):
-            return message("its answers have the units of an earlier version, and cannot be scored anew")
         if theirs.scores is None:
             return message("its answers are not stored")
     return ""

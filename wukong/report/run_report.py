@@ -72,7 +72,6 @@ def contents(
     pictures: Pictures,
     run: str = "",
     docs: str = "",
-    notes: Sequence[str] = (),
     decided: Mapping[str, Any] | None = None,
     records: Sequence[Record] = (),
     cost: Mapping[str, Any] | None = None,
@@ -89,7 +88,6 @@ def contents(
         run: the run's name.
         docs: where the data docs are stored. A copy of them, and the dataset card, lie at ``docs/`` beside the page.
             Empty if there are none.
-        notes: sentences that stand at the head of the page.
         decided: what was decided about the model: ``heading``, ``says``, ``against``, the run that it was compared with
             (``comparison.html`` beside the page), and ``changes``, what ``wukong.report.comparison.headlines`` returns.
         records: the records of the run's stages, which say how long each took.
@@ -139,7 +137,6 @@ def contents(
         "config": experiment.model_dump_json(indent=2),
         "evaluated": bool(evaluation),
         "links": links,
-        "notes": notes,
         "decided": decided,
     }
 

@@ -58,7 +58,6 @@ class Summary:
         model: ``models:/NAME/VERSION``, if a model was registered.
         report: URI of its report, if it has one.
         mlflow: address of its page in MLflow, if it is tracked there.
-        is_doubtful: whether the model took an alias by a test of an earlier version, which promoted too often.
         note: what people have written on it (``wukong.runs.notes``).
         tags: and by key.
     """
@@ -73,7 +72,6 @@ class Summary:
     model: str | None
     report: str | None
     mlflow: str | None
-    is_doubtful: bool = False
     note: str = ""
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -185,7 +183,6 @@ def _summary(run: StoredRun, tracked: dict[str, Tracked]) -> Summary:
         model=known.model if known else None,
         report=report,
         mlflow=known.url if known else None,
-        is_doubtful=known is not None and known.is_doubtful,
         note=written.text,
         tags=written.tags,
     )

@@ -1,6 +1,5 @@
-"""Registered models in MLflow: new versions, where their files are, and versions whose promotion is doubtful."""
+"""Registered models in MLflow: new versions, and where their files are."""
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -10,32 +9,22 @@ from typing import TYPE_CHECKING
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
-from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.store.manifest import Manifest, code_revision, digest_of
 from wukong.tracking.availability import (
-    enabled,
     mlflow_client,
     page,
     refuse_untracked,
-    unless_away,
     until_answered,
 )
-from wukong.tracking.mlflow_rest import MlflowError, Server
-from wukong.tracking.tags import EVALUATION_TAG, HISTORY_TAG, PARENT_TAG
+from wukong.tracking.mlflow_rest import Server
+from wukong.tracking.tags import EVALUATION_TAG, PARENT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 _ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|(@[\w-]+))")
-
-DOUBTFUL = message(
-    "took an alias by a test of an earlier version, which counted pairs twice where captions have several images. So "
-    "it promoted models that are no better too often: compare it with the version that held the alias before "
-    "(`wukong compare`), and `wukong rollback` if it is not better"
-)
-"""What is said of ``doubtful_versions``."""
 
 
 def register(
@@ -88,45 +77,6 @@ def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, t
 def _origin(experiment: Experiment) -> str:
     """Return what two models must share to be compared: the experiment's name, and where its images come from."""
     return digest_of([experiment.name, experiment.crawl.engine, experiment.crawl.endpoint])[:16]
-
-
-def doubtful_versions(server: Server, model: str) -> set[str]:
-    """Return the versions of a model that took an alias by a test of retrieval with the units of an earlier version.
-
-    Those units counted pairs twice, so models that are no better were promoted too often. A version that takes the
-    alias again by today's test is no longer among them. Nor is one that a person has forced.
-    """
-    try:
-        registered = server.ask("GET", "registered-models/get", {"name": model})["registered_model"]
-    except MlflowError as error:
-        if error.code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return set()
-    doubtful: set[str] = set()
-    for tag in registered.get("tags", []):
-        for move in json.loads(tag["value"]) if tag["key"].startswith(HISTORY_TAG) else []:
-            if move["action"] == "promote":
-                tested = "/retrieval/" in move["reason"] and "by more than noise" in move["reason"]
-                (doubtful.add if tested and "units" not in move else doubtful.discard)(move["version"])
-    return doubtful
-
-
-def doubtful_holder(model: str, alias: str) -> str:
-    """Return the version that holds an alias if it is one of ``doubtful_versions``; empty otherwise, or without MLflow.
-
-    Args:
-        model: the registered model's name.
-        alias: the alias.
-    """
-
-    def ask() -> str:
-        server = Server()
-        doubtful = doubtful_versions(server, model)
-        registered = server.ask("GET", "registered-models/get", {"name": model})["registered_model"] if doubtful else {}
-        held = (str(entry["version"]) for entry in registered.get("aliases", []) if entry["alias"] == alias)
-        return next((version for version in held if version in doubtful), "")
-
-    return (unless_away(ask, "who holds the alias is left out") or "") if enabled() else ""
 
 
 def versions_of(server: Server) -> dict[str, tuple[str, ...]]:

@@ -13,7 +13,6 @@ from wukong.tracking import mlflow_rest
 from wukong.tracking.availability import AT_START, enabled, mlflow_client, page, refuse_untracked, unless_away
 from wukong.tracking.mlflow_rest import Run, Server
 from wukong.tracking.mlflow_runs import page_of, pipeline_run
-from wukong.tracking.model_versions import doubtful_versions
 from wukong.tracking.tags import MANIFEST_TAG, MODEL_TAG, RUN_TAG
 
 _COMPARED = 5  # runs in the compare view
@@ -78,13 +77,11 @@ class Tracked:
         status: in MLflow's words, for instance ``KILLED``.
         model: ``models:/NAME/VERSION``, if the run registered a model.
         url: address of its page.
-        is_doubtful: whether its model took an alias by a test of an earlier version, see ``doubtful_versions``.
     """
 
     status: str
     model: str | None
     url: str
-    is_doubtful: bool = False
 
 
 def tracked_runs(name: str) -> dict[str, Tracked]:
@@ -94,15 +91,7 @@ def tracked_runs(name: str) -> dict[str, Tracked]:
         server = Server()
         experiment_id = server.find_experiment(name)
         runs = server.search_runs(experiment_id, f"tags.`{RUN_TAG}` LIKE '%'") if experiment_id else []
-        models = [run.tags[MODEL_TAG] for run in runs if MODEL_TAG in run.tags]
-        names = sorted({model.removeprefix("models:/").rpartition("/")[0] for model in models})
-        doubtful = {f"models:/{name}/{version}" for name in names for version in doubtful_versions(server, name)}
-        return {
-            run.tags[RUN_TAG]: Tracked(
-                run.status, run.tags.get(MODEL_TAG), page_of(run), run.tags.get(MODEL_TAG) in doubtful
-            )
-            for run in runs
-        }
+        return {run.tags[RUN_TAG]: Tracked(run.status, run.tags.get(MODEL_TAG), page_of(run)) for run in runs}
 
     return (unless_away(ask, "what it knows of the runs is left out") or {}) if enabled() else {}
 

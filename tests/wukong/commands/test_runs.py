@@ -79,20 +79,6 @@ def test_runs_are_listed_with_how_they_ended(place: str) -> None:
     assert storage.exists(listed["first"]["report"]) and listed["stopped"]["report"] is None
 
 
-def test_a_model_that_was_promoted_by_an_earlier_test_is_marked(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    known = {
-        "second": Tracked("FINISHED", "models:/one/2", "", is_doubtful=True),
-        "first": Tracked("FINISHED", "models:/one/1", ""),
-    }
-    monkeypatch.setattr("wukong.tracking.run_links.tracked_runs", lambda _: known)
-    lines = wukong("runs", "one", "--storage", place).splitlines()
-    assert lines[2].endswith("models:/one/2 †") and lines[3].rstrip().endswith("models:/one/1")
-    assert lines[4].startswith("† took an alias by a test of an earlier version") and "wukong rollback" in lines[4]
-    listed = {run["name"]: run for run in json.loads(wukong("runs", "one", "--storage", place, "--json"))}
-    assert (listed["second"]["is_doubtful"], listed["first"]["is_doubtful"]) == (True, False)
-
-
 def test_the_list_for_people_has_what_matters(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     lines = wukong("runs", "one", "--last", "2", "--storage", place).splitlines()

@@ -13,7 +13,6 @@ from wukong.registry import aliases, choices
 from wukong.registry.aliases import Gate, held_before
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
-from wukong.tracking import mlflow_runs, model_versions, run_links
 from wukong.tracking.mlflow_rest import Server
 
 
@@ -231,31 +230,3 @@ def test_the_best_of_a_sweep_counts_as_all_its_trials_and_can_still_be_promoted(
     asked = register.registry.decide("2")
     assert (asked.attempt, asked.count) == (1, 12)
     assert register.registry.decide("3").attempt == 13
-
-
-@pytest.mark.slow
-def test_a_model_that_was_promoted_by_the_test_of_an_earlier_version_is_named(register: Registered) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
-    for share in (0.4, 0.5, 0.6):
-        assert register(share)["promoted"] == 1
-    assert model_versions.doubtful_versions(Server(), register.name) == set()
-    assert model_versions.doubtful_holder(register.name, "champion") == ""
-    moves = json.loads(tags(register)["wukong.history.champion"])
-    assert all(move["units"] == "components" for move in moves)
-    # As that version wrote them; a person forced the second one.
-    old = [{key: value for key, value in move.items() if key != "units"} for move in moves]
-    old[1]["reason"] = "the first one is slow"
-    client.set_registered_model_tag(register.name, "wukong.history.champion", json.dumps(old))
-    assert model_versions.doubtful_versions(Server(), register.name) == {"1", "3"}
-    assert model_versions.doubtful_holder(register.name, "champion") == "3"
-    assert model_versions.doubtful_versions(Server(), "no such model") == set()
-    listed = run_links.tracked_runs(register.name)
-    assert {run.model: run.is_doubtful for run in listed.values()} == {None: False}
-    experiment = register.experiment
-    mlflow_runs.describe_run(experiment, "run-0.6", "", {"version": 3.0, "promoted": 1.0}, "")
-    assert run_links.tracked_runs(register.name)["run-0.6"].is_doubtful
-    register.registry.rollback("compared again")
-    assert register.registry.promote("3", forced="it is better").promoted
-    assert model_versions.doubtful_versions(Server(), register.name) == {"1"}

@@ -34,7 +34,6 @@ from wukong.report.statistics import measure
 from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
-from wukong.tracking import model_versions
 from wukong.tracking.mlflow_rest import Run
 
 IN_ENGLISH = (
@@ -101,7 +100,6 @@ def _report(folder: Path) -> dict[str, Any]:
         run_report.pictures_of(manifests["filter"]),
         "first-7",
         "s3://wukong/demo/docs/index.html",
-        [f"Model m version 1, which holds @champion, {model_versions.DOUBTFUL}."],
         {
             "heading": verdict.heading,
             "says": verdict.says,
