@@ -40,7 +40,7 @@ from wukong.commands.output import Console, echo, print_data, print_json
 from wukong.config import documents
 from wukong.errors import StackError, WukongError
 from wukong.model.cost import empty_tower
-from wukong.runtime import installed
+from wukong.runtime import installed, logs
 from wukong.runtime.language import translated
 from wukong.store import patience
 from wukong.tracking import availability, mlflow_rest
@@ -165,7 +165,7 @@ def show_config(config_file: ConfigOption = DEMO, overrides: SetOption = None) -
 
 def run_app() -> None:
     """Run the command; a WukongError, or that MLflow is away, ends it with a message and a status that is not 0."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logs.start(level=logging.WARNING, formatter=logs.PLAIN)
     patience.set_default(patience.PEOPLE)
     command = typer.main.get_command(app)
     rich_utils: Any = typer.rich_utils
