@@ -76,7 +76,7 @@ class _InPanels(typer.core.TyperGroup):
         return [name for name in panels.COMMANDS if name in self.commands]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a name, or None.
+        """The command of a name, or None; a name that people look for ends in a hint at the right one.
 
         Raises:
             StackError: it is a command of the platform, which is not here.
@@ -86,6 +86,8 @@ class _InPanels(typer.core.TyperGroup):
                 f"`wukong {cmd_name}` needs the platform, and only the library is installed: clone the repository, run "
                 f"`make install` there, and then `.venv/bin/wukong {cmd_name}`"
             )
+        if cmd_name in panels.INSTEAD:
+            ctx.fail(f"There is no command {cmd_name}: {panels.INSTEAD[cmd_name]}.")
         return super().get_command(ctx, cmd_name)
 
 
