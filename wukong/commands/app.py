@@ -41,7 +41,7 @@ from wukong.config import documents
 from wukong.errors import StackError, WukongError
 from wukong.model.cost import empty_tower
 from wukong.runtime import installed, logs
-from wukong.runtime.language import translated
+from wukong.runtime.language import message, translated
 from wukong.store import patience
 from wukong.tracking import availability, mlflow_rest
 
@@ -87,7 +87,7 @@ class _InPanels(typer.core.TyperGroup):
                 f"`make install` there, and then `.venv/bin/wukong {cmd_name}`"
             )
         if cmd_name in panels.INSTEAD:
-            ctx.fail(f"There is no command {cmd_name}: {panels.INSTEAD[cmd_name]}.")
+            ctx.fail(message(f"There is no command {cmd_name}: {panels.INSTEAD[cmd_name]}."))
         return super().get_command(ctx, cmd_name)
 
 
@@ -204,11 +204,11 @@ def translate_help(command: Any) -> None:
         translate_help(below)
 
 
-def _end(message: str, *written: str, status: int = 1) -> NoReturn:
+def _end(said: str, *written: str, status: int = 1) -> NoReturn:
     """End the command with a message and, below it, what a program has written: a log or a traceback."""
     console, title = Console(stderr=True, highlight=False, soft_wrap=True), translated("error:")
     console.print(title, style="bold red", end=" " if title.isascii() else "")
-    console.print(message, markup=False)
+    console.print(said, markup=False)
     for each in written:
         console.out(each)
     sys.exit(status)

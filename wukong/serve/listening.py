@@ -68,7 +68,7 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
         """Take a header; its parser calls it, and ends where an error is raised."""
         self._bytes_of_headers += len(name) + len(value)
         if self._bytes_of_headers > _HEADERS:
-            raise ValueError("too many bytes of headers")
+            raise ValueError
         super().on_header(name, value)
 
     def send_400_response(self, msg: str) -> None:
