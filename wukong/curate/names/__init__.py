@@ -58,15 +58,15 @@ def find(captions: Sequence[str], care: Care = "balanced") -> list[list[Span]]:
         for span, probability in spans.items():
             if _is_inner(span[0], text, first, length):
                 start, end = _without_marks(text, span)
-                whole = first + start, first + end
-                probabilities[number][whole] = max(probabilities[number].get(whole, 0.0), probability)
+                name = first + start, first + end
+                probabilities[number][name] = max(probabilities[number].get(name, 0.0), probability)
     threshold = THRESHOLDS[care]
     found = [select(spans, threshold) if spans else [] for spans in probabilities]
-    for number, spans in enumerate(found):
-        if any(end - start == 1 for start, end in spans):
+    for number, chosen in enumerate(found):
+        if any(end - start == 1 for start, end in chosen):
             words = word_lists.load().ordinary(normalized(captions[number]))
-            whole = {span: p for span, p in probabilities[number].items() if not _is_in_word(span, words)}
-            found[number] = select(whole, threshold)
+            names = {span: p for span, p in probabilities[number].items() if not _is_in_word(span, words)}
+            found[number] = select(names, threshold)
     return found
 
 
