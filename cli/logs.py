@@ -55,7 +55,7 @@ def logs(
     lines = lines_of(file, follow)
     if everything:
         for line in lines:
-            print_data(line, newline=False)
+            print_data(_COLOUR.sub("", line), newline=False)
         return
     written = False
     names, last = (*stages.WHOLE_RUN, RUN), ""

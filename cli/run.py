@@ -115,7 +115,7 @@ def run_local(
         os.environ.update(variables)
         notes += own_data.check(experiment)
         for note in notes:
-            console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+            console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True, markup=True)
         if size is not None:
             known = len(demo.entries) if demo else None
             planned = begin.check_and_plan(experiment, disk, size, known)
@@ -123,7 +123,7 @@ def run_local(
                 begin.print_plan(console, experiment, planned, begin.free_at(experiment, disk), known)
                 return
         for each in hold.killed(home):
-            console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True)
+            console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True, markup=True)
         folder = ends.enter_context(hold.hold(home, run, experiment))
         ends.callback(shutil.rmtree, folder / "kfp", ignore_errors=True)
         # In the folder that KFP mounts into each component's container, at the same path.

@@ -26,7 +26,7 @@ def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
     console = Console()
     table = Table.grid(padding=(0, 2))
     for name, running, address in services:
-        state = f"[green]{translated('running')}[/]" if running else f"[red]{translated('stopped')}[/]"
+        state = Text(translated("running"), "green") if running else Text(translated("stopped"), "red")
         table.add_row(translated(name), state, address)
     console.print(table)
 
@@ -59,7 +59,11 @@ def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
         return
     decided, document = found
     heading, says = translated(decided.heading), translated(decided.says)
-    console.print(f"[bold]Model models:/{decided.model}/{decided.version}[/] {heading} {escape(says)}", highlight=False)
+    console.print(
+        f"[bold]Model models:/{decided.model}/{decided.version}[/] {heading} {escape(says)}",
+        highlight=False,
+        markup=True,
+    )
     if document is not None:
         table = Table(box=None, pad_edge=False)
         columns = map(message, (f"Against {document['baseline']}", "", "before, %", "now, %", "change", ""))

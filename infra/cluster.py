@@ -22,6 +22,7 @@ from infra import s3_keys
 from infra.cluster_secrets import Secrets, mlflow_user, random_text, s3_key
 from wukong.commands.output import print_json
 from wukong.errors import StorageError
+from wukong.runtime import logs
 from wukong.stages import access
 from wukong.store import manifest, storage
 from wukong.tracking import availability
@@ -292,7 +293,7 @@ def _mlflow_server(password: str) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one of the cluster's jobs."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logs.start(formatter=logs.PLAIN)
     parser = argparse.ArgumentParser(prog="python -m infra.cluster", description=__doc__.split("\n", 1)[0])
     commands = parser.add_subparsers(dest="command", required=True)
     credentials = commands.add_parser("credentials", help="make the Secrets that are missing")

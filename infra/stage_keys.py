@@ -29,6 +29,7 @@ from kubernetes import client, config
 
 from infra import s3_keys
 from wukong import stages
+from wukong.runtime import logs
 from wukong.stages import access
 from wukong.stages.access import Access
 
@@ -162,7 +163,7 @@ def _access_of(job: Mapping[str, Any]) -> Access:
 
 def main(arguments: list[str] | None = None) -> int:
     """Look every two seconds, for ever."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logs.start(formatter=logs.PLAIN)
     parser = argparse.ArgumentParser(prog="python -m infra.stage_keys", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--namespace", required=True)
     keys = StageKeys(parser.parse_args(arguments).namespace)

@@ -29,7 +29,7 @@ from infra.cluster import MLFLOW_USERS
 from infra.cluster_objects import Cluster, Manifest
 from infra.cluster_secrets import Secrets, mlflow_user, s3_key
 from wukong.errors import ConfigError, StackError, WukongError
-from wukong.runtime import forwarded
+from wukong.runtime import forwarded, logs
 from wukong.stages import access
 from wukong.tracking.mlflow_rest import WORKSPACE
 
@@ -394,7 +394,7 @@ def _run_in_cluster(cluster: Cluster, team: str, options: list[str], seconds: fl
 
 def main(arguments: list[str] | None = None) -> int:
     """Make a team, or delete it."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logs.start(formatter=logs.PLAIN)
     parser = argparse.ArgumentParser(prog="python -m infra.team", description=__doc__.split("\n", 1)[0])
     parser.add_argument("name", metavar="NAME", help="the team's, and its namespace's")
     parser.add_argument("--cpu", default=Quota.cpu, help="cores that it may ask for at once")

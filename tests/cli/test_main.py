@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from wukong.commands import panels
+from wukong.commands.model import TARGETS
 from wukong.config import documents
 
 
@@ -59,6 +61,25 @@ def test_the_status_names_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: 
     assert f"Disk  1.0 GiB free at {tmp_path}, the embedded stack needs 2" in said.output
     free.free = 2**40
     assert "Disk" not in CliRunner().invoke(app, ["status"]).output
+
+
+@pytest.mark.parametrize("name", panels.INSTEAD)
+def test_a_command_that_people_look_for_names_the_right_one(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "x", "--y"])
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert f"There is no command {name}: `wukong " in said or "Ctrl-C ends a run, `wukong down`" in said
+    for words in re.findall("`wukong ([a-z ]+)`", panels.INSTEAD[name]):
+        assert CliRunner().invoke(app, [*words.split(), "--help"]).exit_code == 0, words
+    assert name not in panels.COMMANDS
+
+
+def test_the_help_of_an_export_lists_the_targets() -> None:
+    from wukong.export.targets import REGISTRY
+
+    assert tuple(sorted(REGISTRY)) == TARGETS
+    shown = "".join(CliRunner().invoke(app, ["model", "export", "--help"]).output.replace("│", " ").split())
+    assert ",".join(TARGETS) in shown
 
 
 def test_help_is_a_map_of_panels() -> None:

@@ -40,8 +40,8 @@ from wukong.commands.output import Console, echo, print_data, print_json
 from wukong.config import documents
 from wukong.errors import StackError, WukongError
 from wukong.model.cost import empty_tower
-from wukong.runtime import installed
-from wukong.runtime.language import translated
+from wukong.runtime import installed, logs
+from wukong.runtime.language import message, translated
 from wukong.store import patience
 from wukong.tracking import availability, mlflow_rest
 
@@ -76,7 +76,7 @@ class _InPanels(typer.core.TyperGroup):
         return [name for name in panels.COMMANDS if name in self.commands]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a name, or None.
+        """The command of a name, or None; a name that people look for ends in a hint at the right one.
 
         Raises:
             StackError: it is a command of the platform, which is not here.
@@ -86,6 +86,8 @@ class _InPanels(typer.core.TyperGroup):
                 f"`wukong {cmd_name}` needs the platform, and only the library is installed: clone the repository, run "
                 f"`make install` there, and then `.venv/bin/wukong {cmd_name}`"
             )
+        if cmd_name in panels.INSTEAD:
+            ctx.fail(message(f"There is no command {cmd_name}: {panels.INSTEAD[cmd_name]}."))
         return super().get_command(ctx, cmd_name)
 
 
@@ -165,7 +167,7 @@ def show_config(config_file: ConfigOption = DEMO, overrides: SetOption = None) -
 
 def run_app() -> None:
     """Run the command; a WukongError, or that MLflow is away, ends it with a message and a status that is not 0."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logs.start(level=logging.WARNING, formatter=logs.PLAIN)
     patience.set_default(patience.PEOPLE)
     command = typer.main.get_command(app)
     rich_utils: Any = typer.rich_utils
@@ -202,11 +204,11 @@ def translate_help(command: Any) -> None:
         translate_help(below)
 
 
-def _end(message: str, *written: str, status: int = 1) -> NoReturn:
+def _end(said: str, *written: str, status: int = 1) -> NoReturn:
     """End the command with a message and, below it, what a program has written: a log or a traceback."""
     console, title = Console(stderr=True, highlight=False, soft_wrap=True), translated("error:")
     console.print(title, style="bold red", end=" " if title.isascii() else "")
-    console.print(message, markup=False)
+    console.print(said, markup=False)
     for each in written:
         console.out(each)
     sys.exit(status)

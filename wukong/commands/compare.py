@@ -154,18 +154,17 @@ def _table(each: Mapping[str, Any], names: list[str]) -> Table:
         change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
         style = "dim" if entry["verdict"] in ("noise", "incomparable", "missing") else ""
         cells = [_cell(each["results"][result][n]) for result in others]
-        table.add_row(name, _cell(entry), f"[{style}]{change}[/]" if style and change else change, *cells)
+        table.add_row(name, _cell(entry), Text(translated(change or ""), style), *cells)
     return table
 
 
-def _cell(entry: Mapping[str, Any]) -> str:
+def _cell(entry: Mapping[str, Any]) -> Text:
     sign = page.SIGNS[entry["verdict"]]
     if entry["value"] is None:
-        return sign
+        return Text(sign)
     text = f"{100 * entry['value']:.1f} {sign or ' '}"
     styles = {"better": "green", "worse": "red", "noise": "dim", "incomparable": "dim"}
-    style = styles.get(entry["verdict"])
-    return f"[{style}]{text}[/]" if style else text
+    return Text(text, styles.get(entry["verdict"], ""))
 
 
 def _short(value: str | None) -> str:

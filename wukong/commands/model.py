@@ -17,6 +17,18 @@ from wukong.model import address, signature
 from wukong.model.signature import Signer
 from wukong.store import storage
 
+TARGETS = (
+    "hub",
+    "immich",
+    "late-interaction",
+    "onnx",
+    "open_clip",
+    "sentence-transformers",
+    "transformers",
+    "transformers.js",
+)
+"""The targets of an export: their own modules would import torch for a help text."""
+
 app = typer.Typer(help="Use a trained model outside of Wukong.", no_args_is_help=True)
 
 
@@ -36,7 +48,7 @@ def export(
     ] = None,
     target: Annotated[
         str,
-        typer.Option("--to", metavar="TARGET", help="Whose loader opens the folder; see the list above."),
+        typer.Option("--to", metavar="TARGET", help=f"Whose loader opens the folder: {', '.join(TARGETS)}."),
     ] = "onnx",
     name: Annotated[str, typer.Option(help="What the model is called where the target writes a name.")] = "wukong",
     measure_on: Annotated[

@@ -5,17 +5,19 @@ project, such as shell code, a log or what a user has written, by ``print_data``
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import rich.console
 import rich.table
 import typer
 from rich.cells import cell_len
-from rich.console import RenderableType
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from wukong.runtime.language import message, translated
+from wukong.runtime.logs import harmless
 
 _WIDE = 1_000  # characters, more than any table here has
 
@@ -34,16 +36,28 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a progr
 
 
 class Console(rich.console.Console):
-    """Prints texts in the language of its user."""
+    """Prints texts in the language of its user.
+
+    What it prints may be a stranger's: Rich's markup is none where it is not asked for, and no control character is
+    printed.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **options})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render as Rich does, without control characters in what is no markup of Rich's own."""
+        for each in super().render(renderable, options):
+            yield each if each.control else Segment(harmless(each.text), each.style)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as Rich does, with strings translated."""
-        super().print(*(translated(each) if isinstance(each, str) else each for each in objects), **options)
+        super().print(*(_safe(translated(each) if isinstance(each, str) else each) for each in objects), **options)
 
     def out(self, *objects: Any, sep: str = " ", **options: Any) -> None:
         """Print data as they are, in a line that is not broken."""
         text = sep.join(map(str, objects))
-        super().print(text, markup=False, emoji=False, no_wrap=True, overflow="ignore", crop=False, **options)
+        super().print(harmless(text), no_wrap=True, overflow="ignore", crop=False, **options)
 
     def print_titled(self, title: str, value: str | Text, width: int) -> None:
         """Print a line, which is not broken: a value behind its title, both in the language of the user.
@@ -68,14 +82,21 @@ class Table(rich.table.Table):
 
     def add_column(self, header: RenderableType = "", *arguments: Any, **options: Any) -> None:
         """Add a column, its header translated."""
-        super().add_column(translated(header) if isinstance(header, str) else header, *arguments, **options)
+        super().add_column(_safe(translated(header) if isinstance(header, str) else header), *arguments, **options)
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         """Add a row, its sentences translated."""
-        super().add_row(*map(_sentence, cells), **options)
+        super().add_row(*(_safe(_sentence(cell)) for cell in cells), **options)
         for column in self.columns:
             if column.overflow == "ellipsis" and not column.no_wrap:
                 column.overflow = "fold"
+
+
+def _safe(shown: T) -> T | str:
+    """Return what is to be printed without control characters, so that its width is that of what is shown."""
+    if isinstance(shown, Text) and (plain := harmless(shown.plain)) != shown.plain:
+        return plain
+    return harmless(shown) if isinstance(shown, str) else shown
 
 
 def _sentence(shown: T) -> T | str:
@@ -90,12 +111,12 @@ def echo(text: str = "", *, err: bool = False) -> None:
         text: in English.
         err: to standard error.
     """
-    typer.echo(translated(text), err=err)
+    typer.echo(harmless(translated(text)), err=err)
 
 
 def print_data(data: object, *, newline: bool = True) -> None:
-    """Print what no language has, as it is, and a line end."""
-    typer.echo(data, nl=newline)
+    """Print what no language has, as it is but for control characters, and a line end."""
+    typer.echo(harmless(str(data)), nl=newline)
 
 
 def print_json(value: Any) -> None:

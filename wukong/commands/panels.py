@@ -21,4 +21,15 @@ ORDER = {
 }
 """The panels and the commands of each, library's and platform's, in the order in which they are shown."""
 
+_REMOVE = message("`wukong takedown` takes pictures out of data, `wukong gc` deletes what nothing needs any more")
+INSTEAD = {
+    "export": message("`wukong model export` writes a model, `wukong index export` an index"),
+    "remove": _REMOVE,
+    "delete": _REMOVE,
+    "retry": message("`wukong run` with the same config goes on where a run stopped"),
+    "stop": message("Ctrl-C ends a run, `wukong down` the local stack"),
+    "list": message("`wukong runs` lists runs, `wukong models` models"),
+}
+"""What does the work of a command that people look for and that does not exist."""
+
 COMMANDS = tuple(name for names in ORDER.values() for name in names)

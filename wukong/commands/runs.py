@@ -158,7 +158,8 @@ def _print(listed: Sequence[Summary], found: int) -> None:
         unbroken.print(table, crop=False)
     else:
         for run in listed:
-            console.print("  ".join(_cells(run)), soft_wrap=True, highlight=False)
+            cells = (cell if isinstance(cell, Text) else Text(cell) for cell in _cells(run))
+            console.print(Text("  ").join(cells), soft_wrap=True, highlight=False)
             shown = [
                 f"{title} {run.metrics[name]:.3f}"
                 for name, title in zip(names, titles, strict=True)
@@ -171,7 +172,7 @@ def _print(listed: Sequence[Summary], found: int) -> None:
         console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")
 
 
-def _cells(run: Summary) -> tuple[str, str, str, str, str]:
+def _cells(run: Summary) -> tuple[str, str, str, Text, str]:
     """Return what the table's first columns say of a run: its name, experiment, begin, state and stages."""
     begun = datetime.fromisoformat(run.begun).astimezone()
     reused = sum(state == "reused" for state in run.stages.values())
@@ -181,7 +182,7 @@ def _cells(run: Summary) -> tuple[str, str, str, str, str]:
         run.name,
         run.experiment,
         f"{begun:%Y-%m-%d %H:%M}",
-        f"[{_COLOURS[run.state]}]{translated(run.state)}[/]",
+        Text(translated(run.state), _COLOURS[run.state]),
         ended + (translated(f", failed: {', '.join(failed)}") if failed else ""),
     )
 

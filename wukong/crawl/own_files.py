@@ -298,8 +298,11 @@ def _picture_in(
     if "://" in value:
         if value.startswith(("file:///", "s3://")) and within is None:
             return value, "", clean(caption)
-        known = "a path in the folder nor an address of http" if within else "a path nor an address of http, s3 or file"
-        return where + message(f"{clean(value)[:_SHOWN]} is neither {known}"), "", ""
+        shown = clean(value)[:_SHOWN]
+        why = message(f"{shown} is neither a path nor an address of http, s3 or file")
+        if within is not None:
+            why = message(f"{shown} is neither a path in the folder nor an address of http")
+        return where + why, "", ""
     if "/" not in value:
         value = value.replace("\\", "/")
     file = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"

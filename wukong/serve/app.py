@@ -1,5 +1,7 @@
 """The search page and its JSON API as one ASGI application."""
 
+import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -12,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wukong.crawl import uploads
@@ -34,7 +37,10 @@ _HEADERS = {
 }
 _ALL_HOSTS = "*"
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+?)\.?(:\d{1,5})?")
+_OTHER_HOST = "this server is not served under that host: use the address that it printed"
 _API_VERSION = "1"
+_UNREAD_BYTES, _UNREAD_SECONDS = 64 * 2**20, 30.0
+"""What is read and thrown away of a body behind an early answer: who still sends when a connection ends loses it."""
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Problem, "description": text}
     for status, text in {
@@ -133,7 +139,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, ended, status = time.perf_counter(), 0.0, 0
+        body = _Body(scope, receive)
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -143,25 +150,32 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers[name] = value
                 headers.setdefault("cache-control", "no-store")
+            elif not message.get("more_body", False) and body.is_left:
+                nonlocal ended
+                await send({**message, "more_body": True})
+                ended = time.perf_counter()
+                await body.read_to_end()
+                message = {"type": "http.response.body"}
             await send(message)
 
         try:
-            if self._served(scope):
-                await self._app(scope, receive, send_guarded)
-            else:
-                wrong = "this server is not served under that host: use the address that it printed"
-                answer = _problem(scope["path"], 400, wrong)
-                await answer(scope, receive, send_guarded)
+            wrong = "" if self._served(scope) else _OTHER_HOST
+            if sum(name == b"host" for name, _ in scope["headers"]) > 1:
+                wrong = "the request has several headers Host: send one"
+            answer = _problem(scope["path"], 400, wrong) if wrong else self._app
+            await answer(scope, body.receive, send_guarded)
+        except ClientDisconnect:
+            log.info("%s %s: the client left before it had sent all", scope["method"], scope["path"])
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status:
                 raise
             await _problem(scope["path"], 500, "an error in the server; its log says more")(
-                scope, receive, send_guarded
+                scope, body.receive, send_guarded
             )
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.observe(route, status, time.perf_counter() - began)
+            self._metrics.observe(route, status, (ended or time.perf_counter()) - began)
 
     def _served(self, scope: Scope) -> bool:
         if _ALL_HOSTS in self._hosts:
@@ -169,6 +183,36 @@ class Guard:
         host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
         match = _HOST.fullmatch(host.lower())
         return match is not None and match["name"] in self._hosts
+
+
+class _Body:
+    """The body of a request, of which an application may leave a part unread.
+
+    Attributes:
+        is_left: whether a part is left that the client sends whatever the answer is.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        headers = dict(scope["headers"])
+        self._receive = receive
+        has_body = b"content-length" in headers or b"transfer-encoding" in headers
+        is_long = uploads.is_above(headers.get(b"content-length", b"0").decode("latin-1"), _UNREAD_BYTES)
+        # Whoever waits for "100 Continue" sends nothing before it.
+        self.is_left = has_body and not is_long and b"expect" not in headers
+
+    async def receive(self) -> Message:
+        """Receive the next part."""
+        message = await self._receive()
+        self.is_left = self.is_left and message.get("more_body", False)
+        return message
+
+    async def read_to_end(self) -> None:
+        """Throw away what is left, within limits."""
+        read = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_UNREAD_SECONDS):
+                while self.is_left and read < _UNREAD_BYTES:
+                    read += len((await self.receive()).get("body", b""))
 
 
 async def _filters(asked: Annotated[Filters, Query()]) -> Filters:

@@ -23,6 +23,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def shown(address: str) -> str:
+    """Return what clients may see of an address: of a path of this machine the last part alone."""
+    is_local = address.startswith("file:") or ":/" not in address
+    return address.rstrip("/").rpartition("/")[2] if is_local else address
+
+
 class Embedder:
     """Encodes what is sent. The model has one thread for texts and one for pictures.
 
@@ -39,6 +45,11 @@ class Embedder:
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._embed = Batcher(self._embedded, self._texts, BATCH, _FULL_REQUESTS * limits.inputs)
         self._asked_of_pictures = self._sent = 0
+
+    @property
+    def model_name(self) -> str:
+        """What clients see of the model's address."""
+        return shown(self.model.name)
 
     def close(self) -> None:
         """End the threads and the child process."""

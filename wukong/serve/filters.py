@@ -81,6 +81,11 @@ class Filters(BaseModel, frozen=True):
                 raise RefusedError(422, f"the filter {name} is given more than once: give it once")
 
     @property
+    def host(self) -> str:
+        """The host that is asked for, in the form in which hosts are compared."""
+        return self.source.strip().lower().strip(".")
+
+    @property
     def columns(self) -> frozenset[str]:
         """The columns of an index that are needed."""
         asked = {
@@ -101,6 +106,8 @@ class Filters(BaseModel, frozen=True):
         """
         if self.since and self.until and self.since > self.until:
             raise RefusedError(422, f"{self.since} is after {self.until}: exchange the two dates")
+        if self.source and not self.host:
+            raise RefusedError(422, f"the source {self.source!r} names no host: give a host, as images.example.org")
         lacking = [NAMES[name] for name in NAMES if name in self.columns - columns]
         if lacking:
             raise RefusedError(422, f"these pictures cannot be filtered, because the data lack: {', '.join(lacking)}")
@@ -166,7 +173,7 @@ class Selection:
             nonlocal mask
             mask &= _tested(self._columns[name], test)
 
-        if host := filters.source.strip().lower().strip("."):
+        if host := filters.host:
             need("source", lambda column: pc.or_(
                 pc.equal(pc.utf8_lower(column), host), pc.ends_with(pc.utf8_lower(column), f".{host}")
             ))  # fmt: skip

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from wukong.errors import ConfigError
 
 _FILES = 65_536
+_HEADERS = 64 * 2**10
 USUAL_PORT = 8500
 """Port of a server for which no port is asked."""
 
@@ -56,11 +57,29 @@ def allow_connections() -> None:
 class Protocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     """HTTP of a server that says in its own way what it cannot read, such as an address of more than 64 KiB."""
 
+    _bytes_of_headers = 0
+
+    def on_message_begin(self) -> None:
+        """Begin a request; its parser calls it."""
+        self._bytes_of_headers = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; its parser calls it, and ends where an error is raised."""
+        self._bytes_of_headers += len(name) + len(value)
+        if self._bytes_of_headers > _HEADERS:
+            raise ValueError
+        super().on_header(name, value)
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, and end the connection; uvicorn calls it."""
+        status = "400 Bad Request"
         wrong = "this is no HTTP request that can be read, or its address is too long: shorten the text of the query"
+        if self._bytes_of_headers > _HEADERS:
+            status = "431 Request Header Fields Too Large"
+            wrong = f"the headers have more than {_HEADERS // 2**10} KiB: send fewer cookies and other headers"
         body = json.dumps({"error": wrong}).encode()
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
         self.transport.close()
 

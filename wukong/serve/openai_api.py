@@ -100,7 +100,7 @@ def add(app: FastAPI, embedder: Embedder) -> None:
                 answers.Embedding(index=index, embedding=_written(vector, asked.encoding_format))
                 for index, vector in enumerate(vectors)
             ],
-            model=model.name,
+            model=embedder.model_name,
             usage=answers.Usage(prompt_tokens=tokens, total_tokens=tokens),
         )
         # As bytes, because FastAPI would check millions of numbers before it writes them.
@@ -110,7 +110,7 @@ def add(app: FastAPI, embedder: Embedder) -> None:
     async def models() -> answers.ModelsAnswer:
         """List the one model of this server."""
         served = answers.ServedModel(
-            id=model.name,
+            id=embedder.model_name,
             created=loaded,
             digest=model.digest,
             dimensions=model.saved.model.width,
@@ -132,8 +132,8 @@ def _asked(body: bytes) -> answers.EmbeddingsRequest:
 
 def _refuse_wrong(asked: answers.EmbeddingsRequest, embedder: Embedder) -> None:
     """Raise WrongError for what this model cannot do."""
-    name, width = embedder.model.name, embedder.model.saved.model.width
-    if asked.model not in (None, name):
+    name, width = embedder.model_name, embedder.model.saved.model.width
+    if asked.model not in (None, name, embedder.model.name):
         wrong = f"this server has one model, {name!r}: GET /v1/models lists it"
         raise WrongError("model", wrong, _NOT_FOUND, "model_not_found")
     if embedder.model.token_wise:

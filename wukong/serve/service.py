@@ -21,7 +21,7 @@ from wukong.runtime.language import message
 from wukong.serve import answers, index
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
-from wukong.serve.embedder import BATCH, Embedder
+from wukong.serve.embedder import BATCH, Embedder, shown
 from wukong.serve.filters import NO_FILTERS, Filters
 from wukong.serve.query import search_forms
 from wukong.serve.router import SECONDS, At, Hit, Router
@@ -120,9 +120,9 @@ class Service(Embedder):
     def about(self) -> answers.AboutAnswer:
         """Describe collection, model and limits."""
         return answers.AboutAnswer(
-            model=self.model.name,
+            model=self.model_name,
             model_digest=self.model.digest,
-            data=self.collection.uri,
+            data=shown(self.collection.uri),
             data_digest=self.collection.digest,
             pictures=self.pictures,
             captions=self.made.counts["captions"],

@@ -36,8 +36,8 @@ def utf8(stream: IO[bytes], name: str, assumed: list[str] | None = None) -> io.B
 def said(assumed: list[str]) -> str:
     """Return how many files were read as GB 18030, for one line of a log."""
     return message(
-        f"{len(assumed):,} text files are not UTF-8 and are read as GB 18030; the first is {assumed[0]}. If their text "
-        "is wrong, save them as UTF-8"
+        f"Read as GB 18030, because not UTF-8: {len(assumed):,} of the text files; the first is {assumed[0]}. If their "
+        "text is wrong, save them as UTF-8"
     )
 
 

@@ -1,5 +1,6 @@
 """Run suites with Great Expectations and build their data docs. It writes only into the folder that it is given."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -137,7 +138,8 @@ def build_docs(results: Mapping[str, Mapping[str, Any]], suites: Mapping[str, Se
     for name, expectations in suites.items():
         context.suites.add(gx.ExpectationSuite(name, expectations=list(expectations)))
     for batch, result in results.items():
-        fields = ExpectationSuiteValidationResultSchema().load(dict(result))
+        escaped = [{**entry, "result": _escaped(entry["result"])} for entry in result["results"]]
+        fields = ExpectationSuiteValidationResultSchema().load({**result, "results": escaped})
         suite = ExpectationSuiteIdentifier(result["suite_name"])
         identifier = ValidationResultIdentifier(suite, RunIdentifier(run_name=batch), batch)
         value = ExpectationSuiteValidationResult(
@@ -147,6 +149,15 @@ def build_docs(results: Mapping[str, Mapping[str, Any]], suites: Mapping[str, Se
         context.validation_results_store.store_validation_results(value, identifier, suite)
     context.build_data_docs(site_names=["docs"])
     offline.without_network(folder, results)
+
+
+def _escaped(found: Any) -> Any:
+    """Return what was found in the data for Great Expectations' pages, which take it for HTML."""
+    if isinstance(found, str):
+        return html.escape(found)
+    if isinstance(found, Mapping):
+        return {name: _escaped(value) for name, value in found.items()}
+    return [_escaped(value) for value in found] if isinstance(found, list | tuple) else found
 
 
 def _outcome(entry: Mapping[str, Any]) -> Outcome:

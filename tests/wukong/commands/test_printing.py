@@ -1,15 +1,27 @@
 """What commands print goes through the translation, and what is no text of this project past it."""
 
 import ast
+import contextlib
 import io
-from collections.abc import Iterator
+import json
+import logging
+import tarfile
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
+from typer.testing import CliRunner
 
+from wukong.commands.app import app
 from wukong.commands.output import Console, Table, echo, print_data, print_json, sizes
+from wukong.runtime import logs
 
 REPOSITORY = Path(__file__).parents[3]
 FOLDERS = ("wukong/commands", "cli", "infra")
@@ -120,3 +132,70 @@ def test_sizes_name_what_a_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes({"images": 10_000, "classes": 10}) == "10,000 images, 10 classes"
     monkeypatch.setenv("LANGUAGE", "zh")
     assert sizes({"classes": 15, "images": 3}) == "3 张图像, 15 个类别"
+
+
+HOSTILE = "猫\x1b]0;title\x07\x1b[2J\x1b]8;;http://evil.test\x07\x9b31m\x7f\u202etxt.exe\ud800[/] [red]x :smile:"
+HARMLESS = (
+    r"猫\u001b]0;title\u0007\u001b[2J\u001b]8;;http://evil.test\u0007"
+    r"\u009b31m\u007f\u202etxt.exe\ud800[/] [red]x :smile:"
+)
+
+
+def _is_harmless(printed: str) -> bool:
+    return all(each in "\n\t" or unicodedata.category(each) not in ("Cc", "Cs") for each in printed)
+
+
+def _table(*cells: str | Text) -> Table:
+    table = Table("header", HOSTILE)
+    table.add_row(*cells)
+    return table
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda console: console.print(HOSTILE),
+        lambda console: console.print(Text(HOSTILE)),
+        lambda console: console.out(HOSTILE),
+        lambda console: console.print_titled("title", HOSTILE, 10),
+        lambda console: console.print(_table(HOSTILE, Text(HOSTILE))),
+        lambda console: echo(HOSTILE),
+        lambda console: print_data(HOSTILE),
+        lambda console: print(logs.FORMATTER.format(logging.makeLogRecord({"msg": HOSTILE}))),
+    ],
+    ids=["print", "text", "out", "titled", "table", "echo", "data", "log"],
+)
+def test_no_control_character_reaches_a_terminal(
+    show: Callable[[Console], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(Console(width=400, highlight=False))
+    printed = capsys.readouterr().out
+    bell = r"\u0007"  # Rich leaves it out of a Text
+    assert HARMLESS.replace(bell, "") in printed.replace(bell, "")
+    assert all(character.isprintable() or character == "\n" for character in printed)
+
+
+@given(st.text(st.characters(), max_size=30))
+def test_json_stays_the_same_value(text: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        print_json({"text": text})
+    assert json.loads(printed.getvalue()) == {"text": text}
+    assert _is_harmless(printed.getvalue())
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["show", "--json"]])
+def test_a_command_shows_a_strangers_files_harmlessly(tmp_path: Path, arguments: list[str]) -> None:
+    """Every kind of file that ``wukong show`` prints: names of files, members, columns and keys, and what they hold."""
+    name = HOSTILE.replace("/", "").replace("\ud800", "")
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f"{name}.txt").write_text(HOSTILE.replace("\ud800", "") + "\n")
+    (folder / "a.json").write_text(json.dumps({HOSTILE: [HOSTILE]}))
+    (folder / "a.bin").write_bytes(name.encode() + b"\0\xff")
+    pq.write_table(pa.table({name: [name], "url": [f"http://a.test/{name}"]}), folder / "a.parquet")
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    for place in (folder, *folder.iterdir()):
+        result = CliRunner().invoke(app, [arguments[0], str(place), *arguments[1:]])
+        assert result.exit_code == 0, result.output
+        assert _is_harmless(result.output)

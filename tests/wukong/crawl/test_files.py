@@ -167,7 +167,7 @@ def test_notes_are_one_line_each_with_a_count(tmp_path: Path, caplog: pytest.Log
     ]
     notes = [record.getMessage() for record in caplog.records]
     assert len(notes) == 3
-    assert "3 text files are not UTF-8 and are read as GB 18030; the first is" in notes[0]
+    assert "Read as GB 18030, because not UTF-8: 3 of the text files; the first is" in notes[0]
     assert "1 text files hold captions that cannot be read" in notes[1] and "d.txt" in notes[1]
     assert "2 pictures are HEIC" in notes[2] and "f.heic" in notes[2] and "sips" in notes[2]
     caplog.clear()

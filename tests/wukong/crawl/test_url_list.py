@@ -76,7 +76,7 @@ def test_a_list_of_every_encoding_and_line_end(
     assert read(tmp_path / name) == rows
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (encoding == "gb18030")
-    assert all("1 text files are not UTF-8 and are read as GB 18030" in each for each in said)
+    assert all("Read as GB 18030, because not UTF-8: 1 of the text files" in each for each in said)
 
 
 JSON = {

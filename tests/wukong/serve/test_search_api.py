@@ -4,16 +4,18 @@ import asyncio
 import io
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import colours
 import jsonschema
 import pytest
+import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -174,6 +176,64 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(site: Site) -> None:
         assert sent.recv(12) == b"HTTP/1.1 413"
 
 
+@pytest.mark.parametrize("path", ["/api/captions", "/pictures", "/v1/embeddings", "/api/none"])
+def test_a_client_that_sends_too_much_reads_the_answer(site: Site, path: str) -> None:
+    """Clients send all before they read; if the connection ended before, they would see no answer."""
+    url, status = f"{site.address}{path}", 404 if path == "/api/none" else 413
+    for size in (LIMITS.upload_bytes * 3 // 2 + 1, 10 * 2**20 + 1):
+        assert site.ask(path, bytes(size)).status == status
+        pieces = (bytes(10_000) for _ in range(size // 10_000 + 1))
+        for sent in (bytes(size), pieces):
+            assert requests.post(url, sent, headers={"connection": "close"}, timeout=60).status_code == status
+
+
+def test_two_hosts_are_refused(site: Site) -> None:
+    for hosts in (["127.0.0.1", "evil.example"], ["127.0.0.1", "127.0.0.1"], ["evil.example", "127.0.0.1"]):
+        with connected(site) as sent:
+            lines = "".join(f"Host: {host}\r\n" for host in hosts)
+            sent.sendall(f"GET /api/about HTTP/1.1\r\n{lines}\r\n".encode())
+            assert sent.recv(12) == b"HTTP/1.1 400"
+
+
+@pytest.mark.parametrize("count", [1, 700])
+def test_headers_that_are_too_long_are_refused(site: Site, count: int) -> None:
+    value = "x" * (70_000 // count)
+    with connected(site) as sent:
+        lines = "".join(f"X-{number}: {value}\r\n" for number in range(count))
+        sent.sendall(f"GET /api/about HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n".encode())
+        assert sent.recv(12) == b"HTTP/1.1 431"
+    assert site.ask("/api/about", headers={"X-A": "x" * 40_000}).status == 200
+
+
+def test_who_leaves_during_an_upload_is_one_line_of_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for path in ("/api/captions", "/pictures", "/v1/embeddings"):
+        with connected(site) as sent:
+            sent.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n".encode())
+            sent.sendall(b"part")
+            time.sleep(0.1)
+    for _ in range(1_000):
+        if "POST /v1/embeddings" in caplog.text:
+            break
+        time.sleep(0.01)
+    assert "Traceback" not in caplog.text
+    assert [record.levelname for record in caplog.records if "left" in record.getMessage()] == ["INFO"] * 3
+
+
+def test_no_page_and_no_answer_has_a_path_of_the_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = site.service.collection.uri.removeprefix("file://").rpartition("/")[0]
+    monkeypatch.setattr(site.service.model, "name", f"{folder}/model")
+    key = site.index.keys[0]
+    service = Service(site.service.collection, site.service.model, manifest.load(site.index.uri), LIMITS)
+    with served(service) as other:
+        paths = ["/", "/about", "/api/about", "/v1/models", "/metrics", "/openapi.json", f"/pictures/{key}", "/?q=红"]
+        for path in [*paths, "/api/search?q=红", f"/api/captions?picture={key}", "/api/captions?picture=x"]:
+            assert folder not in other.ask(quote(path, safe="/?=")).text, path
+        about = other.ask("/api/about").json
+        assert (about["data"], about["model"]) == ("pictures", "model")
+        assert other.ask("/v1/models").json["data"][0]["id"] == "model"
+
+
 def test_a_body_that_does_not_arrive_is_refused(site: Site) -> None:
     with connected(site) as sent:
         sent.sendall(b"POST /api/captions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n\xff")
@@ -191,6 +251,8 @@ def test_a_body_that_does_not_arrive_is_refused(site: Site) -> None:
         ("/api/search", {"q": "红", "top": 0}, 422, "top: Input should be greater"),
         ("/api/search", {"q": "红", "top": "x"}, 422, "top: Input should be a valid integer"),
         ("/api/captions", {"picture": "../../etc/passwd"}, 404, "no picture with this key"),
+        ("/api/search", {"q": "红", "source": "."}, 422, "names no host"),
+        ("/api/search", {"q": "红", "source": " .. "}, 422, "names no host"),
         ("/api/align", {"picture": "x", "text": "红"}, 404, "no picture with this key"),
         ("/api/nothing", {}, 404, "openapi.json lists"),
     ],

@@ -41,7 +41,7 @@ def test_gb_18030_is_assumed_and_counted_where_that_is_allowed() -> None:
     data = LINES.encode("gb18030")
     assert read(data, assumed := []) == LINES
     assert assumed == ["list.csv"]
-    assert text_files.said([*assumed, "b"]).startswith("2 text files are not UTF-8 and are read as GB 18030; the first")
+    assert text_files.said([*assumed, "b"]).startswith("Read as GB 18030, because not UTF-8: 2 of the text files; the")
     assert read(data).encode("utf-8", "surrogateescape") == data, "nothing is assumed"
 
 

@@ -2,7 +2,8 @@
 
 The taggers (``tagger.py``) give every span of a caption a probability that it is a whole name. Weighted interval
 scheduling then chooses the spans to mask: non-overlapping spans that maximise the sum of log odds; spans below the
-threshold are not candidates. The taggers read a normalised caption, in which full-width and Traditional characters are
+threshold are not candidates, and neither is a character that a word of the dictionary ends with or holds (话梅 has no
+name 梅). The taggers read a normalised caption, in which full-width and Traditional characters are
 replaced one for one, so that positions in it are positions in the caption.
 """
 
@@ -12,7 +13,7 @@ from math import log
 from typing import Literal
 from unicodedata import normalize
 
-from wukong.curate.names import tagger
+from wukong.curate.names import tagger, word_lists
 from wukong.curate.names.tagger import Span
 from wukong.curate.text.simplified import table
 
@@ -54,10 +55,19 @@ def find(captions: Sequence[str], care: Care = "balanced") -> list[list[Span]]:
     probabilities: list[dict[Span, float]] = [{} for _ in captions]
     for (number, first, text), spans in zip(windows, tagger.load().read([w for *_, w in windows]), strict=True):
         length = len(captions[number])
-        for (start, end), probability in spans.items():
-            if _is_inner(start, text, first, length):
-                probabilities[number][first + start, first + end] = probability
-    return [select(spans, THRESHOLDS[care]) if spans else [] for spans in probabilities]
+        for span, probability in spans.items():
+            if _is_inner(span[0], text, first, length):
+                start, end = _without_marks(text, span)
+                name = first + start, first + end
+                probabilities[number][name] = max(probabilities[number].get(name, 0.0), probability)
+    threshold = THRESHOLDS[care]
+    found = [select(spans, threshold) if spans else [] for spans in probabilities]
+    for number, chosen in enumerate(found):
+        if any(end - start == 1 for start, end in chosen):
+            words = word_lists.load().ordinary(normalized(captions[number]))
+            names = {span: p for span, p in probabilities[number].items() if not _is_in_word(span, words)}
+            found[number] = select(names, threshold)
+    return found
 
 
 def suspects(captions: Sequence[str]) -> list[bool]:
@@ -97,6 +107,22 @@ def best_intervals(spans: Sequence[Span], weights: Sequence[float]) -> list[Span
         _, _, span, index = solutions[index]
         chosen.append(span)
     return chosen[::-1]
+
+
+def _without_marks(text: str, span: Span) -> Span:
+    """Return a span without the marks at its ends, such as a full stop, which are no part of a name."""
+    start, end = span
+    while start < end - 1 and not text[end - 1].isalnum():
+        end -= 1
+    while start < end - 1 and not text[start].isalnum():
+        start += 1
+    return start, end
+
+
+def _is_in_word(span: Span, words: Iterable[Span]) -> bool:
+    """Whether a span is one character of an ordinary word."""
+    start, end = span
+    return end - start == 1 and any(first <= start and end <= last for first, last in words)
 
 
 def _windows(text: str) -> Iterator[tuple[int, str]]:

@@ -37,6 +37,11 @@ _LONGEST = 12
 # Log probability in text below which a word of the dictionary is a rare word.
 _RARE = -14.0
 
+_ORDINARY, _NAMES = (
+    sum(1 << KINDS.index(kind) for kind in kinds)
+    for kinds in (("word", "rare word"), ("person", "dictionary name", "surname", "japanese surname"))
+)
+
 Positions = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 
@@ -66,6 +71,12 @@ class NameWords:
         matches = self._automaton.find_matches_as_indexes(text, overlapping=True)
         which, start, end = np.array(matches, np.int64).reshape(-1, 3).T
         return Occurrences(self._kinds[which], start, end)
+
+    def ordinary(self, text: str) -> list[tuple[int, int]]:
+        """The spans of the words of two characters or more that are no name."""
+        kinds, start, end = self.find(text)
+        is_ordinary = (kinds & _ORDINARY > 0) & (kinds & _NAMES == 0) & (end - start > 1)
+        return list(zip(start[is_ordinary].tolist(), end[is_ordinary].tolist(), strict=True))
 
 
 def marks(found: Occurrences, length: int) -> npt.NDArray[np.float32]:

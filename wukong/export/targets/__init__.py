@@ -1,6 +1,7 @@
 """Targets of ``wukong model export --to``, one file each: every module here assigns a ``Target`` to ``TARGET``.
 
-To add a target, add a file; nothing else names it. ``wukong/export/target.py`` has the type.
+To add a target, add a file, and its name to ``TARGETS`` in ``wukong/commands/model.py``.
+``wukong/export/target.py`` has the type.
 """
 
 import pkgutil

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wukong.curate import names
+from wukong.curate.names import word_lists
 from wukong.curate.text.simplified import simplify
 
 TEXT = st.text(max_size=40) | st.text("刘亦菲李宁·C罗的在演员王先生《》 ＡＢ１２張曼玉\ud800\x00", max_size=25)
@@ -52,6 +53,30 @@ def test_what_is_no_name_is_left():
         "ＡＢＣ字母卡片", "１２３４５号楼", "“安全第一”标语", "", "   ", "<人名>",
     ]  # fmt: skip
     assert masked(*captions) == captions
+
+
+def test_a_character_of_an_ordinary_word_is_no_name():
+    """Words of the dictionary whose last character is one of given names, as 梅 of 话梅 (a dried plum)."""
+    single, _ = word_lists.surnames()
+    given = {name[-1] for name in word_lists.read_list("people.txt") if len(name) in (2, 3) and name[0] in single}
+    names_too = {"nr", "ns", "nt", "nz"}
+    words = [word for word, _, flag in word_lists.dictionary() if len(word) == 2 and flag[:2] not in names_too]
+    words = ["话梅", "叫安", "人武", *[word for word in words if word[1] in given and word[0] not in single][::40]]
+    captions = [f"我拍的{word}。" for word in words]
+    for care in ("balanced", "thorough"):
+        for word, caption in zip(words, masked(*captions, care=care), strict=True):
+            assert caption.endswith("。"), word
+            assert caption != f"我拍的{word[0]}<人名>。", word
+    assert masked("我拍的话梅。", "杨梅。") == ["我拍的话梅。", "杨梅。"]
+
+
+@given(
+    st.sampled_from(["李建国", "张伟明", "王宝强", "李小梅"]),
+    st.sampled_from(["。", "！", "？", "，", "…", "、", "”", "."]),
+)
+@settings(deadline=None, max_examples=40)
+def test_a_mark_behind_a_name_stays(name, mark):
+    assert masked(f"演员{name}{mark}", f"{name}{mark}") == [f"演员<人名>{mark}", f"<人名>{mark}"]
 
 
 def test_a_brand_is_a_person_when_something_only_a_person_does_is_near():
