@@ -207,6 +207,7 @@ def _write_file(
         for number, rows in enumerate(_rows(filtered_uri, shards, columns, first, end)):
             hit = listed.covers_pairs(rows)
             released = rows.filter(~hit)
+            _refuse_own_files(released)
             counter.add(released)
             _of_release(_in_json(released)).write_csv(stream, include_header=number == 0)
             if hit.any():
@@ -219,6 +220,15 @@ def _write_file(
     }
     stage.commit_task(name, record)
     return record
+
+
+def _refuse_own_files(rows: pl.DataFrame) -> None:
+    own = rows.filter(~pl.col("url").str.contains("^https?://"))
+    if len(own):
+        raise ConfigError(
+            f"{own['url'][0]} is a picture on a disk of your own, whose path is of no use to others: put such pictures "
+            "on the web, and train on a list of URLs to release it"
+        )
 
 
 def _of_release(rows: pl.DataFrame) -> pl.DataFrame:
