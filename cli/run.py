@@ -193,8 +193,8 @@ def retrying(experiment: Experiment, run: str) -> Experiment:
         if (newest := run_records.latest(experiment, "crawl")) is None:
             raise ConfigError(
                 f"--retry-failed: no crawl of the experiment {experiment.name!r} has finished at {experiment.root} on "
-                f"the images of {experiment.crawl.endpoint}, so there is nothing to try again; run it without the option "
-                "first"
+                f"the images of {experiment.crawl.endpoint}, so there is nothing to try again; run it without the "
+                "option first"
             )
         previous = newest.uri
     crawl = experiment.crawl.model_copy(update={"previous": previous, "retry_failed": True})
