@@ -198,7 +198,7 @@ def latest(experiment: Experiment, stage: str, run: str | None = None) -> Output
     folder, newest, found = storage.join(experiment.root, "runs"), "", None
     for uri in storage.list_files(folder, f"/{stage}.json"):
         name = uri[len(folder) + 1 :].split("/")[0]
-        if run not in (None, name) or not _is_of(experiment, name):
+        if run not in (None, name) or _origin(experiment, name) != experiment.origin:
             continue
         record = Record.model_validate(storage.read_json(uri))
         if record.manifest and storage.exists(record.manifest):
@@ -208,15 +208,16 @@ def latest(experiment: Experiment, stage: str, run: str | None = None) -> Output
     return found
 
 
-def _is_of(experiment: Experiment, run: str) -> bool:
-    if (claim := claimed(experiment, run)) is None:
-        return False
-    crawl = claim.experiment.get("crawl", {})
-    return (claim.experiment.get("name"), crawl.get("engine"), crawl.get("endpoint")) == experiment.origin
-
-
 def of_other_images(experiment: Experiment) -> str:
     """Say which runs in the folder of an experiment are of other images; empty if there is none."""
-    folder = storage.join(experiment.root, "runs")
-    others = [name for name in storage.list_names(folder) if run_paths.is_name(name) and not _is_of(experiment, name)]
+    names = filter(run_paths.is_name, storage.list_names(storage.join(experiment.root, "runs")))
+    others = [name for name in names if _origin(experiment, name) not in (None, experiment.origin)]
     return message(f" (runs there on other images: {', '.join(others[-_SHOWN:])})") if others else ""
+
+
+def _origin(experiment: Experiment, run: str) -> tuple[Any, Any, Any] | None:
+    """Return the ``Experiment.origin`` of the experiment that a run's name belongs to; None if nobody has taken it."""
+    if (claim := claimed(experiment, run)) is None:
+        return None
+    crawl = claim.experiment.get("crawl", {})
+    return claim.experiment.get("name"), crawl.get("engine"), crawl.get("endpoint")
