@@ -6,10 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote
 
+import typer
+
 from wukong import stages
+from wukong.commands.chosen import Chosen
+from wukong.commands.chosen import chosen as named
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
@@ -18,6 +22,15 @@ from wukong.store import storage
 
 if TYPE_CHECKING:
     from wukong.crawl.source import Picture
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER_OR_LIST",
+        help="The pictures or the list that `wukong run --data` was given; --config is then what it was there.",
+    ),
+]
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "own-data.yaml"
 """The experiment for your own images if you name none."""
@@ -65,6 +78,23 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
     fitting = batch_for(count(pictures(crawl)).captioned if pictures else _rows(uri) // _DEAD)
     values |= {stage: {"batch_size": fitting} for stage in stages.TRAININGS}
     return documents.load_part(config_file, DEFAULT, values, given)
+
+
+def chosen(config_file: Path | None, data: str | None, run: str | None, overrides: Sequence[str]) -> Chosen:
+    """Return what a command is told of (``wukong.commands.chosen``), which may be what ``wukong run --data`` was given.
+
+    Args:
+        config_file: the experiment's file, or what differs from ``configs/own-data.yaml``; None for none.
+        data: see ``experiment_of``; None if the experiment is not of one's own pictures.
+        run: value of ``--run``.
+        overrides: ``key.path=value`` entries.
+
+    Raises:
+        ConfigError: the experiment is not valid, or there is nothing at the place of the pictures.
+        DataError: there is no such run.
+    """
+    given = experiment_of(data, config_file, overrides) if data is not None else None
+    return named(config_file, run, overrides, given)
 
 
 def _is_set_of_lists(uri: str) -> bool:

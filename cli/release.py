@@ -6,26 +6,24 @@ from typing import Annotated
 
 import typer
 
+from cli.own_data import DataOption, chosen
+from wukong.commands.chosen import ConfigOption, RunOption
 from wukong.commands.output import Console
-from wukong.config import documents
-from wukong.config.experiment import Experiment
-from wukong.errors import ConfigError, DataError
-from wukong.runs import run_records
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. release.licence=CC-BY-4.0 (repeatable)."),
 ]
-DEMO = Path("configs/demo.yaml")
 _WIDTH = 10  # cells of a line's title
 
 
 def release(
-    config_file: ConfigOption = DEMO,
+    config_file: ConfigOption = None,
+    data: DataOption = None,
     overrides: SetOption = None,
     files: Annotated[
         int | None, typer.Option("--files", "-n", min=1, help="CSV files to write; by default release.files.")
@@ -38,9 +36,7 @@ def release(
             "by default the crawl's own list.",
         ),
     ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="Release the set that this run validated; by default the newest.")
-    ] = None,
+    run: RunOption = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Put a copy here: a path or a URI.")
     ] = None,
@@ -53,19 +49,17 @@ def release(
     give the same bytes. Example:
 
         wukong release --config my.yaml --files 256 --opt-out requests.txt --output s3://public/my-set
+
+        wukong release --data ~/my-urls.csv
     """
     from wukong.publish import release as library
 
     values = [f"release.files={files}"] if files else []
     values += [f"release.opt_out={uri_of(opt_out)}"] if opt_out else []
-    experiment = documents.load(config_file, [*(overrides or []), *values])
-    if experiment.crawl.source.reads_files:
-        raise ConfigError(
-            f"crawl.engine: {experiment.crawl.engine!r} are pictures on disks of your own, whose paths are of no use "
-            "to others: put them on the web, and train on a list of their URLs (crawl.engine: urls) to release it"
-        )
-    use_embedded_store(experiment.storage)
-    released = library.release(experiment, _validated(experiment, run))
+    of = chosen(config_file, data, run, [*(overrides or []), *values])
+    use_embedded_store(of.experiment.storage)
+    validated = of.output("validate", message("pairs that passed the gate"))
+    released = library.release(of.experiment, manifest.load(validated.uri))
     set_uri = _copied(released, uri_of(output)) if output else released.uri
     written = released.parts.below(suffix=".csv")
     left_out = released.dropped[library.OPTED_OUT]
@@ -75,6 +69,7 @@ def release(
         f"{released.counts['pairs']:,} pairs in {len(written):,} files, {written.bytes / 2**20:,.1f} MiB",
         _WIDTH,
     )
+    console.print_titled("Of run", f"{validated.run}, {of.experiment.crawl.endpoint}", _WIDTH)
     console.print_titled("Left out", f"{left_out:,} pairs on the opt-out list", _WIDTH)
     console.print_titled("Set", set_uri, _WIDTH)
     console.print_titled("Digest", released.digest, _WIDTH)
@@ -95,20 +90,6 @@ def use_embedded_store(place: str) -> None:
 
     if place.startswith("s3://") and not environment.is_named(place):
         os.environ.update(stack.load(stack.found()).environment())
-
-
-def _validated(experiment: Experiment, run: str | None) -> Manifest:
-    if run is None:
-        newest = run_records.latest(experiment, "validate")
-        if newest is None:
-            raise DataError(
-                f"no run of {experiment.name} has validated its data yet: `wukong run` does, or `wukong submit data`"
-            )
-        return manifest.load(newest)
-    record = run_records.read(experiment, run, "validate")
-    if record is None or not record.manifest:
-        raise ConfigError(f"run {run} of {experiment.name} has no data that passed the gate")
-    return manifest.load(record.manifest)
 
 
 def _copied(released: Manifest, target: str) -> str:

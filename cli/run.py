@@ -98,6 +98,7 @@ def run_local(
                 notes += of_demo
             if retry_failed:
                 experiment = retrying(experiment, run)
+                notes.append(message(f"--retry-failed goes on from {experiment.crawl.previous}"))
             hold.check(home, run, experiment)  # before what takes long
             tell(message("Looking which stages have finished"))
             reused = looks_first and plan.finished_jobs(experiment) is not None
@@ -191,12 +192,15 @@ def retrying(experiment: Experiment, run: str) -> Experiment:
     """
     begun = run_records.claimed(experiment, run)
     before = begun.experiment["crawl"] if begun else {}
-    previous = before["previous"] if before.get("retry_failed") else run_records.latest(experiment, "crawl")
+    previous: str | None = before.get("previous") if before.get("retry_failed") else None
     if previous is None:
-        raise ConfigError(
-            f"--retry-failed: no crawl of the experiment {experiment.name!r} has finished at {experiment.root}, so "
-            "there is nothing to try again; run it without the option first"
-        )
+        if (newest := run_records.latest(experiment, "crawl")) is None:
+            raise ConfigError(
+                f"--retry-failed: no crawl of the experiment {experiment.name!r} has finished at {experiment.root} on "
+                f"the images of {experiment.crawl.endpoint}, so there is nothing to try again; run it without the "
+                "option first"
+            )
+        previous = newest.uri
     crawl = experiment.crawl.model_copy(update={"previous": previous, "retry_failed": True})
     return experiment.model_copy(update={"crawl": crawl})
 

@@ -22,7 +22,7 @@ from cli import own_data
 from ray_jobs.trials import STAGES
 from wukong import stages
 from wukong.commands.compare import keep_page, print_comparison
-from wukong.commands.output import Console, print_data
+from wukong.commands.output import Console, echo, print_data
 from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -96,12 +96,13 @@ def _connect(base: Experiment) -> None:
 def _data(base: Experiment, makes: str) -> Manifest:
     """Return the filtered pairs, which a command makes."""
     crawled = run_records.latest(base, "crawl")
-    filtered = places.filtering(base, manifest.load(crawled)).finished() if crawled else None
-    if filtered is None or places.validation(base, filtered).finished() is None:
+    filtered = places.filtering(base, manifest.load(crawled.uri)).finished() if crawled else None
+    if crawled is None or filtered is None or places.validation(base, filtered).finished() is None:
         raise ConfigError(
-            f"no run of {base.name} has filtered pairs that passed the gate for this experiment at {base.root}: "
-            f"`{makes}` makes them once, for all sweeps"
+            f"no run of {base.name} has filtered pairs that passed the gate for this experiment at "
+            f"{base.root}{run_records.of_other_images(base)}: `{makes}` makes them once, for all sweeps"
         )
+    echo(f"Trains on {filtered.uri}, of the crawl of the run {crawled.run} on {base.crawl.endpoint}", err=True)
     return filtered
 
 

@@ -11,9 +11,10 @@ import typer
 from rich.markup import escape
 
 from cli import alike
-from cli.release import DEMO, ConfigOption, SetOption, uri_of, use_embedded_store
+from cli.own_data import DataOption, chosen
+from cli.release import SetOption, uri_of, use_embedded_store
+from wukong.commands.chosen import ConfigOption, RunOption
 from wukong.commands.output import Console, Table
-from wukong.config import documents
 from wukong.errors import ConfigError
 from wukong.runtime import environment
 from wukong.runtime.language import translated
@@ -38,7 +39,9 @@ def takedown(
     reason: Annotated[
         str | None, typer.Option(help="The reason, for the record; name a case, not a person. Needed to remove.")
     ] = None,
-    config_file: ConfigOption = DEMO,
+    config_file: ConfigOption = None,
+    data: DataOption = None,
+    run: RunOption = None,
     overrides: SetOption = None,
     at: Annotated[
         str | None,
@@ -92,7 +95,7 @@ def takedown(
         raise ConfigError("--sheet shows pictures, and nobody may see those of --like-hashes: leave one of them out")
     if reason is None and not dry_run:
         raise ConfigError('say why, for the record: --reason "case 2026-17"; to look only, say --dry-run')
-    experiment = documents.load(config_file, overrides)
+    experiment = chosen(config_file, data, run, overrides or []).experiment
     root = uri_of(at).rstrip("/") if at else experiment.root
     use_embedded_store(root)
     console = Console(highlight=False, soft_wrap=True)

@@ -161,11 +161,13 @@ def continue_experiment(experiment: Experiment) -> tuple[Experiment, str]:
         The experiment with ``crawl.previous`` set to the newest crawl, and the URI of the newest pre-training's
         manifest, whose model the next one starts from. For a first run: the experiment unchanged and an empty URI.
     """
-    previous = run_records.latest(experiment, "crawl")
+    previous, start = run_records.latest(experiment, "crawl"), run_records.latest(experiment, "pretrain")
     if previous is None:
         return experiment, ""
-    crawl = experiment.crawl.model_copy(update={"previous": previous})
-    return experiment.model_copy(update={"crawl": crawl}), run_records.latest(experiment, "pretrain") or ""
+    for taken in filter(None, (previous, start)):
+        log.info("this run goes on from %s, of the run %s", taken.uri, taken.run)
+    crawl = experiment.crawl.model_copy(update={"previous": previous.uri})
+    return experiment.model_copy(update={"crawl": crawl}), start.uri if start else ""
 
 
 def manifest_of(experiment: Experiment, run: str, stage: str) -> str:

@@ -107,5 +107,5 @@ def _before(experiment: Experiment, stage: str) -> Estimate | None:
     latest = run_records.latest(experiment, stage)
     if latest is None:
         return None
-    known = manifest.load(latest)
+    known = manifest.load(latest.uri)
     return Estimate(known.parts.bytes, float(known.provenance.get("seconds", 0.0)))

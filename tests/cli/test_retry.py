@@ -24,6 +24,8 @@ def finish(experiment: Experiment, name: str) -> str:
     """A run whose crawl came to its end; gives the manifest's URI."""
     stage = Stage(experiment.root, "crawl", {"made by": name})
     uri = storage.join(stage.commit([]).uri, "manifest.json")
+    if run_records.claimed(experiment, name) is None:
+        run_records.claim(experiment, name)
     run_records.write(experiment, name, Record(stage="crawl", state="succeeded", manifest=uri))
     return uri
 

@@ -1,5 +1,6 @@
 """The first task of a pipeline: what cannot be run ends here, before any pod of a stage."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ def test_what_can_be_run_is_handed_on(tmp_path: Path) -> None:
     assert (experiment.seed, experiment.pretrain.epochs) == (3, 5)
     assert uri.startswith(f"{experiment.root}/experiments/")
     assert configured(tmp_path, [], run=" ")[1] == "kfps-own"
+
+
+def test_what_an_address_holds_is_noted_for_every_pod(tmp_path: Path) -> None:
+    """A run of the same name that begins after the file was replaced is another one's, and is refused."""
+    vocabulary = tmp_path / "vocab.txt"
+    changed = [f"model.text.vocabulary={storage.from_path(vocabulary)}"]
+    vocabulary.write_text("[PAD]\n")
+    text = stored.load(configured(tmp_path, changed)[0]).model.text
+    assert text.vocabulary_sha256 == hashlib.sha256(b"[PAD]\n").hexdigest()
+    vocabulary.write_text("[UNK]\n")
+    with pytest.raises(SystemExit, match=r"vocabulary_sha256: (.|\n)*choose another --name"):
+        configured(tmp_path, changed)
+    assert configured(tmp_path, changed, run="second")[1] == "second"
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def test_a_clone_that_was_changed_is_not_the_config_of_its_revision(
 def finished_stage(experiment: Experiment, name: str, run_name: str, **settings: Any) -> str:
     made = Stage(experiment.root, name, settings).commit([])
     uri = storage.join(made.uri, "manifest.json")
+    run_records.claim(experiment, run_name)
     run_records.write(experiment, run_name, Record(stage=name, state="succeeded", manifest=uri))
     return uri
 

@@ -497,6 +497,7 @@ def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(resto
     e, validated, released, *_ = restored
     config_file, public = tmp_path / "e.yaml", f"{object_store}/public"
     config_file.write_text(e.model_dump_json())
+    run_records.claim(e, "r")
     run_records.write(e, "r", Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
     urls = tmp_path / "urls.txt"
     urls.write_text(f"{GONE_URL}\nelsewhere.org\n")
@@ -572,6 +573,7 @@ def test_the_command_releases_and_takes_down(restored, tmp_path):
     e, validated, _, listed, _ = restored
     config_file = tmp_path / "e.yaml"
     config_file.write_text(e.model_dump_json())
+    run_records.claim(e, "r")
     run_records.write(e, "r", Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
 
     def call(*arguments):

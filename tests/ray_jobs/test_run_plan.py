@@ -118,6 +118,7 @@ def test_a_crawl_that_was_killed_goes_on(experiment: Experiment) -> None:
 
 
 def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path: Path) -> None:
+    run_records.claim(experiment, "first")
     for name, manifest in finished(experiment).items():
         record = Record(stage=name, state="succeeded", manifest=f"{manifest.uri}/manifest.json")
         run_records.write(experiment, "first", record)

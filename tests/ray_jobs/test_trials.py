@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 def test_trials_are_trained_once_and_compared(crawl: Manifest, tmp_path: Path, local_ray: None) -> None:
     base = experiment(tmp_path, {"workers": 1}, epochs=1, workers=1)
     filtered = filter_job.run(base, {"crawl": crawl})
+    run_records.claim(base, "data")
     for made in (crawl, filtered):
         run_records.write(
             base, "data", Record(stage=made.stage, state="succeeded", manifest=f"{made.uri}/manifest.json")

@@ -7,22 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wukong.commands.chosen import Chosen, RunOption, chosen
 from wukong.commands.output import Console, JsonOption, Table, echo, print_json, sizes
-from wukong.config import documents
 from wukong.errors import DataError
 from wukong.evaluate import sets
 from wukong.evaluate.results import ROLES
-from wukong.runs import run_records
 from wukong.runtime import environment
 from wukong.runtime.language import message, translated
 from wukong.store import manifest, storage
 from wukong.tracking import availability, model_versions, stage_results
 
 if TYPE_CHECKING:
-    from wukong.config.experiment import Experiment
     from wukong.evaluate.data_set import Data
     from wukong.evaluate.run import Task
-    from wukong.store.manifest import Manifest
 
 _WIDTH = 132  # a narrower table would break its lines
 _SETS = "~/evaluation"
@@ -80,11 +77,14 @@ def evaluate(
         ),
     ] = None,
     config_file: Annotated[
-        Path | None, typer.Option("--config", "-c", help="An experiment, whose hold-outs can be measured too.")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="An experiment, whose hold-outs can be measured too; so can those of a run's (--run).",
+        ),
     ] = None,
-    of_run: Annotated[
-        str | None, typer.Option("--run", help="Take the hold-outs of this run of --config; by default the newest.")
-    ] = None,
+    of_run: RunOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Also write all results to this JSON file, those of each class too."),
@@ -110,9 +110,9 @@ def evaluate(
 
         wukong evaluate --model models:/demo@champion --data ~/my-test-pictures
     """
-    settings = documents.load(config_file) if config_file else None
+    of = chosen(config_file, of_run) if config_file or of_run else None
     missing: Mapping[str, str]
-    names = sets.chosen(tasks, settings.held_out_tasks if settings else [])  # before libraries that load for seconds
+    names = sets.chosen(tasks, of.experiment.held_out_tasks if of else [])  # before libraries that load for seconds
     from wukong.evaluate import adapters, encoding, run, trained_on
     from wukong.evaluate.model import OwnModel
     from wukong.evaluate.results import MeasuredModel
@@ -126,7 +126,7 @@ def evaluate(
         work, missing = _own_pictures(data, protocol), dict[str, str]()
     else:
         root = Path(data or _SETS).expanduser()
-        work, missing = _tasks(names, protocol, root, settings, of_run, every=every)
+        work, missing = _tasks(names, protocol, root, of, every=every)
     drawn = report is not None or experiment is not None
     uris = {"pretrained": model} | ({"finetuned": fine_tuned} if fine_tuned else {})
     loaded = {role: adapters.load(uri, device) for role, uri in uris.items()}
@@ -188,8 +188,7 @@ def _tasks(
     names: Sequence[str],
     protocol: str | None,
     root: Path,
-    experiment: "Experiment | None",
-    of_run: str | None,
+    of: Chosen | None,
     *,
     every: bool,
 ) -> "tuple[list[Task], Mapping[str, str]]":
@@ -199,8 +198,7 @@ def _tasks(
         names: of sets and of the experiment's hold-outs.
         protocol: name of the protocol.
         root: the folder of the sets.
-        experiment: has the hold-outs.
-        of_run: whose hold-outs.
+        of: whose hold-outs.
         every: whether nobody has named them: then nothing is fetched, and what is not there is left out.
 
     Raises:
@@ -211,14 +209,14 @@ def _tasks(
     from wukong.evaluate.run import Task
 
     rules = named(protocol or "paper")
-    held = experiment.held_out_tasks if experiment else []
+    held = of.experiment.held_out_tasks if of else []
     published = [name for name in names if name not in held]
     folders = {} if every else fetched([name for name in published if not (root / name).is_dir()])
     there = tasks.read(published, folders, root, rules, skip=every)
     work = [Task(data, rules) for data in there.data.values()]
-    if experiment and (held_out := [name for name in names if name in held]):
-        own = (named(protocol) if protocol else OWN).for_pairs(experiment.evaluate.captions)
-        work += [Task(data, own) for data in _held_out(experiment, of_run, held_out, skip=every)]
+    if of and (held_out := [name for name in names if name in held]):
+        own = (named(protocol) if protocol else OWN).for_pairs(of.experiment.evaluate.captions)
+        work += [Task(data, own) for data in _held_out(of, held_out, skip=every)]
     if not work:
         raise DataError(
             f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
@@ -228,32 +226,21 @@ def _tasks(
     return work, there.missing
 
 
-def _held_out(experiment: "Experiment", run: str | None, names: Sequence[str], *, skip: bool) -> "list[Data]":
-    """Read hold-outs of an experiment, of a run or of the newest one; ``skip`` leaves out empty ones.
+def _held_out(of: Chosen, names: Sequence[str], *, skip: bool) -> "list[Data]":
+    """Read hold-outs of what a run filtered; ``skip`` leaves out empty ones.
 
     Raises:
         DataError: no run has filtered pairs yet, or a hold-out is empty.
     """
     from wukong.evaluate import holdouts
 
-    filtered = _filtered(experiment, run)
-    by_name = {name: holdouts.read(experiment, filtered, name) for name in names}
+    found = of.output("filter", message("filtered pairs"))
+    echo(f"Hold-outs: of the run {found.run}, {found.uri}", err=True)
+    filtered = manifest.load(found.uri)
+    by_name = {name: holdouts.read(of.experiment, filtered, name) for name in names}
     if not skip and (empty := [name for name, data in by_name.items() if data is None]):
         raise DataError(f"{', '.join(empty)}: nothing is held out for it in {filtered.uri}; leave it out of --tasks")
     return [data for data in by_name.values() if data is not None]
-
-
-def _filtered(experiment: "Experiment", run: str | None) -> "Manifest":
-    environment.use_for(experiment.storage)
-    if run is None:
-        uri = run_records.latest(experiment, "filter")
-    else:
-        record = run_records.read(experiment, run, "filter")
-        uri = record.manifest if record else None
-    if not uri:
-        what = f"run {run} of {experiment.name} has no" if run else f"no run of {experiment.name} has"
-        raise DataError(f"{what} filtered pairs at {experiment.root}: `wukong run` makes them")
-    return manifest.load(uri)
 
 
 def _print(document: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from wukong.config.evaluate import Evaluate
 from wukong.config.evaluators import EVALUATORS, HOLDOUTS
 from wukong.config.features import Features
 from wukong.config.filter import Filter
-from wukong.config.model import Model
+from wukong.config.model import TEXT_FILES, Model
 from wukong.config.registry import Registry
 from wukong.config.release import Release
 from wukong.config.section import Strict, uri_problem
@@ -28,7 +28,7 @@ from wukong.runtime.language import message
 
 CONTENTS: Mapping[str, tuple[str, ...]] = {
     "model.image.weights": (),
-    "model.text.weights": ("config.json", "model.safetensors"),
+    "model.text.weights": TEXT_FILES,
     "model.text.vocabulary": (),
     "filter.similarity_model": similarity.MODEL_FILES,
 }
@@ -79,6 +79,11 @@ class Experiment(Strict):
     def root(self) -> str:
         """The URI below which every stage of this experiment writes."""
         return f"{self.storage.rstrip('/')}/{self.name}"
+
+    @property
+    def origin(self) -> tuple[str, str, str]:
+        """What runs of one experiment share, whatever else is set: its name, and where its images come from."""
+        return self.name, self.crawl.engine, self.crawl.endpoint
 
     @property
     def held_out_tasks(self) -> list[str]:

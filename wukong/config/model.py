@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from wukong.config.section import Positive, Sha256, Strict, uri_problem
 
+TEXT_FILES = ("config.json", "model.safetensors")
+"""The files of a folder that ``text.weights`` names."""
+
 
 class ImageEncoder(Strict):
     """An image encoder: a timm model by name, the source of its weights, and the resolution of its input."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wukong.config.experiment import CONTENTS
+from wukong.config.model import TEXT_FILES
 from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError
@@ -94,7 +94,7 @@ class DualEncoder(nn.Module):
         self.text = TextEncoder.of(text, len(tokenizer), tokenizer.pad)
         if with_weights and text.weights != "random":
             bert.start_from(self.text, text.weights)
-            contents.check(text.weights, text.weights_sha256, CONTENTS["model.text.weights"])
+            contents.check(text.weights, text.weights_sha256, TEXT_FILES)
         self.image_head: nn.Module = nn.Identity()
         self.text_head: nn.Module = nn.Identity()
         if settings.embedding is not None:

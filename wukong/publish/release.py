@@ -208,6 +208,7 @@ def _write_file(
         for number, rows in enumerate(_rows(filtered_uri, shards, columns, first, end)):
             hit = listed.covers_pairs(rows)
             released = rows.filter(~hit)
+            _refuse_own_files(released)
             counter.add(released)
             _of_release(_in_json(released)).write_csv(stream, include_header=number == 0)
             if hit.any():
@@ -224,6 +225,15 @@ def _write_file(
 
 def _files_of(record: Mapping[str, Any]) -> list[str]:
     return [record["part"]["path"], *(path for path, _ in record["hosts"])]
+
+
+def _refuse_own_files(rows: pl.DataFrame) -> None:
+    own = rows.filter(~pl.col("url").str.contains("^https?://"))
+    if len(own):
+        raise ConfigError(
+            f"{own['url'][0]} is a picture on a disk of your own, whose path is of no use to others: put such pictures "
+            "on the web, and train on a list of URLs to release it"
+        )
 
 
 def _of_release(rows: pl.DataFrame) -> pl.DataFrame:

@@ -2,8 +2,9 @@
 
 Runs are read from MLflow and from the records that they left. The first run is the baseline. Where two runs were
 measured on the same data by the same protocol, and both stored their answers (``wukong.evaluate.answers``), differences
-are paired. Without stored answers they are of two independent intervals, which are wider. Metrics of other data or of
-another protocol are not compared, nor are intervals of earlier versions that could not be made anew
+are paired. Where the gate had one run's model measured on the sets of the other, that evaluation is compared, as the
+gate compared it. Without stored answers they are of two independent intervals, which are wider. Metrics of other data
+or of another protocol are not compared, nor are intervals of earlier versions that could not be made anew
 (``wukong.evaluate.stored``).
 """
 
@@ -12,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from wukong.config.evaluators import EVALUATORS, HOLDOUTS
@@ -23,7 +24,7 @@ from wukong.evaluate.stored import Evaluation
 from wukong.registry import over_seeds
 from wukong.runtime import environment
 from wukong.runtime.language import message
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.tracking import run_links, tags
 from wukong.tracking.mlflow_rest import MlflowError, Run, Server
 from wukong.tracking.tags import PARENT_TAG, RUN_TAG
@@ -42,10 +43,49 @@ Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparab
 
 @dataclass(frozen=True)
 class Measured:
-    """A run of MLflow and its evaluation."""
+    """A run of MLflow and its evaluation.
+
+    Attributes:
+        run: the run.
+        evaluation: of its model on its sets.
+        model: digest of the manifest of its model; empty where it has none.
+        rival: the evaluation on its sets that the gate had made of the model that held the alias; empty if none was.
+        rival_model: digest of the manifest of that model.
+    """
 
     run: Run
     evaluation: Evaluation
+    model: str = ""
+    rival: Evaluation = field(default_factory=Evaluation)
+    rival_model: str = ""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The evaluations of the first run and of another one that are compared; a note says if one is the gate's."""
+
+    first: Evaluation
+    other: Evaluation
+    known: "dict[tuple[int, str], Scores | None]"
+    note: str = ""
+
+    @classmethod
+    def of(cls, first: Measured, other: Measured, known: "dict[tuple[int, str], Scores | None]") -> "_Pair":
+        if other.rival_model and other.rival_model == first.model:
+            note = message(f"by the gate's evaluation of the model of {first.run.name} on the sets of {other.run.name}")
+            return cls(other.rival, other.evaluation, known, note)
+        if first.rival_model and first.rival_model == other.model:
+            note = message(f"by the gate's evaluation of the model of {other.run.name} on the sets of {first.run.name}")
+            return cls(first.evaluation, first.rival, known, note)
+        return cls(first.evaluation, other.evaluation, known)
+
+    def scores(self, name: str) -> "tuple[Scores | None, Scores | None]":
+        """The answers of both on a task; each is read once for all pairs."""
+        for each in (self.first, self.other):
+            if (id(each), name) not in self.known:
+                task = each.tasks().get(name)
+                self.known[id(each), name] = each.scores(task) if task is not None else None
+        return self.known[id(self.first), name], self.known[id(self.other), name]
 
 
 def find(server: Server, names: Sequence[str]) -> list[Run]:
@@ -118,19 +158,24 @@ def _read(server: Server, run: Run) -> Measured:
             path = f"{answers.FOLDER}/{name}.parquet"
             if (data := _file(server, run, path)) is not None:
                 tables[name] = stored.parse(data, message(f"{path} of the run {run.name}"))
-        return Measured(
-            run, Evaluation(stored.check(document, message(f"{DOCUMENT} of the run {run.name}")), tables, role=role)
-        )
+        return Measured(run, Evaluation(document, tables, role=role))
     if (folder := run_links.folder_of(run)) is None:
         raise StorageError(
             f"the run {run.name} ({run.run_id}) has no parameters `storage` and `name` in MLflow, which say where its "
             "data lie: it was logged by something else, or its first stage could not reach MLflow"
         )
     environment.use_for(folder)
-    record = storage.join(folder, "evaluate.json")
-    if not storage.exists(record) or not (uri := storage.read_json(record)["manifest"]):
-        return Measured(run, Evaluation())
-    return Measured(run, stored.read(uri))
+    evaluation, model = _recorded(folder, "evaluate")
+    return Measured(run, evaluation, model, *_recorded(folder, "champion"))
+
+
+def _recorded(folder: str, record: str) -> tuple[Evaluation, str]:
+    """Return the evaluation that a run's record names, and the digest of the measured model; empty if there is none."""
+    uri = storage.join(folder, f"{record}.json")
+    if not storage.exists(uri) or not (made := storage.read_json(uri)["manifest"]):
+        return Evaluation(), ""
+    models = [parent.digest for parent in manifest.load(made).parents if parent.stage == "finetune"]
+    return stored.read(made), models[0] if models else ""
 
 
 def _file(server: Server, run: Run, path: str) -> bytes | None:
@@ -165,13 +210,12 @@ def compare(measured: Sequence[Measured]) -> dict[str, Any]:
     """
     if len(measured) < 2:
         raise ConfigError("one run has nothing to be compared with: name two runs or more")
-    names = list(dict.fromkeys(task for each in measured for task in each.evaluation.tasks()))
-    scores = [
-        {name: each.evaluation.scores(task) for name, task in each.evaluation.tasks().items()} for each in measured
-    ]
-    sets = [_compared(measured, scores, name) for name in names]
+    known: dict[tuple[int, str], Scores | None] = {}
+    pairs = [_Pair.of(measured[0], each, known) for each in measured]
+    names = list(dict.fromkeys(task for each in pairs for task in each.other.tasks()))
+    sets = [_compared(pairs, name) for name in names]
     asked = [(each.kind, result) for each in EVALUATORS.values() for result in each.means]
-    means = [mean for each in asked if (mean := _means(measured, scores, *each)) is not None]
+    means = [mean for each in asked if (mean := _means(pairs, *each)) is not None]
     grouped = over_seeds.configurations([each.run.params for each in measured])
     for each in [*means, *sets]:
         results = each["results"].items() if grouped else ()
@@ -216,21 +260,13 @@ def differing(parameters: Sequence[Mapping[str, str]]) -> dict[str, list[str | N
     return {key: row for key, row in values.items() if len(set(row)) > 1}
 
 
-_Scores: TypeAlias = Sequence[Mapping[str, "Scores | None"]]
-"""By run and by task the answers, or None where none are stored."""
-
-
-def _compared(measured: Sequence[Measured], known: _Scores, name: str) -> dict[str, Any]:
+def _compared(pairs: Sequence[_Pair], name: str) -> dict[str, Any]:
     """Compare the runs on one data set."""
-    tasks = [each.evaluation.tasks().get(name) for each in measured]
-    first = tasks[0]
-    shown = first or next(task for task in tasks if task is not None)
-    notes: list[str] = []
-    scores: list[Scores | None] = []
-    for each, task in zip(known, tasks, strict=True):
-        notes.append(_why_incomparable(first, task))
-        scores.append(None if notes[-1] else each[name])
-    paired = _paired(scores)
+    tasks, firsts = ([each.tasks().get(name) for each in side] for side in _sides(pairs))
+    shown = firsts[0] or next(task for task in tasks if task is not None)
+    notes = [_why_incomparable(first, task) for first, task in zip(firsts, tasks, strict=True)]
+    scores = [(None, None) if why else pair.scores(name) for pair, why in zip(pairs, notes, strict=True)]
+    paired = _paired(pairs, scores)
     results: dict[str, list[dict[str, Any]]] = {}
     for result in shown["results"]:
         row = []
@@ -243,8 +279,8 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str) -> dict[s
             elif notes[n]:
                 row.append(_entry(value, "incomparable", notes[n]))
             elif result in paired[n]:
-                row.append(_with(value, paired[n][result], paired=True))
-            elif first is None or result not in first["results"]:
+                row.append(_with(value, paired[n][result], paired=True, note=pairs[n].note))
+            elif (first := firsts[n]) is None or result not in first["results"]:
                 row.append(_entry(value, "incomparable", _NO_SUCH_RESULT))
             else:
                 difference = _unpaired(baseline=first["results"][result], other=value)
@@ -266,42 +302,57 @@ def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] |
     return ""
 
 
-def _paired(scores: Sequence["Scores | None"]) -> list[dict[str, "Interval"]]:
+def _sides(pairs: Sequence[_Pair]) -> tuple[list[Evaluation], list[Evaluation]]:
+    """Return what is compared, and what each of it is compared with."""
+    return [pair.other for pair in pairs], [pair.first for pair in pairs]
+
+
+_Answers: TypeAlias = Sequence["tuple[Scores | None, Scores | None]"]
+"""Of each pair the answers of the first and of the other, or None where none are stored."""
+
+
+def _paired(pairs: Sequence[_Pair], scores: _Answers) -> list[dict[str, "Interval"]]:
     """Return each run's paired differences from the first, by result; empty where there are none."""
     from wukong.evaluate.paired import differences
 
-    intervals: list[dict[str, Interval]] = [{} for _ in scores]
-    first = scores[0]
-    with_answers = [(n, each) for n, each in enumerate(scores) if n and each is not None]
-    if first is not None and with_answers:
-        computed = differences(first, [each for _, each in with_answers])
-        for (n, _), each in zip(with_answers, computed, strict=True):
-            intervals[n] = each
+    intervals: list[dict[str, Interval]] = [{} for _ in pairs]
+    together: dict[str, list[int]] = {}  # by what they are compared with
+    for n, (pair, (first, other)) in enumerate(zip(pairs, scores, strict=True)):
+        if n and first is not None and other is not None:
+            together.setdefault(pair.note, []).append(n)
+    for numbers in together.values():
+        first, others = scores[numbers[0]][0], [other for n in numbers if (other := scores[n][1]) is not None]
+        if first is not None:
+            computed = differences(first, others)
+            intervals = [computed[numbers.index(n)] if n in numbers else each for n, each in enumerate(intervals)]
     return intervals
 
 
-def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str) -> dict[str, Any] | None:
+def _means(pairs: Sequence[_Pair], kind: str, result: str) -> dict[str, Any] | None:
     """Compare the means of a result over hold-outs; None where the first run has fewer than two."""
-    held = [
+    held, bases = (
         [
-            task
-            for _, task in sorted(each.evaluation.tasks().items())
-            if (task["kind"], task["split"]) == (kind, HOLDOUT)
+            [task for _, task in sorted(each.tasks().items()) if (task["kind"], task["split"]) == (kind, HOLDOUT)]
+            for each in side
         ]
-        for each in measured
-    ]
+        for side in _sides(pairs)
+    )
     if len(held[0]) < 2:
         return None
-    wanted = [(t["task"], t["digest"], t["protocol"]) for t in held[0]]
-    scores: list[Scores | None] = []
+    scores: list[tuple[Scores | None, Scores | None]] = []
     notes = []
-    for each, tasks in zip(known, held, strict=True):
-        same = [(t["task"], t["digest"], t["protocol"]) for t in tasks] == wanted
-        parts = [each[task["task"]] for task in tasks] if same else []
-        there = [part for part in parts if part is not None]
-        scores.append(answers.mean_of(there, result) if same and len(there) == len(parts) else None)
-        notes.append("" if same else message("not comparable: other hold-outs") if tasks else message("not measured"))
-    paired = _paired(scores)
+    for pair, tasks, base in zip(pairs, held, bases, strict=True):
+        wanted, own = ([(t["task"], t["digest"], t["protocol"]) for t in each] for each in (base, tasks))
+        parts = [pair.scores(task["task"]) for task in tasks] if own == wanted else []
+        first, other = (
+            answers.mean_of(there, result) if (there := [each for each in side if each is not None]) else None
+            for side in (zip(*parts, strict=True) if parts and all(None not in part for part in parts) else ((), ()))
+        )
+        scores.append((first, other))
+        notes.append(
+            "" if own == wanted else message("not comparable: other hold-outs") if tasks else message("not measured")
+        )
+    paired = _paired(pairs, scores)
     row = []
     for n, tasks in enumerate(held):
         known_of = [t["results"][result] for t in tasks]
@@ -315,16 +366,16 @@ def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str)
         elif n == 0:
             row.append(_entry(value, "baseline"))
         elif result in paired[n]:
-            row.append(_with(value, paired[n][result], paired=True))
+            row.append(_with(value, paired[n][result], paired=True, note=pairs[n].note))
         else:
             row.append(_entry(value, "incomparable", message("no interval: a run has stored no answers")))
     return {
         "task": HOLDOUTS,
-        "title": message(f"All {len(wanted):,} hold-outs of {kind}"),
+        "title": message(f"All {len(held[0]):,} hold-outs of {kind}"),
         "kind": kind,
         "split": HOLDOUT,
         "digest": "",
-        "protocol": wanted[0][2],
+        "protocol": held[0][0]["protocol"],
         "headline": result,
         "sizes": {},
         "results": {result: row},
@@ -343,9 +394,9 @@ def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") ->
     return {**ends, "difference": None, "verdict": verdict, "note": note}
 
 
-def _with(value: Mapping[str, Any], difference: "Interval", *, paired: bool) -> dict[str, Any]:
+def _with(value: Mapping[str, Any], difference: "Interval", *, paired: bool, note: str = "") -> dict[str, Any]:
     verdict: Verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "noise"
     if not math.isfinite(difference.low + difference.high):  # no comparison with NaN is true
         return _entry(value, "incomparable", message("not comparable: the difference is not a number"))
-    note = "" if paired else message("unpaired: a run has stored no answers")
+    note = note if paired else message("unpaired: a run has stored no answers")
     return _entry(value, verdict, note) | {"difference": {**asdict(difference), "paired": paired}}

@@ -9,7 +9,7 @@ another experiment under the name.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +19,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.section import flatten
 from wukong.errors import ConfigError
 from wukong.runtime.language import message
+from wukong.stages import run_paths
 from wukong.stages.run_paths import uri_of
 from wukong.store import fence, manifest, storage
 from wukong.store.manifest import Manifest
@@ -176,12 +177,47 @@ def read_all(experiment: Experiment, run: str) -> list[Record]:
     return [record for record in records if record is not None]
 
 
-def latest(experiment: Experiment, stage: str) -> str | None:
-    """Return the URI of a stage's newest manifest that a run of this experiment recorded, or None."""
-    finished = [
-        manifest.load(record.manifest)
-        for uri in storage.list_files(storage.join(experiment.root, "runs"), f"/{stage}.json")
-        if (record := Record.model_validate(storage.read_json(uri))).manifest and storage.exists(record.manifest)
-    ]
-    newest = max(finished, key=lambda one: str(one.provenance.get("created", "")), default=None)
-    return storage.join(newest.uri, "manifest.json") if newest else None
+class Output(NamedTuple):
+    """What a stage left: the run that recorded it, and the URI of its manifest."""
+
+    run: str
+    uri: str
+
+
+def latest(experiment: Experiment, stage: str, run: str | None = None) -> Output | None:
+    """Return the newest output of a stage that runs of this experiment recorded, or None if there is none.
+
+    Experiments of one name have one folder, for instance those of two folders of pictures that are called alike. Runs
+    of other images are another experiment's (``Experiment.origin``).
+
+    Args:
+        experiment: the experiment.
+        stage: name of the stage.
+        run: the only run that is looked at; None for all.
+    """
+    folder, newest, found = storage.join(experiment.root, "runs"), "", None
+    for uri in storage.list_files(folder, f"/{stage}.json"):
+        name = uri[len(folder) + 1 :].split("/")[0]
+        if run not in (None, name) or _origin(experiment, name) != experiment.origin:
+            continue
+        record = Record.model_validate(storage.read_json(uri))
+        if record.manifest and storage.exists(record.manifest):
+            created = str(manifest.load(record.manifest).provenance.get("created", ""))
+            if found is None or created > newest:
+                newest, found = created, Output(name, record.manifest)
+    return found
+
+
+def of_other_images(experiment: Experiment) -> str:
+    """Say which runs in the folder of an experiment are of other images; empty if there is none."""
+    names = filter(run_paths.is_name, storage.list_names(storage.join(experiment.root, "runs")))
+    others = [name for name in names if _origin(experiment, name) not in (None, experiment.origin)]
+    return message(f" (runs there on other images: {', '.join(others[-_SHOWN:])})") if others else ""
+
+
+def _origin(experiment: Experiment, run: str) -> tuple[Any, Any, Any] | None:
+    """Return the ``Experiment.origin`` of the experiment that a run's name belongs to; None if nobody has taken it."""
+    if (claim := claimed(experiment, run)) is None:
+        return None
+    crawl = claim.experiment.get("crawl", {})
+    return claim.experiment.get("name"), crawl.get("engine"), crawl.get("endpoint")

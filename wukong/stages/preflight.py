@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
+from wukong.config.model import TEXT_FILES
 from wukong.config.training import Training
 from wukong.crawl.source import Listed
 from wukong.curate import rules
@@ -206,7 +207,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         "pretrain.from_model": lambda uri: _of_folder(uri, start.FILES),
         "model.image.weights": _of_file,
         "model.text.vocabulary": _of_file,
-        "model.text.weights": lambda uri: _of_folder(uri, ("config.json", "model.safetensors")),
+        "model.text.weights": lambda uri: _of_folder(uri, TEXT_FILES),
     }
 
 

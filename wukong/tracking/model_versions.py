@@ -51,7 +51,7 @@ def register(
         raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
     own = {
         "wukong.evaluation": evaluation.digest,
-        "wukong.origin": _origin(experiment),
+        "wukong.origin": digest_of([*experiment.origin])[:16],  # which models are compared
         "wukong.data": next((p.digest for p in evaluation.parents if p.stage == "filter"), ""),
         "wukong.model": model.uri,
         "wukong.metric": registry.metric,
@@ -72,11 +72,6 @@ def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, t
     owner = client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
     _log_model(client, owner, model)
     return str(client.create_model_version(name, f"runs:/{owner}/model", owner, tags=dict(tags)).version)
-
-
-def _origin(experiment: Experiment) -> str:
-    """Return what two models must share to be compared: the experiment's name, and where its images come from."""
-    return digest_of([experiment.name, experiment.crawl.engine, experiment.crawl.endpoint])[:16]
 
 
 def versions_of(server: Server) -> dict[str, tuple[str, ...]]:

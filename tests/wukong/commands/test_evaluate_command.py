@@ -261,6 +261,7 @@ def test_hold_outs_of_an_experiment_are_measured_by_their_own_protocol(
     storage.write_table(stage.path("new/00000.parquet"), pa.Table.from_pylist(rows))
     found = stage.commit([stage.describe(f"new/00000.{end}", 3) for end in ("tar", "parquet")])
     record = Record(stage="filter", state="succeeded", manifest=f"{found.uri}/manifest.json")
+    run_records.claim(documents.load(file), "first")
     run_records.write(documents.load(file), "first", record)
     result = CliRunner().invoke(app, [*asked, "--run", "first"])
     assert result.exit_code == 0, result.output
@@ -273,8 +274,17 @@ def test_hold_outs_of_an_experiment_are_measured_by_their_own_protocol(
     assert squashed.exit_code == 0, squashed.output
     (entry,) = json.loads((tmp_path / "r.json").read_text("utf-8"))["tasks"]
     assert entry["protocol"] == "cn-clip"
+    assert f"Hold-outs: of the run first, {found.uri}" in squashed.output
     other = CliRunner().invoke(app, [*asked, "--run", "second"])
     assert "run second of x has no filtered pairs" in str(other.exception)
+    of_run = [each for each in asked if each not in ("--config", str(file))]
+    named = CliRunner().invoke(app, [*of_run, "--run", f"{(tmp_path / 'store').as_uri()}/x/runs/first/"])
+    assert named.exit_code == 0, "a run names its experiment, and needs no file"
+    assert json.loads((tmp_path / "r.json").read_text("utf-8")) == written
+    file.write_text(file.read_text().replace("http://x", "http://y"))
+    of_others = CliRunner().invoke(app, asked)
+    assert "no run of x has filtered pairs of the images of http://y at" in str(of_others.exception)
+    assert "(runs there on other images: first)" in str(of_others.exception)
 
 
 def test_without_a_tracking_server_there_is_no_logging(

@@ -74,4 +74,7 @@ class Registered:
         """Stands for the evaluate job."""
         made = {parent.stage: parent for parent in map(manifest.load, parents)}
         self.asked.append((run, made["filter"].config["crawl"], experiment.model.text.layers))
-        return self.evaluation(experiment, made["filter"], made["finetune"])
+        evaluated = self.evaluation(experiment, made["filter"], made["finetune"])
+        ended = Record(stage="champion", state="succeeded", manifest=storage.join(evaluated.uri, "manifest.json"))
+        run_records.write(experiment, run, ended)
+        return evaluated

@@ -4,12 +4,12 @@ import io
 import shutil
 
 import pytest
-from registered import Registered
+from registered import HARD, Registered
 
 from cli import summary
 from components import stage as components
 from wukong.commands.output import Console
-from wukong.registry import verdict
+from wukong.registry import comparison, verdict
 from wukong.store import storage
 from wukong.tracking.mlflow_rest import Server
 from wukong.tracking.mlflow_runs import pipeline_run
@@ -54,6 +54,30 @@ def test_a_run_says_what_was_decided_and_what_changed(register: Registered) -> N
     assert shown is not None and shown["against"] == "run-first", (
         "the champion of before, although it holds the alias now"
     )
+
+
+@pytest.mark.slow
+def test_what_the_gate_has_compared_is_compared_in_either_order(register: Registered) -> None:
+    """Each run has a test set of its own: the gate has the holder measured on the candidate's."""
+    register(0.5, "first")
+    register(0.6, "second", crawl="another")
+    server = Server()
+    for names, sign in ((("run-first", "run-second"), 1), (("run-second", "run-first"), -1)):
+        runs = [pipeline_run(server, register.experiment, name) for name in names]
+        document = comparison.compare(comparison.read(server, runs))
+        (each,) = (found for found in document["sets"] if found["task"] == "x")
+        entry = each["results"]["mean_recall"][1]
+        assert entry["verdict"] == ("better" if sign > 0 else "worse")
+        gained = float((HARD < 0.6).mean() - (HARD < 0.5).mean())
+        assert entry["difference"]["value"] == pytest.approx(sign * gained) and entry["difference"]["paired"]
+        assert entry["note"] == "by the gate's evaluation of the model of run-first on the sets of run-second"
+    register(0.55, "third", crawl="one more")
+    names = ("run-third", "run-second", "run-first")
+    runs = [pipeline_run(server, register.experiment, name) for name in names]
+    (each,) = comparison.compare(comparison.read(server, runs))["sets"]
+    found = [(entry["verdict"], entry["note"].partition(":")[0]) for entry in each["results"]["mean_recall"]]
+    assert found[0] == ("baseline", "") and found[2][0] == "incomparable"
+    assert found[1] == ("better", "by the gate's evaluation of the model of run-second on the sets of run-third")
 
 
 @pytest.mark.slow
