@@ -17,7 +17,7 @@ from wukong.config import documents
 from wukong.errors import ConfigError
 from wukong.runtime import environment
 from wukong.runtime.language import translated
-from wukong.store import storage
+from wukong.store import storage, takedowns
 from wukong.tracking import availability
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def takedown(
         if confirmed is None:
             return
         # It is kept like a list that is given: a takedown by it that is killed goes on.
-        list_uri = storage.join(root, library.FOLDER, f"alike-{hashlib.sha256(confirmed).hexdigest()[:16]}.txt")
+        list_uri = storage.join(root, takedowns.FOLDER, f"alike-{hashlib.sha256(confirmed).hexdigest()[:16]}.txt")
         if not dry_run:
             storage.write_bytes(list_uri, confirmed)
     else:
@@ -125,7 +125,7 @@ def takedown(
         console.print("Nothing was changed (--dry-run)")
         return
     library.carry_out(root, planned, copies, tell)
-    console.print(f"Taken down. Record: {escape(storage.join(root, library.FOLDER, planned.id))}.json")
+    console.print(f"Taken down. Record: {escape(storage.join(root, takedowns.FOLDER, planned.id))}.json")
     if listed is None:
         console.print(
             f"Add {escape(list_uri)} to the list that crawl.politeness.opt_out names, so that no later crawl keeps "
