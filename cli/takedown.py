@@ -66,7 +66,8 @@ def takedown(
 
     Rows and pictures are removed; counts, checksums and manifests are brought in line; what is left is copied byte for
     byte. It can be killed and run again: a takedown that was begun is finished first. The record under takedowns/ says
-    when, why, by which list, and which pairs; it has hashes, no URL. Run nothing else on the experiment meanwhile.
+    when, why, by which list, and which pairs; it has hashes, no URL. It waits for stages of the experiment that are at
+    work; those that begin meanwhile wait for it, and `wukong gc` deletes nothing of the experiment.
 
     Reports and pages that show the pairs are deleted, also in MLflow and on this machine; `wukong run` makes those of
     a run anew. The pairs go from the indexes of a search, which keep all others; end a server that runs, it keeps what
@@ -98,7 +99,7 @@ def takedown(
     console = Console(highlight=False, soft_wrap=True)
     tell = partial(console.out, translated("Deleted"))
     indexes = _roots_of_indexes(experiment.storage if root.startswith(experiment.storage) else None, index)
-    copies = [] if at else _copies(experiment.name)
+    copies = [] if at else _copies(experiment.name, root)
     copies.append(partial(_update_indexes, indexes, root))
     shown = () if at else _files_of_copies(experiment.name)
     if (begun := library.pending(root)) is not None and not dry_run:
@@ -176,12 +177,17 @@ def _registered(models: Sequence["TrainedModel"]) -> tuple["TrainedModel", ...]:
     return tuple(model.model_copy(update={"registered": versions.get(model.uri, ())}) for model in models)
 
 
-def _copies(name: str) -> list[Callable[["Traces"], Sequence[str]]]:
-    """Return what removes traces from the copies that an experiment has in MLflow and in the home of the stack."""
+def _copies(name: str, root: str) -> list[Callable[["Traces"], Sequence[str]]]:
+    """Return what removes traces from the copies that an experiment has in MLflow and in the home of the stack.
+
+    Pictures are there too: those that a killed filter has left.
+    """
+    from ray_jobs.waiting_place import delete_left
     from wukong.publish import mlflow_copies, takedown_plan
     from wukong.publish import takedown as library
 
     def of_home(traces: "Traces") -> list[str]:
+        delete_left(root)
         runs = _runs_of_home(name)
         return [page for run in runs for page in library.remove_traces(takedown_plan.traced(run, traces), traces)]
 
