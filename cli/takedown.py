@@ -105,6 +105,9 @@ def takedown(
     if (begun := library.pending(root)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
         library.carry_out(root, begun, copies, tell)
+    elif takedowns.is_begun(root) and not dry_run:
+        with takedowns.begun(root):  # nothing was changed yet, or all: what was begun is at its end
+            pass
     if listed is None:
         pictures, hashes = [uri_of(each) for each in like or ()], [uri_of(each) for each in like_hashes or ()]
         asked = alike.Asked(pictures, hashes, distance, cosine, indexes, model, sheet, show)

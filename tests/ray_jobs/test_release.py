@@ -29,7 +29,7 @@ from wukong.crawl.url import key_of
 from wukong.errors import ConfigError, DataError
 from wukong.publish import parallel, release, takedown, takedown_plan
 from wukong.report.funnel import funnel
-from wukong.store import manifest, storage
+from wukong.store import manifest, storage, takedowns
 from wukong.store.manifest import Stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -594,3 +594,6 @@ def test_the_command_releases_and_takes_down(restored, tmp_path):
     assert "covers 0 URLs" in output
     assert storage.read_json(f"{e.root}/takedowns/{begun.id}.json")["reason"] == "begun before"
     assert not storage.exists(f"{e.root}/takedowns/pending.json")
+    storage.write_json(f"{e.root}/takedowns/begun.json", {"when": "now"})  # of one that was killed at its last write
+    assert "covers 0 URLs" in call("takedown", path, "--reason", "case 2")
+    assert not takedowns.is_begun(e.root)

@@ -1,4 +1,4 @@
-"""A small experiment with an output of each stage, played in the ways of real jobs; and processes that die at a write."""
+"""A small experiment with an output of each stage, made as jobs make them; and processes that die at a write."""
 
 import json
 import os
@@ -136,7 +136,7 @@ def make_all(root: str) -> dict[str, str]:
     for name in MADE:
         made[name] = make(root, name, made, 0).uri
     killed = Stage(root, "crawl", {"number": "killed"})  # before its manifest
-    (failed := _crawl(killed, pairs(URLS[:6])))
+    failed = _crawl(killed, pairs(URLS[:6]))
     storage.delete(killed.path("manifest.json"))
     record = {"described": [part.model_dump() for part in failed.parts], "results": 6}
     storage.write_json(killed.path("_parts/search-00000.json"), record)
@@ -159,32 +159,29 @@ def work(root: str, name: str, parents: dict[str, str], number: int, at_work: Ev
     make(root, name, parents, number, at_work=hold)
 
 
-def die_at(write: int) -> list[str]:
-    """Let this process die before its write of a number, deletions among them; return the list of those so far."""
-    done: list[str] = []
+def die_at(write: int) -> None:
+    """Let this process die before its write of a number, deletions among them."""
+    left = write
 
     def counted(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(uri: str, *args: Any, **options: Any) -> Any:
-            if len(done) == write:
+            nonlocal left
+            if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
-            done.append(uri)
+            left -= 1
             return original(uri, *args, **options)
 
         return call
 
     for name in ("open_output", "delete", "write_if"):
         setattr(storage, name, counted(getattr(storage, name)))
-    return done
 
 
-def take_down(root: str, listed: str, write: int, told: str = "") -> None:
-    """Be the command; die at a write, and tell in a file how many there were."""
-    done = die_at(write)
+def take_down(root: str, listed: str, write: int) -> None:
+    """Be the command, and die at a write."""
+    die_at(write)
     planned = takedown.pending(root) or takedown_plan.plan(root, listed, "case 1", NOW)
     takedown.carry_out(root, planned)
-    if told:
-        with open(told, "w", encoding="utf-8") as stream:
-            stream.write(str(len(done)))
 
 
 def collect(place: str, write: int) -> None:

@@ -42,8 +42,8 @@ class Place:
         process.start()
         return process
 
-    def take_down(self, write: int = NEVER, told: str = "") -> BaseProcess:
-        return self.start(small.take_down, self.root, self.listed, write, told)
+    def take_down(self, write: int = NEVER) -> BaseProcess:
+        return self.start(small.take_down, self.root, self.listed, write)
 
     def make(self, number: int) -> list[str]:
         """Make a further output of each stage; return the names of those that were refused."""
