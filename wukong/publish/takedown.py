@@ -1,10 +1,12 @@
 """Take pairs down: remove them from a release, and from all that an experiment stored of them.
 
-A takedown is planned first (``wukong.publish.takedown_plan``). Before anything changes, the plan, which lists every
-file that changes, is stored as ``takedowns/pending.json``; a later takedown carries out a pending plan before its own.
+A takedown is planned first (``wukong.publish.takedown_plan``). Then it marks the place, so that no stage begins and
+``gc`` deletes nothing there (``wukong.store.takedowns``), and waits for whoever is at work. If outputs have changed
+since the plan, it is made anew. Before anything changes, the plan, which lists every file that changes, is stored as
+``takedowns/pending.json``; a later takedown carries out a pending plan before its own.
 Each file is replaced as a whole by what is left of it. Then the manifests are replaced, parents first, then what else
 names the pairs (``wukong.publish.traces``) goes, here and in copies elsewhere, and last the record is written. So a
-takedown that was killed and is run again gives the same bytes as one that was not killed.
+takedown that was killed and is run again gives the same bytes as one that was not killed. The mark is the last to go.
 
 Afterwards the data are as if the pairs had never been downloaded: rows and counts are smaller, and the manifests have
 other digests. So it is with crawls that failed or were killed. The record, ``takedowns/ID.json``, stores when, why and

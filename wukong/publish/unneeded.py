@@ -2,8 +2,9 @@
 
 Needed are the outputs that a run's record or experiment names, those that a registered model's alias leads to,
 releases, and all that these were made from: the parents that manifests name, and the failed attempts that a crawl went
-on from. All of an experiment is needed while a run of it may be going on, or a takedown. Only outputs of stages are
-looked at: records of runs and takedowns, opt-out lists, decisions and sweeps lie elsewhere, and stay.
+on from. All of an experiment is needed while a run of it may be going on, or a takedown; a takedown in turn waits for a
+deletion that has begun (``wukong.store.takedowns``). Only outputs of stages are looked at: records of runs and
+takedowns, opt-out lists, decisions and sweeps lie elsewhere, and stay.
 
 A run that begins meanwhile loses nothing, though there is no lock. Each stage of a run leaves a trace in the run's
 folder before it looks for finished outputs (``places.reserved``). A deletion takes the output's lease first

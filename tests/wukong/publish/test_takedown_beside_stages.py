@@ -16,8 +16,9 @@ import small_experiment as small
 from wukong.errors import DataError
 from wukong.publish import takedown, takedown_plan
 from wukong.publish.unneeded import Collection, Policy
+from wukong.stages import places
 from wukong.store import fence, lease, manifest, storage, takedowns
-from wukong.store.manifest import Part, Stage
+from wukong.store.manifest import Manifest, Part, Stage
 
 NEVER = 1 << 30
 _FORKS = get_context("forkserver")
@@ -121,6 +122,29 @@ def test_a_stage_that_begins_meanwhile_waits_and_reads_what_is_left(place: Place
     may_end.set()
     assert [ended(process) for process in (stage, begun, *others)] == [0] * 4
     place.check()
+
+
+def test_an_output_that_is_only_reserved_is_not_waited_for(place: Place) -> None:
+    """Its job has not begun, and waits for the takedown: they would wait for each other."""
+    stage = Stage(place.root, "filter", {"number": 7}, [manifest.load(place.parents["crawl"])])
+    attempt = storage.join(fence.folder_of(place.root, "r", "filter"), places.RESERVED)
+    with lease.held(stage.uri, lambda: False, attempt):
+        assert ended(place.take_down()) == 0
+    place.check()
+
+
+def test_a_stage_that_is_made_inside_another_does_not_wait_for_the_takedown_that_waits_for_both(place: Place) -> None:
+    outer, inner = Stage(place.root, "filter", {"number": 8}), Stage(place.root, "look", {"number": 8})
+
+    def make() -> Manifest:
+        storage.write_json(storage.join(place.root, takedowns.BEGUN), {"when": "now"})
+        inner.made(lambda: inner.commit([]))
+        return outer.commit([])
+
+    outer.made(make)
+    assert inner.finished()
+    with pytest.raises(DataError, match="was begun and has not ended"):
+        Stage(place.root, "look", {"number": 9}).made(lambda: inner.commit([]))
 
 
 def test_a_stage_whose_parents_changed_before_it_began_is_refused(place: Place) -> None:
