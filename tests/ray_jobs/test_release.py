@@ -210,6 +210,7 @@ def test_a_set_that_an_earlier_version_validated_is_released(restored):
     manifest.save(old, storage.join(old.uri, "manifest.json"), storage.write_json)
     released = release.release(e, old)
     assert "removed" in storage.read_bytes(f"{released.uri}/docs/card.html").decode()
+    manifest.save(validated, storage.join(validated.uri, "manifest.json"), storage.write_json)
 
 
 def test_what_is_listed_is_left_out_and_out_of_the_numbers_and_pictures(made, tmp_path):
