@@ -78,9 +78,11 @@ def carry_out(
     """
     with takedowns.begun(place):
         _wait_for_work(place)
-        if (earlier := pending(place)) is not None and earlier.id != planned.id:
-            _carry_out(place, current(place, earlier), copies, tell)
-        return _carry_out(place, current(place, planned), copies, tell)
+        if (earlier := pending(place)) is not None:
+            record = _carry_out(place, current(place, earlier, may_be_begun=True), copies, tell)
+            if earlier.id == planned.id:
+                return record
+        return _carry_out(place, current(place, planned, may_be_begun=False), copies, tell)
 
 
 def _wait_for_work(place: str) -> None:

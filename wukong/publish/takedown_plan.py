@@ -194,9 +194,9 @@ def plan(
             changes.append(known)
             continue
         above = [each for each in changes if each.before in {parent.digest for parent in stage.parents}]
-        begun_change = known if known and not known.manifest else None  # of a crawl, which may have gone on since
         lost = any(each.pairs for each in above)
-        change = _change(stage, name, keys, words, captions, lost=lost, begun=begun_change)
+        crawled = known if known and not known.manifest else None  # by a crawl that may have gone on since
+        change = _change(stage, name, keys, words, captions, lost=lost, begun=crawled)
         if change.files or change.deleted or above:
             changes.append(change)
     whole = bool(keys) and not storage.exists(storage.join(place, _MANIFEST))
@@ -234,12 +234,13 @@ def _holds(known: Change, stage: Manifest, begun: Plan) -> bool:
     return not begun.seen or known.before == stage.digest or stage.provenance.get(TAKEDOWN) == begun.id
 
 
-def current(place: str, planned: Plan) -> Plan:
+def current(place: str, planned: Plan, *, may_be_begun: bool) -> Plan:
     """Return the plan by a list that holds for what is there now; nobody may make or delete outputs meanwhile.
 
     Args:
         place: the plan's place.
-        planned: a plan, of which a part may have been carried out.
+        planned: a plan.
+        may_be_begun: whether a part of it may have been carried out.
     """
     now, deleted = versions(place), {*planned.unfinished, *planned.computed}
     changed = {uri for uri in {*now, *planned.seen} if now.get(uri) != planned.seen.get(uri)}
@@ -247,6 +248,8 @@ def current(place: str, planned: Plan) -> Plan:
     if planned.seen and not changed:
         return planned
     log.warning("the takedown by %s is planned anew: outputs have changed since", planned.list_name)
+    if not may_be_begun:
+        planned = planned.model_copy(update={"changes": ()})
     when = datetime.fromisoformat(planned.when)
     return plan(place, planned.list_name, planned.reason, when, entries=planned.entries.encode(), begun=planned)
 
