@@ -223,6 +223,21 @@ def test_gc_between_plan_and_takedown_is_no_end_of_all_takedowns(place: Place) -
     place.check()
 
 
+def test_a_crawl_and_an_evaluation_that_end_between_plan_and_takedown_are_planned_for(place: Place) -> None:
+    crawl = Stage(place.root, "crawl", {"number": "killed"})
+    evaluation = Stage(place.root, "evaluate", {"number": 4})
+    storage.write_json(evaluation.path("metrics.json"), {})
+    planned = takedown_plan.plan(place.root, place.listed, "case 1", small.NOW)
+    assert evaluation.uri in planned.unfinished
+    described = storage.read_json(crawl.path("_parts/search-00000.json"))["described"]
+    crawl.commit([Part.model_validate(part) for part in described], counts={"urls": 6, "success": 6, "results": 6})
+    evaluation.commit([evaluation.describe("metrics.json")])
+    takedown.carry_out(place.root, planned)
+    place.check()
+    assert manifest.load(crawl.uri).counts == {"urls": 4, "success": 4, "results": 4}
+    assert evaluation.finished()
+
+
 @pytest.mark.slow
 def test_a_crawl_that_ended_between_two_halves_of_a_takedown_is_what_its_manifest_says(place: Place) -> None:
     """It cannot any more, but in a store without conditional writes, or by another version."""
