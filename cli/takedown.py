@@ -18,7 +18,7 @@ from wukong.commands.output import Console, Table
 from wukong.errors import ConfigError
 from wukong.runtime import environment
 from wukong.runtime.language import translated
-from wukong.store import storage
+from wukong.store import storage, takedowns
 from wukong.tracking import availability
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def takedown(
 
     Rows and pictures are removed; counts, checksums and manifests are brought in line; what is left is copied byte for
     byte. It can be killed and run again: a takedown that was begun is finished first. The record under takedowns/ says
-    when, why, by which list, and which pairs; it has hashes, no URL. Run nothing else on the experiment meanwhile.
+    when, why, by which list, and which pairs; it has hashes, no URL. It waits for stages of the experiment that are at
+    work; those that begin meanwhile wait for it, and `wukong gc` deletes nothing of the experiment.
 
     Reports and pages that show the pairs are deleted, also in MLflow and on this machine; `wukong run` makes those of
     a run anew. The pairs go from the indexes of a search, which keep all others; end a server that runs, it keeps what
@@ -101,12 +102,15 @@ def takedown(
     console = Console(highlight=False, soft_wrap=True)
     tell = partial(console.out, translated("Deleted"))
     indexes = _roots_of_indexes(experiment.storage if root.startswith(experiment.storage) else None, index)
-    copies = [] if at else _copies(experiment.name)
+    copies = [] if at else _copies(experiment.name, root)
     copies.append(partial(_update_indexes, indexes, root))
     shown = () if at else _files_of_copies(experiment.name)
     if (begun := library.pending(root)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
         library.carry_out(root, begun, copies, tell)
+    elif takedowns.is_begun(root) and not dry_run:
+        with takedowns.begun(root):  # nothing was changed yet, or all: what was begun is at its end
+            pass
     if listed is None:
         pictures, hashes = [uri_of(each) for each in like or ()], [uri_of(each) for each in like_hashes or ()]
         asked = alike.Asked(pictures, hashes, distance, cosine, indexes, model, sheet, show)
@@ -114,7 +118,7 @@ def takedown(
         if confirmed is None:
             return
         # It is kept like a list that is given: a takedown by it that is killed goes on.
-        list_uri = storage.join(root, library.FOLDER, f"alike-{hashlib.sha256(confirmed).hexdigest()[:16]}.txt")
+        list_uri = storage.join(root, takedowns.FOLDER, f"alike-{hashlib.sha256(confirmed).hexdigest()[:16]}.txt")
         if not dry_run:
             storage.write_bytes(list_uri, confirmed)
     else:
@@ -128,7 +132,7 @@ def takedown(
         console.print("Nothing was changed (--dry-run)")
         return
     library.carry_out(root, planned, copies, tell)
-    console.print(f"Taken down. Record: {escape(storage.join(root, library.FOLDER, planned.id))}.json")
+    console.print(f"Taken down. Record: {escape(storage.join(root, takedowns.FOLDER, planned.id))}.json")
     if listed is None:
         console.print(
             f"Add {escape(list_uri)} to the list that crawl.politeness.opt_out names, so that no later crawl keeps "
@@ -179,12 +183,17 @@ def _registered(models: Sequence["TrainedModel"]) -> tuple["TrainedModel", ...]:
     return tuple(model.model_copy(update={"registered": versions.get(model.uri, ())}) for model in models)
 
 
-def _copies(name: str) -> list[Callable[["Traces"], Sequence[str]]]:
-    """Return what removes traces from the copies that an experiment has in MLflow and in the home of the stack."""
+def _copies(name: str, root: str) -> list[Callable[["Traces"], Sequence[str]]]:
+    """Return what removes traces from the copies that an experiment has in MLflow and in the home of the stack.
+
+    Pictures are there too: those that a killed filter has left.
+    """
+    from ray_jobs.waiting_place import delete_left
     from wukong.publish import mlflow_copies, takedown_plan
     from wukong.publish import takedown as library
 
     def of_home(traces: "Traces") -> list[str]:
+        delete_left(root)
         runs = _runs_of_home(name)
         return [page for run in runs for page in library.remove_traces(takedown_plan.traced(run, traces), traces)]
 

@@ -21,7 +21,7 @@ from wukong.runs.run_records import Record
 from wukong.runtime import cancel, events, logs
 from wukong.runtime.language import message
 from wukong.stages import run_paths
-from wukong.store import manifest, storage
+from wukong.store import manifest, storage, takedowns
 from wukong.store.manifest import Manifest
 from wukong.store.patience import AwayError
 from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results
@@ -138,6 +138,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     parsed = experiment_of(experiment, "report", run)
     evaluated = load_artifact(evaluation)
     with cancellable(), recorded(parsed, run, "report"):
+        takedowns.wait_for_end(parsed.root)
         records = [record for record in run_records.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
         links, decided = {}, None
@@ -170,6 +171,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
         measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html").decode()
         _place(parsed, run, "evaluation.html", measured, _pages(docs=bool(docs)))
+        _check_untouched(parsed, run, manifests)
         framed = run_report.render(shown, framed=True)
         target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +184,20 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             note = _note(pages, links, docs=bool(docs))
             model = next((parent.digest for parent in evaluated.parents if parent.stage == "finetune"), "")
             mlflow_runs.describe_run(parsed, run, note, registration, model)
+
+
+def _check_untouched(experiment: Experiment, run: str, shown: Mapping[str, Manifest]) -> None:
+    """Check that no takedown began while pages were made, which does not know of them; else delete them.
+
+    Raises:
+        DataError: one did.
+    """
+    pairs = [shown[stage.name] for stage in stages.TABLE if stage.takedown == "rewrite" and stage.name in shown]
+    if not takedowns.is_begun(experiment.root) and all(manifest.load(each.uri).digest == each.digest for each in pairs):
+        return
+    for name in ("report.html", "evaluation.html", "comparison.html", "docs"):
+        storage.delete(run_paths.uri_of(experiment, run, name))
+    raise DataError("a takedown began while the report was made, which may show what it removes: run again")
 
 
 def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] | None:

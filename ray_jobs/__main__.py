@@ -26,7 +26,7 @@ from wukong.runs.run_records import Record
 from wukong.runtime import logs
 from wukong.runtime.cancel import end_with_parent
 from wukong.stages import preflight, preflight_model
-from wukong.store import fence, manifest, storage
+from wukong.store import fence, manifest, storage, takedowns
 from wukong.store.fence import FencedError, TakenOverError
 
 # Ray's errors after the loss of a node. Errors of the tasks' own code, and processes that were killed for memory, are
@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     experiment, filed_as = stored.load(options.experiment), options.filed_as or options.stage
     started = time.monotonic()
     try:
+        takedowns.wait_for_end(experiment.root)
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
         fence.claim(experiment.root, options.run, filed_as)
         connect()

@@ -86,6 +86,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     def crawl() -> Manifest:
         if storage.exists(current.stage.path(attempt.FAILED)):  # another run's, for whom this one has waited
             return run(experiment, parents)
+        if current.is_outdated():
+            return run(experiment, parents)
         return _crawl(experiment.crawl, current, earlier)
 
     manifest = current.finished or current.stage.made(crawl)

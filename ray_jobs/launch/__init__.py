@@ -30,7 +30,7 @@ from wukong.runs.run_records import Record
 from wukong.runtime import forwarded
 from wukong.runtime.language import message
 from wukong.stages import places, run_paths
-from wukong.store import manifest, storage
+from wukong.store import manifest, storage, takedowns
 from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,7 @@ def _reserved(
     began = time.monotonic()
     with ExitStack() as reservation:
         try:
+            takedowns.wait_for_end(experiment.root)  # before the parents are read, which it changes
             handed_on = {parent.stage: parent for parent in map(manifest.load, parents)}
             finished = reservation.enter_context(places.reserved(stage, experiment, handed_on, run_name, record_name))
         except WukongError as error:

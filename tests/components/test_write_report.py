@@ -3,16 +3,19 @@
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components import stage as components
 from wukong.config import documents
+from wukong.errors import DataError
+from wukong.report import run_report
 from wukong.runs import run_costs, run_records
 from wukong.runs.run_costs import Holding, Sheet
 from wukong.runs.run_records import Record
 from wukong.stages import run_paths
-from wukong.store import storage
+from wukong.store import storage, takedowns
 from wukong.store.manifest import Manifest, Stage
 
 PAGE = "<html><head><title>T</title></head><body><main><p>表五</p></main></body></html>"
@@ -80,6 +83,19 @@ def test_the_pages_lie_side_by_side_and_lead_to_each_other(tmp_path: Path, monke
         if name != "report.html":
             assert text.endswith("<p>表五</p></main></body></html>")
     assert "<a " not in (tmp_path / "page.html").read_text("utf-8")
+
+    def begun(*given: Any, **options: Any) -> str:
+        storage.write_json(storage.join(experiment.root, takedowns.BEGUN), {"when": "now"})
+        return render(*given, **options)
+
+    render = run_report.render
+    monkeypatch.setattr(run_report, "render", begun)
+    with pytest.raises(DataError, match="a takedown began while the report was made"):
+        components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
+    left = storage.list_files(run_paths.uri_of(experiment, "first", ""), ".html")
+    assert not left, "pages of which the takedown does not know"
+    with pytest.raises(DataError, match="run `wukong takedown` again"):
+        components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
 
 
 def links(page: str) -> list[str]:

@@ -62,6 +62,13 @@ class Attempt:
     queries: Sequence[str]
     lists: Sequence[str]
 
+    def is_outdated(self) -> bool:
+        """Whether what the last failed attempt left has been changed, by a takedown, since it was read."""
+        if self.last is None:
+            return False
+        now = self.failed[-1].finished() or _failed(self.failed[-1])
+        return now is None or now.digest != self.last.digest
+
     def clean(self) -> None:
         """Delete what earlier attempts stored, when one has finished. Through their ``failed.json`` it is found."""
         for left in self.failed:

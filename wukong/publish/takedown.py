@@ -1,10 +1,12 @@
 """Take pairs down: remove them from a release, and from all that an experiment stored of them.
 
-A takedown is planned first (``wukong.publish.takedown_plan``). Before anything changes, the plan, which lists every
-file that changes, is stored as ``takedowns/pending.json``; a later takedown carries out a pending plan before its own.
+A takedown is planned first (``wukong.publish.takedown_plan``). Then it marks the place, so that no stage begins and
+``gc`` deletes nothing there (``wukong.store.takedowns``), and waits for whoever is at work. If outputs have changed
+since the plan, it is made anew. Before anything changes, the plan, which lists every file that changes, is stored as
+``takedowns/pending.json``; a later takedown carries out a pending plan before its own.
 Each file is replaced as a whole by what is left of it. Then the manifests are replaced, parents first, then what else
 names the pairs (``wukong.publish.traces``) goes, here and in copies elsewhere, and last the record is written. So a
-takedown that was killed and is run again gives the same bytes as one that was not killed.
+takedown that was killed and is run again gives the same bytes as one that was not killed. The mark is the last to go.
 
 Afterwards the data are as if the pairs had never been downloaded: rows and counts are smaller, and the manifests have
 other digests. So it is with crawls that failed or were killed. The record, ``takedowns/ID.json``, stores when, why and
@@ -24,29 +26,27 @@ from wukong.crawl import attempt, previous
 from wukong.evaluate import results
 from wukong.publish import croissant, release, rewrite
 from wukong.publish.parallel import for_each
-from wukong.publish.takedown_plan import Change, Plan, finished
+from wukong.publish.takedown_plan import TAKEDOWN, Change, Plan, current, finished, versions
 from wukong.publish.traces import Traces
 from wukong.report import evaluation as evaluation_page
-from wukong.store import manifest, storage
+from wukong.stages.places import RESERVED
+from wukong.store import lease, manifest, storage, takedowns
 from wukong.store.manifest import Part
 from wukong.store.parts import Parts
+from wukong.store.takedowns import FOLDER, PENDING
 
 TAKEN_DOWN = "taken_down"
 """Name, in a manifest's ``dropped``, of the pairs that takedowns removed from it."""
 
-FOLDER = "takedowns"
-"""Where the plan and the records are stored, below the place of the takedown."""
-
 log = logging.getLogger(__name__)
 
-_PENDING = f"{FOLDER}/pending.json"
 _MANIFEST = "manifest.json"
 _COMPUTED = {entry.name: entry.parents for entry in stages.TABLE if entry.takedown == "delete"}
 
 
 def pending(place: str) -> Plan | None:
     """Returns the plan of a takedown that was begun at this place and has not ended, or None."""
-    uri = storage.join(place, _PENDING)
+    uri = storage.join(place, PENDING)
     return Plan.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
 
 
@@ -57,6 +57,10 @@ def carry_out(
     tell: Callable[[str], None] = log.info,
 ) -> dict[str, Any]:
     """Carry out a plan. If it is killed at any moment and called again, it gives the same bytes.
+
+    Nobody makes or deletes an output of the place meanwhile (``wukong.store.takedowns``); whoever is at work is waited
+    for. Where outputs have changed since the plan was made, it is made anew. An earlier takedown that was killed is
+    finished first.
 
     Args:
         place: the plan's place.
@@ -72,13 +76,40 @@ def carry_out(
         DataError: a file is damaged.
         StorageError: a file cannot be read or written.
     """
+    with takedowns.begun(place):
+        _wait_for_work(place)
+        if (earlier := pending(place)) is not None:
+            record = _carry_out(place, current(place, earlier, may_be_begun=True), copies, tell)
+            if earlier.id == planned.id:
+                return record
+        return _carry_out(place, current(place, planned, may_be_begun=False), copies, tell)
+
+
+def _wait_for_work(place: str) -> None:
+    """Wait for whoever makes or deletes an output at a place. Who seems dead is fenced, and writes no more."""
+    for uri in versions(place):
+        if (stored := storage.read_version(storage.join(uri, lease.NAME))) is None:
+            continue
+        holder = lease.Holder.model_validate_json(stored[0])
+        # Whose job has not begun writes nothing: the job waits for the end of the takedown.
+        if holder.released or holder.attempt.endswith(f"/{RESERVED}"):
+            continue
+        log.warning("waiting for %s, which is at work on %s", holder, uri)
+        if not lease.wait_for_deletion(uri):
+            with lease.held(uri, partial(storage.exists, storage.join(uri, _MANIFEST))):
+                pass
+
+
+def _carry_out(
+    place: str, planned: Plan, copies: Sequence[Callable[[Traces], Sequence[str]]], tell: Callable[[str], None]
+) -> dict[str, Any]:
     computed = sorted({*planned.computed, *_computed(place, planned)})
     planned = planned.model_copy(update={"computed": tuple(computed)})
-    storage.write_json(storage.join(place, _PENDING), planned.model_dump(mode="json"))
+    storage.write_json(storage.join(place, PENDING), planned.model_dump(mode="json"))
     _rewrite_files(planned)
     for uri in computed:  # the next run computes it again
         storage.delete(storage.join(uri, _MANIFEST))  # first, so that what remains is not taken for the whole
-        storage.delete(uri)
+        _delete(uri)
     record = planned.record
     told = []
     after: dict[str, str] = {}
@@ -92,7 +123,9 @@ def carry_out(
         facts = change.model_dump(include={"stage", "uri", "pairs"})
         told.append(facts | {"digest_before": change.before, "digest_after": after[change.before]})
     for folder in planned.unfinished:
-        storage.delete(folder)
+        _delete(folder)
+    for half in _half_written(place):
+        storage.delete(half)
     removers: list[Callable[[Traces], Sequence[str]]] = [partial(remove_traces, planned.traced), *copies]
     for remove in removers:
         for page in remove(planned.traces):
@@ -100,8 +133,25 @@ def carry_out(
     record |= {"stages": told, "models": [model.model_dump(mode="json") for model in planned.models]}
     if not any(change.uri == place for change in planned.changes):
         storage.write_json(storage.join(place, FOLDER, f"{planned.id}.json"), record)
-    storage.delete(storage.join(place, _PENDING))
+    storage.delete(storage.join(place, PENDING))
     return record
+
+
+def _half_written(place: str) -> list[str]:
+    """Return the files that killed processes were writing in outputs on a local disk; they may hold pairs."""
+    outputs = versions(place) if place.startswith("file://") else ()
+    return [uri for output in outputs for uri in storage.list_files(output, ".partial")]
+
+
+def _delete(uri: str) -> None:
+    """Delete an output, but a lease: it tells who was taken for dead that the output was taken over."""
+    names = storage.list_names(uri)
+    if lease.NAME not in names:
+        storage.delete(uri)
+        return
+    for name in names:
+        if name != lease.NAME:
+            storage.delete(storage.join(uri, name))
 
 
 def remove_traces(files: Sequence[str], traces: Traces) -> list[str]:
@@ -234,9 +284,10 @@ def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[
             | ({TAKEN_DOWN: old.dropped.get(TAKEN_DOWN, 0) + change.pairs} if change.pairs else {}),
         }
     )
+    named = {TAKEDOWN: record["id"]}
     if change.stage == "crawl":  # the key of the attempt after one that failed has the digest that this one had
-        named = {attempt.FIRST_DIGEST: old.provenance.get(attempt.FIRST_DIGEST, old.digest)}
-        updated = updated.model_copy(update={"provenance": old.provenance | named})
+        named[attempt.FIRST_DIGEST] = old.provenance.get(attempt.FIRST_DIGEST, old.digest)
+    updated = updated.model_copy(update={"provenance": old.provenance | named})
     manifest.save(updated, uri, storage.write_json)
     return updated.digest
 

@@ -4,6 +4,7 @@ Nothing is changed here; ``wukong.publish.takedown`` carries a plan out.
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
@@ -36,7 +37,11 @@ from wukong.store.manifest import Manifest, digest_of
 RESULTS = "results.json"
 """Where a validate stage stores the outcome of each expectation, with examples."""
 
+TAKEDOWN = "takedown"
+"""Name, in the provenance of a manifest that takedowns have replaced, of the last one's ``id``."""
+
 _MANIFEST = "manifest.json"
+_MANIFESTS = (_MANIFEST, attempt.FAILED)
 _STAGES = tuple(entry.name for entry in stages.TABLE if entry.takedown == "rewrite")
 _WORDS = ("url", "sha256")
 _CAPTIONS = ("caption", "caption_original")
@@ -45,7 +50,11 @@ _OF_TABLES = {entry.name for entry in stages.TABLE if entry.takedown != "keep"} 
 """Folders whose files a plan lists one by one or deletes, or that name no pair."""
 _TRACED = (".json", ".html", ".parquet")
 
-_NOT_RECORDED = {"unfinished", "computed", "traced", "words", "captions", "models"}
+_REQUEST = {"when", "reason", "list_name", "list_sha256", "listed"}
+_RECORDED = {*_REQUEST, "keys"}
+
+
+log = logging.getLogger(__name__)
 
 
 class Change(BaseModel):
@@ -96,6 +105,8 @@ class Plan(BaseModel):
         words: URLs of the pairs and digests of their images. They are not in the record.
         captions: captions of the pairs that no other pair has. They are not in the record.
         models: the models of the experiment that were trained on the pairs, or of which that is not known.
+        entries: the list, by which the plan is made anew where outputs have changed since.
+        seen: versions of the manifests of all outputs at the place, by their URIs; empty for one without a manifest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -113,16 +124,18 @@ class Plan(BaseModel):
     words: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     models: tuple[TrainedModel, ...] = ()
+    entries: str = ""
+    seen: dict[str, str] = {}
 
     @property
     def id(self) -> str:
-        """16 hex digits that name this takedown."""
-        return digest_of(self.model_dump(mode="json", exclude=_NOT_RECORDED))[:16]
+        """16 hex digits that name this takedown, also where its plan is made anew."""
+        return digest_of(self.model_dump(mode="json", include=_REQUEST))[:16]
 
     @property
     def record(self) -> dict[str, Any]:
         """What is stored of it for good, also in a release: no URL, no caption."""
-        return self.model_dump(mode="json", exclude=_NOT_RECORDED | {"changes"}) | {"id": self.id}
+        return self.model_dump(mode="json", include=_RECORDED) | {"id": self.id}
 
     @property
     def traces(self) -> Traces:
@@ -137,6 +150,7 @@ def plan(
     now: datetime,
     copies: Iterable[tuple[str, bytes]] = (),
     entries: bytes | None = None,
+    begun: Plan | None = None,
 ) -> Plan:
     """Find what a list of domains, URLs and digests covers. Nothing is changed.
 
@@ -147,17 +161,18 @@ def plan(
         now: stored in the record.
         copies: names and contents of files elsewhere that may name pairs.
         entries: the list's bytes; None to read it.
+        begun: an earlier plan by the list, of which a part may have been carried out.
 
     Raises:
         ConfigError: the list is malformed, or it has digests and there is no shard to find their images in.
         DataError: the place has no stage that a takedown can change, or a file is damaged.
     """
     entries = storage.read_bytes(list_uri) if entries is None else entries
-    listed = OptOut.parse(entries, list_uri)
+    listed, seen = OptOut.parse(entries, list_uri), versions(place)
     outputs = [*unfinished_crawls(place), *((stage, _MANIFEST) for stage in stages_at(place))]
-    if not outputs:
+    if not outputs and begun is None:
         raise DataError(f"{place} holds neither a release nor the crawl or the shards of an experiment")
-    if listed.digests and not any(stage.stage in ("crawl", "filter") for stage, _ in outputs):
+    if begun is None and listed.digests and not any(stage.stage in ("crawl", "filter") for stage, _ in outputs):
         raise ConfigError(
             f"{list_uri} holds digests of pictures, and {place} has no shards to find them by: name the experiment's "
             "own storage, or list URLs"
@@ -168,30 +183,95 @@ def plan(
     changes: list[Change] = []
     words: set[str] = set()
     captions: set[str] = set()
+    earlier = {change.uri: change for change in begun.changes} if begun else {}
+    if begun:
+        keys.update(begun.keys)
+        words.update(begun.words)
+        captions.update(begun.captions)
     for stage, name in outputs if keys else ():
+        known = earlier.get(stage.uri)
+        if begun and known and known.manifest and _holds(known, stage, begun):
+            changes.append(known)
+            continue
         above = [each for each in changes if each.before in {parent.digest for parent in stage.parents}]
-        change = _change(stage, name, keys, words, captions, lost=any(each.pairs for each in above))
+        lost = any(each.pairs for each in above)
+        crawled = known if known and not known.manifest else None  # by a crawl that may have gone on since
+        change = _change(stage, name, keys, words, captions, lost=lost, begun=crawled)
         if change.files or change.deleted or above:
             changes.append(change)
     whole = bool(keys) and not storage.exists(storage.join(place, _MANIFEST))
     with_all_captions = Traces(keys, words, captions)
     naming = traced(place, with_all_captions) if whole else []
-    captions = _of_no_other(holders, keys, _shown(naming, copies, with_all_captions))
+    if begun is None:  # else not all that may show them is given
+        captions = _shown(naming, copies, with_all_captions)
+    captions = _of_no_other(holders, keys, captions)
     trained = (manifest.load(uri) for uri in finished(place, stages.TRAININGS)) if whole else ()
+    models = {model.uri: model for model in trained_on(trained, sorted(keys))}
+    models |= {model.uri: model for model in begun.models} if begun else {}
     return Plan(
         when=now.isoformat(timespec="seconds"),
         reason=reason,
         list_name=list_uri.rstrip("/").rsplit("/", 1)[-1],
-        list_sha256=hashlib.sha256(entries).hexdigest(),
-        listed={name: len(getattr(listed, name)) for name in ("domains", "urls", "digests")},
+        list_sha256=begun.list_sha256 if begun else hashlib.sha256(entries).hexdigest(),
+        listed=begun.listed if begun else {n: len(getattr(listed, n)) for n in ("domains", "urls", "digests")},
         keys=tuple(sorted(keys)),
         changes=tuple(changes),
         unfinished=_unfinished(place) if whole else (),
-        traced=tuple(_naming(naming, Traces(keys, words, captions))),
+        traced=tuple(sorted({*_naming(naming, Traces(keys, words, captions)), *(begun.traced if begun else ())})),
         words=tuple(sorted(words)),
         captions=tuple(sorted(captions)),
-        models=tuple(trained_on(trained, sorted(keys))),
+        models=tuple(models.values()),
+        entries=entries.decode("utf-8", "replace"),
+        seen=seen,
     )
+
+
+def _holds(known: Change, stage: Manifest, begun: Plan) -> bool:
+    """Return whether what a plan says of an output still holds: its manifest is as it was, or the takedown wrote it.
+
+    A plan of an earlier version does not tell.
+    """
+    return not begun.seen or known.before == stage.digest or stage.provenance.get(TAKEDOWN) == begun.id
+
+
+def current(place: str, planned: Plan, *, may_be_begun: bool) -> Plan:
+    """Return the plan by a list that holds for what is there now; nobody may make or delete outputs meanwhile.
+
+    Args:
+        place: the plan's place.
+        planned: a plan.
+        may_be_begun: whether a part of it may have been carried out.
+    """
+    now, deleted = versions(place), {*planned.unfinished, *planned.computed}
+    changed = {uri for uri in {*now, *planned.seen} if now.get(uri) != planned.seen.get(uri)}
+    changed = {uri for uri in changed if not (uri in deleted and not now.get(uri)) and not _is_written(uri, planned)}
+    if planned.seen and not changed:
+        return planned
+    log.warning("the takedown by %s is planned anew: outputs have changed since", planned.list_name)
+    if not may_be_begun:
+        planned = planned.model_copy(update={"changes": ()})
+    when = datetime.fromisoformat(planned.when)
+    return plan(place, planned.list_name, planned.reason, when, entries=planned.entries.encode(), begun=planned)
+
+
+def versions(place: str) -> dict[str, str]:
+    """Return what identifies the present state of each output at a place, by its URI; empty for one that is deleted."""
+    if storage.exists(storage.join(place, _MANIFEST)):
+        return {place: storage.version(storage.join(place, _MANIFEST)) or ""}
+    found = {}
+    for stage in (entry.name for entry in stages.TABLE if entry.version):
+        for uri, there in located.outputs(place, stage).items():
+            if name := next((name for name in _MANIFESTS if name in there), ""):
+                found[uri] = storage.version(storage.join(uri, name)) or ""
+            else:
+                found[uri] = f"{len(storage.list_files(uri)):,} files" if stage == "crawl" else ""
+    return found
+
+
+def _is_written(uri: str, planned: Plan) -> bool:
+    """Return whether a takedown has written the manifest of an output."""
+    there = (storage.join(uri, name) for name in _MANIFESTS)
+    return any(manifest.load(each).provenance.get(TAKEDOWN) == planned.id for each in there if storage.exists(each))
 
 
 def traced(place: str, traces: Traces) -> list[str]:
@@ -321,7 +401,16 @@ class _Lost(NamedTuple):
     captions: set[str]
 
 
-def _change(stage: Manifest, name: str, keys: Set[str], words: set[str], captions: set[str], *, lost: bool) -> Change:
+def _change(
+    stage: Manifest,
+    name: str,
+    keys: Set[str],
+    words: set[str],
+    captions: set[str],
+    *,
+    lost: bool,
+    begun: Change | None = None,
+) -> Change:
     """Returns how a stage's output and manifest would differ if these pairs had never been downloaded.
 
     Args:
@@ -331,12 +420,15 @@ def _change(stage: Manifest, name: str, keys: Set[str], words: set[str], caption
         words: gets their URLs and the digests of their pictures.
         captions: gets their captions.
         lost: whether a parent of the stage loses pairs.
+        begun: what was planned before; files that it names may be rewritten already, and are not looked through.
     """
-    files: dict[str, int] = {}
-    counts, dropped = Counter[str](), Counter[str]()
-    pairs, ordered = 0, sorted(keys)
+    before = begun.files if begun else {}
+    files = {path: rows for path, rows in before.items() if storage.exists(storage.join(stage.uri, path))}
+    counts, dropped = (Counter(each) for each in ((begun.counts, begun.dropped) if begun else ({}, {})))
+    pairs, ordered = begun.pairs if begun else 0, sorted(keys)
     find = partial(_lost, stage_uri=stage.uri, keys=ordered)
-    for each in for_each(f"look through {stage.stage}", located.tables(stage, ordered), find):
+    tables = [path for path in located.tables(stage, ordered) if path not in before]
+    for each in for_each(f"look through {stage.stage}", tables, find):
         files |= each.files
         counts.update(each.counts)
         dropped.update(each.dropped)

@@ -2,8 +2,9 @@
 
 Needed are the outputs that a run's record or experiment names, those that a registered model's alias leads to,
 releases, and all that these were made from: the parents that manifests name, and the failed attempts that a crawl went
-on from. All of an experiment is needed while a run of it may be going on, or a takedown. Only outputs of stages are
-looked at: records of runs and takedowns, opt-out lists, decisions and sweeps lie elsewhere, and stay.
+on from. All of an experiment is needed while a run of it may be going on, or a takedown; a takedown in turn waits for a
+deletion that has begun (``wukong.store.takedowns``). Only outputs of stages are looked at: records of runs and
+takedowns, opt-out lists, decisions and sweeps lie elsewhere, and stay.
 
 A run that begins meanwhile loses nothing, though there is no lock. Each stage of a run leaves a trace in the run's
 folder before it looks for finished outputs (``places.reserved``). A deletion takes the output's lease first
@@ -33,9 +34,8 @@ import pyarrow.fs as pafs
 
 from wukong import stages
 from wukong.crawl import attempt
-from wukong.publish import takedown
 from wukong.runtime.language import message
-from wukong.store import fence, lease, manifest, storage
+from wukong.store import fence, lease, manifest, storage, takedowns
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -209,6 +209,8 @@ class Collection:
         Raises:
             StorageError: it cannot be deleted, or read whether it is needed.
         """
+        if takedowns.is_begun(each.output.rsplit("/", 2)[0]):
+            return False
         if each.uri != each.output:  # whoever uses the output's manifest deletes these too
             storage.delete(each.uri)
             return True
@@ -234,7 +236,7 @@ class Collection:
     def _looked(self) -> tuple[dict[str, _Stored], dict[str, dict[str, str]]]:
         """Everything that may say that something is needed: files of runs and takedowns, and versions with an alias."""
         names = storage.list_names(self._place)
-        folders = [storage.join(self._place, name, below) for name in names for below in ("runs", takedown.FOLDER)]
+        folders = [storage.join(self._place, name, below) for name in names for below in ("runs", takedowns.FOLDER)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             listed = list(pool.map(_stored_below, folders))
         held = self._holders() if self._holders is not None else {}
@@ -283,7 +285,8 @@ class Collection:
         released = (n for n, output in self._outputs.items() if output.stage == "release" and output.manifest)
         yield message("releases"), released
         yield message("failed crawls that the next run goes on from"), self._open_crawls(kept)
-        pending = {uri.rsplit("/", 3)[1] for uri in traces if uri.endswith(f"/{takedown.FOLDER}/pending.json")}
+        marks = tuple(f"/{name}" for name in (takedowns.BEGUN, takedowns.PENDING))
+        pending = {uri.rsplit("/", 3)[1] for uri in traces if uri.endswith(marks)}
         yield message("a takedown goes on in the experiment"), self._of_experiments(pending)
         yield message("a run of the experiment may be going on"), self._of_experiments(busy)
         young = (n for n, output in self._outputs.items() if output.manifest and self._is_young(output))

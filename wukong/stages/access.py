@@ -23,6 +23,7 @@ BUCKET = "wukong"
 EVERYTHING = "*"
 _INPUTS = "inputs/*"  # what people put into the bucket: lists, weights, published sets
 _OPT_OUT = ("*/takedowns/*", "*/filter/*/forbidden.txt*")  # lists that we make of what is to be left out
+_TAKEDOWN = ("*/takedowns/begun.json*", "*/takedowns/_lease.json*")  # that one goes on; what it removes stands beside
 _EXPERIMENTS, _RUNS = "*/experiments/*", "*/runs/*"
 _OF_RUN = ("*/runs/*/cost.json*", "*/runs/*/run.json*")  # what it has cost so far, and that it was terminated
 _SWEEPS = "*/sweeps/*"  # of which trials the model was chosen
@@ -105,7 +106,7 @@ def _of_job(name: str) -> Access:
     manifests = (f"{folder}/manifest*" for folder in _folders(further))
     lists = (_INPUTS, *(_OPT_OUT if "release" in entry.sections else ()))
     own = (*_folders(made), *_of_records((name, *entry.records), _OF_RECORD), *_ended_by(name))
-    return Access((*lists, _EXPERIMENTS, *_folders((*before, *entry.continues)), *manifests, *own), own)
+    return Access((*lists, *_TAKEDOWN, _EXPERIMENTS, *_folders((*before, *entry.continues)), *manifests, *own), own)
 
 
 def _of_component(name: str) -> Access:

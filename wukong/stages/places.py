@@ -26,7 +26,7 @@ from wukong.evaluate import set_folders
 from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.stages import start as start_model
-from wukong.store import contents, fence, lease, manifest, storage
+from wukong.store import contents, fence, lease, manifest, storage, takedowns
 from wukong.store.manifest import Manifest, Stage
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _MOST_BYTES = 2 << 30
 _MOST_FILES = 2_000
 """More than this of a crawl's lists is not read only to see whether the crawl has finished: its job reads them."""
+
+RESERVED = "00000-start.json"
+"""Name of the claim of who has reserved an output, and writes nothing of it."""
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +125,10 @@ def reserved(name: str, experiment: Experiment, parents: Parents, run: str, reco
     Raises:
         ConfigError: for this and the other errors see ``finished``.
     """
-    attempt = storage.join(fence.folder_of(experiment.root, run, record), "00000-start.json")
+    attempt = storage.join(fence.folder_of(experiment.root, run, record), RESERVED)
     # Before the first look: from now on nothing is deleted that the run may find (wukong.publish.unneeded).
     storage.write_bytes(run_paths.uri_of(experiment, run, f"asked/{record}"), os.uname().nodename.encode())
+    takedowns.wait_for_end(experiment.root)
     has_waited = False
     while (stage := upcoming(name, experiment, parents)) is not None:
         made = storage.join(stage.uri, "manifest.json")

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.errors import DataError, StorageError
 from wukong.runtime import git
-from wukong.store import damage, fence, lease, storage
+from wukong.store import damage, fence, lease, storage, takedowns
 from wukong.store.parts import SCHEMA, Parts
 from wukong.store.parts import Part as Part  # noqa: PLC0414 (readers take it from here)
 
@@ -272,6 +273,19 @@ class Output:
         return Part(path=self._relative, rows=rows, bytes=self._size, sha256=self._sha.hexdigest())
 
 
+_inside: ContextVar[bool] = ContextVar("inside", default=False)
+"""Whether this thread makes a stage's output."""
+
+
+@contextmanager
+def _marked_inside() -> Iterator[None]:
+    before = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(before)
+
+
 class Stage:
     """The place where one stage writes; ``commit`` makes its output valid.
 
@@ -313,21 +327,42 @@ class Stage:
     def made(self, make: Callable[[], Manifest]) -> Manifest:
         """The manifest of this key. If nobody has finished it, make it, after waiting for a run that is making it.
 
-        Work files, whose names begin with an underscore, are deleted when the manifest is there. A process that was
-        killed before that leaves it to the next one.
+        A takedown of the experiment is waited for too; but not by a stage that is made within another one's ``make``,
+        for which the takedown waits. Work files, whose names begin with an underscore, are deleted when the manifest is
+        there. A process that was killed before that leaves it to the next one.
 
         Args:
             make: makes the output and commits it; called while this process holds the stage's lease
                 (``wukong.store.lease``).
 
         Raises:
+            DataError: a takedown was begun and nobody goes on with it, or one has changed a parent.
             FencedError: a newer attempt at the stage has begun (``wukong.store.fence``).
         """
-        if (finished := self.finished()) is None:
-            with lease.held(self.uri, lambda: storage.exists(self.path(_NAME))):
-                finished = self.finished() or make()
+        root, is_inside = self.uri.rsplit("/", 2)[0], _inside.get()
+        while True:
+            if not is_inside:
+                takedowns.wait_for_end(root)
+            if (finished := self.finished()) is not None:
+                break
+            with lease.held(self.uri, lambda: storage.exists(self.path(_NAME))), _marked_inside():
+                if not is_inside and takedowns.is_begun(root):
+                    continue  # it waits for this lease
+                if (finished := self.finished()) is None:
+                    if not is_inside:
+                        self._check_parents()
+                    finished = make()
+                break
         clean(self.uri)
         return finished
+
+    def _check_parents(self) -> None:
+        for parent in self.parents:
+            if not storage.exists(storage.join(parent.uri, _NAME)) or load(parent.uri).digest != parent.digest:
+                raise DataError(
+                    f"{parent.uri} has changed since the stage {self.name} was to read it, for instance by a takedown: "
+                    "run again, then it reads what is there now"
+                )
 
     def finished_task(self, name: str, files: Callable[[dict[str, Any]], Iterable[str]]) -> dict[str, Any] | None:
         """The record that ``commit_task`` stored for a task; None if the task is not complete, or a file of it is gone.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wukong.publish import takedown
-from wukong.publish.takedown_plan import Change, Plan
+from wukong.publish.takedown_plan import Change, Plan, versions
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -23,7 +23,7 @@ def test_features_of_pictures_that_were_taken_down_do_not_stay(
     other = Stage(root, "features", {}).commit([])
     change = Change(stage="filter", uri=filtered.uri, before=filtered.digest)
     facts = {"when": "now", "reason": "asked", "list_name": "list", "list_sha256": "0", "listed": {}, "keys": ()}
-    planned, delete = Plan(**facts, changes=(change,)), storage.delete
+    planned, delete = Plan(**facts, changes=(change,), seen=versions(root)), storage.delete
     deleted: list[str] = []
 
     def killed(uri: str) -> None:

@@ -46,6 +46,17 @@ def test_a_component_may_do_all_that_its_job_may(stage: str) -> None:
     assert all(may(access.key_of_component(stage), "reads", pattern) for pattern in of_job.reads)
 
 
+@pytest.mark.parametrize("stage", stages.RECORDED)
+def test_each_stage_sees_that_a_takedown_goes_on_and_not_what_it_removes(stage: str) -> None:
+    keys = {access.key_of_component(stage), access.key_of_job(stage)} & {*S3_KEYS}
+    for key in keys:
+        assert may(key, "reads", "demo/takedowns/begun.json") and may(key, "reads", "demo/takedowns/_lease.json")
+        assert may(key, "reads", "demo/takedowns/pending.json") == (stage in ("crawl", "release")), (
+            "it reads lists there"
+        )
+        assert not may(key, "writes", "demo/takedowns/begun.json")
+
+
 def test_what_only_looks_writes_nothing() -> None:
     assert {name for name, key in S3_KEYS.items() if not key.writes} == {"backup-s3", "component-show-s3"}
     assert not any(may("component-show-s3", "reads", place) for place in ("inputs/a", "indexes/a"))
