@@ -179,6 +179,18 @@ def test_a_deletion_whose_answers_are_lost_leaves_no_lease(server: Server, forks
     scene.check()
 
 
+def _losses(share: float, drawn: random.Random) -> Callable[[int], bool]:
+    """Lose a share of answers, of which at most two follow each other: each costs a longer pause."""
+    row = 0
+
+    def is_lost(_: int) -> bool:
+        nonlocal row
+        row = row + 1 if row < 2 and drawn.random() < share else 0
+        return row > 0
+
+    return is_lost
+
+
 def _play(server: Server, forks: Any, name: str, seed: int) -> None:
     """Let processes whose number, kind and fate the seed says want one output at once."""
     drawn = random.Random(seed)
@@ -195,8 +207,7 @@ def _play(server: Server, forks: Any, name: str, seed: int) -> None:
     kinds = [lease_actors.make] * drawn.randint(2, 3) + [lease_actors.delete] * deletes
     drawn.shuffle(kinds)
     for number, act in enumerate(kinds):
-        share, of_actor = drawn.choice([0.0, 0.2, 0.5]), random.Random(f"{seed} {number}")
-        fate: dict[str, Any] = {"is_lost": lambda _, share=share, of=of_actor: of.random() < share}
+        fate: dict[str, Any] = {"is_lost": _losses(drawn.choice([0.0, 0.2, 0.5]), random.Random(f"{seed} {number}"))}
         end = drawn.choice(["killed", "stopped", "stopped", "none"])
         if end == "killed":
             fate |= {"kill_at": drawn.randint(1, 12), "is_done": drawn.random() < 0.7}
