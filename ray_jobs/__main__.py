@@ -53,13 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
         fence.claim(experiment.root, options.run, filed_as)
         connect()
-        stopped_drivers.watch()
         if sum(machine["Alive"] for machine in ray.nodes()) > 1:
             preflight.check_shared_storage(experiment)
         preflight_model.check_weights(experiment)  # the component that checks the rest of a pipeline's run has no torch
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
-        with machines.noted(experiment, options.run, filed_as):
+        with stopped_drivers.watched(), machines.noted(experiment, options.run, filed_as):
             result = job.run(experiment, parents)
             seconds = time.monotonic() - started
         fence.check()

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import psutil
@@ -29,21 +30,27 @@ class _Driver(NamedTuple):
     stage: str
 
 
-def watch() -> None:
-    """Look for them now, and every 15 seconds in a thread; for a job whose Ray is another's too (``RAY_ADDRESS``)."""
-    if os.environ.get("RAY_ADDRESS"):
-        threading.Thread(target=_watch, name="stopped-drivers", daemon=True).start()
+@contextmanager
+def watched() -> Iterator[None]:
+    """Look for them every 15 seconds while the job in the block lasts, if its Ray is others' too (``RAY_ADDRESS``)."""
+    over = threading.Event()
+    if address := os.environ.get("RAY_ADDRESS"):
+        threading.Thread(target=_watch, args=(address, over), name="stopped-drivers", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
-def _watch() -> None:
+def _watch(address: str, over: threading.Event) -> None:
     told: set[psutil.Process] = set()
-    while True:
-        for driver in _found():
+    while not over.is_set():
+        for driver in _found(address):
             try:
                 _end_or_tell(driver, told)
             except (WukongError, psutil.Error) as error:
                 log.debug("what process %d does is not known: %s", driver.process.pid, error)
-        threading.Event().wait(_LOOK_SECONDS)
+        over.wait(_LOOK_SECONDS)
 
 
 def _end_or_tell(driver: _Driver, told: set[psutil.Process]) -> None:
@@ -70,13 +77,13 @@ def _end_or_tell(driver: _Driver, told: set[psutil.Process]) -> None:
         )
 
 
-def _found() -> Iterator[_Driver]:
-    """The stopped drivers of this user that use the same Ray."""
+def _found(address: str) -> Iterator[_Driver]:
+    """The stopped drivers of this user that use the Ray at an address."""
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_STOPPED or (line := process.cmdline())[1:3] != ["-m", "ray_jobs"]:
                 continue
-            if process.environ().get("RAY_ADDRESS") != os.environ["RAY_ADDRESS"]:
+            if process.environ().get("RAY_ADDRESS") != address:
                 continue
         except psutil.Error:
             continue  # of another user, or it has ended

@@ -25,7 +25,8 @@ fence.claim(os.environ["ROOT"], "a", "pretrain")
 class Worker:
     def hold(self):
         return "holds"
-print(ray.get(ray.remote(num_cpus=2)(Worker).remote().hold.remote()), fence.claimed(), flush=True)
+worker = ray.remote(num_cpus=2)(Worker).remote()
+print(ray.get(worker.hold.remote()), fence.claimed(), flush=True)
 sys.stdin.read()
 """
 
@@ -67,17 +68,17 @@ def test_one_that_was_taken_over_gives_its_cores_back(stopped: Driver) -> None:
     work = ray.remote(num_cpus=1)(lambda: "done").remote()
     assert not ray.wait([work], timeout=3)[0], "the stopped driver has all cores"
     fence.end(stopped.attempt, "run b")
-    stopped_drivers.watch()
-    assert ray.get(work, timeout=60) == "done"
+    with stopped_drivers.watched():
+        assert ray.get(work, timeout=60) == "done"
     assert stopped.process.wait(10) == -signal.SIGKILL
 
 
 def test_one_that_may_go_on_is_named_once(stopped: Driver, caplog: pytest.LogCaptureFixture) -> None:
-    stopped_drivers.watch()
-    until = time.monotonic() + 30
-    while not caplog.messages and time.monotonic() < until:
-        time.sleep(0.1)
-    time.sleep(1)
+    with stopped_drivers.watched():
+        until = time.monotonic() + 30
+        while not caplog.messages and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(1)
     (told,) = [message for message in caplog.messages if "is stopped" in message]
     assert told.startswith(f"process {stopped.process.pid}, the pretrain of run a, is stopped and keeps cores")
     stopped.process.send_signal(signal.SIGCONT)

@@ -11,11 +11,12 @@ import boto3  # noqa: F401 - imported once, before the processes are forked
 import pyarrow.fs  # noqa: F401 - the same
 
 from wukong.publish import unneeded
-from wukong.store import fence, lease
+from wukong.store import fence, lease, storage
 from wukong.store.manifest import Manifest, Stage
 
 SECONDS = 0.8
 _STEPS, _STEP_SECONDS = 12, 0.05
+_TRACE = "asked/pretrain"
 
 
 def stage_of(root: str) -> Stage:
@@ -25,6 +26,7 @@ def stage_of(root: str) -> Stage:
 def make(variables: Mapping[str, str], root: str, name: str, said: Connection) -> None:
     """Make the output as the run of that name, in small steps; say ``works``, and ``has`` or ``fenced`` at the end."""
     _begin(variables, name)
+    storage.write_bytes(storage.join(_runs_of(root), name, _TRACE), b"")
     fence.claim(root, name, "pretrain")
     stage = stage_of(root)
 
@@ -43,15 +45,20 @@ def make(variables: Mapping[str, str], root: str, name: str, said: Connection) -
 
 
 def delete(variables: Mapping[str, str], root: str, name: str, said: Connection) -> None:
-    """Delete the output as ``wukong gc`` does, unless somebody works on it; say ``deletes``, and ``ended``."""
+    """Delete the output as ``wukong gc`` does, unless a run but ``first`` began; say ``deletes``, and ``ended``."""
     _begin(variables, name)
     uri = stage_of(root).uri
     with lease.deleting(uri, lambda: True, lease.silent([uri]).get(uri, "")) as may:
-        if may:
+        traces = storage.list_files(_runs_of(root), _TRACE)
+        if may and not [uri for uri in traces if not uri.endswith(f"/first/{_TRACE}")]:
             _say(said, "deletes")
             with contextlib.suppress(fence.TakenOverError):
                 unneeded._delete(uri)
     _say(said, "ended")
+
+
+def _runs_of(root: str) -> str:
+    return storage.join(root, "runs")
 
 
 def _begin(variables: Mapping[str, str], name: str) -> None:

@@ -317,7 +317,12 @@ def test_who_has_no_lease_any_more_commits_nothing(
     def make() -> Manifest:
         storage.delete(stage.path(lease.NAME))
         read = storage.read_version
-        monkeypatch.setattr(storage, "read_version", lambda uri: [read(uri), looked.set()][0])
+
+        def look(uri: str) -> tuple[bytes, str] | None:
+            looked.set()
+            return read(uri)
+
+        monkeypatch.setattr(storage, "read_version", look)
         assert looked.wait(20), "it was to be renewed"
         return stage.commit([])
 
