@@ -1,10 +1,13 @@
 """What a person does who is told by a message how a damaged file is made again."""
 
+import random
 import re
 from collections.abc import Callable
 
+import pytest
+
 from wukong.errors import WukongError
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest
 
 
@@ -49,3 +52,15 @@ def made_again(run: Callable[[], Manifest], most: int = 3) -> tuple[Manifest, li
         except WukongError as error:
             told += obey(error)
     raise AssertionError(f"it does not end: {told}")
+
+
+def refused_wherever_a_bit_is_flipped(uri: str, read: Callable[[], object], places: int) -> None:
+    """Check that a reader refuses a file with a flipped bit, and says which file it is and where its manifest lies."""
+    whole = storage.read_bytes(uri)
+    for place in [0.0, 0.999999, *(random.Random(0).random() for _ in range(places))]:
+        flipped(uri, place)
+        with pytest.raises(WukongError) as refused:
+            read()
+        assert uri in str(refused.value), place
+        assert f"{damage.output_of(uri)}/manifest.json" in str(refused.value)
+        storage.write_bytes(uri, whole)

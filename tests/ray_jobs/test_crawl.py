@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from loopback_web import Web, answering, raw
+from made_again import cut, flipped, obey
 from PIL import Image
 from trace_search import found
 
@@ -32,9 +33,10 @@ from wukong.config.experiment import Experiment
 from wukong.crawl.engine import EngineRefusedError
 from wukong.crawl.url import key_of
 from wukong.crawl.verdict import CrawlFailedError
+from wukong.curate.pairs import read_pairs
 from wukong.data import images, shards
 from wukong.data.schema import CAPTIONS, CRAWLED
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, WukongError
 from wukong.publish import takedown, takedown_plan
 from wukong.runtime.environment import CONNECT_TO
 from wukong.stages import places
@@ -692,6 +694,71 @@ def test_parts_that_wait_for_slow_hosts_do_not_hold_up_the_others(
     assert digests(resumed) == digests(whole)
     assert resumed.counts == whole.counts
     assert not site.requested(), "it goes on from what the parts that were put back had"
+
+
+READERS = {"parts": read_pairs, "tars": lambda uri: list(shards.members(uri)), "search": storage.read_table}
+
+
+@pytest.mark.parametrize("kind", ["manifest", "parts", "tars", "search", "plan"])
+def test_a_damaged_file_of_a_crawl_is_made_again_and_nothing_else_is_asked_for(
+    site: Site, experiment, kind: str
+) -> None:
+    e = experiment(part_size=5)
+    first = crawl.run(e, {})
+    manifest = storage.join(first.uri, "manifest.json")
+    uris = {
+        "manifest": manifest,
+        "parts": first.part_uris("parts/", ".parquet")[1],
+        "tars": first.part_uris("parts/", ".tar")[1],
+        "search": first.part_uris("search/", ".parquet")[0],
+        "plan": storage.list_files(storage.join(first.uri, "plan"), ".parquet")[0],
+    }
+    cut(uris[kind])
+    if kind == "plan":  # nobody reads it of a finished crawl
+        storage.delete(uris[kind])
+        storage.delete(manifest)
+    else:
+        with pytest.raises(WukongError) as refused:
+            crawl.run(e, {}) if kind == "manifest" else READERS[kind](uris[kind])
+        assert obey(refused.value) == ([manifest] if kind == "manifest" else [uris[kind], manifest])
+    site.requested()
+    again = crawl.run(e, {})
+    assert digests(again) == digests(first)
+    asked = site.requested()
+    assert asked["picture"] <= (5 if kind in ("parts", "tars") else 0)
+    assert bool(asked["search"]) == (kind == "search")
+
+
+def test_a_damaged_part_of_a_crawl_after_a_failed_attempt_is_made_again(site: Site, experiment) -> None:
+    e = experiment(part_size=5, max_transient_share=0.0)
+    site.web.handlers["/3.jpg"] = answering(b"", status="503 Service Unavailable")
+    with pytest.raises(CrawlFailedError):
+        crawl.run(e, {})
+    del site.web.handlers["/3.jpg"]
+    first = crawl.run(e, {})
+    for kind, uri in (("tars", first.part_uris("parts/", ".tar")[1]), ("search", first.part_uris("search/")[0])):
+        cut(uri)
+        with pytest.raises(WukongError) as refused:
+            READERS[kind](uri)
+        obey(refused.value)
+        again = crawl.run(e, {})
+        assert rows(again) == rows(first)
+        assert {path: d for path, d in digests(again).items() if path.startswith("parts/")} == {
+            path: d for path, d in digests(first).items() if path.startswith("parts/")
+        }
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_an_altered_part_of_an_earlier_crawl_is_refused(site: Site, experiment, suffix: str) -> None:
+    first = crawl.run(experiment(name="first", part_size=5), {})
+    altered = first.part_uris("parts/", suffix)[0]
+    flipped(altered)
+    with pytest.raises(WukongError, match=f"{altered} .*delete it, and {first.uri}/manifest.json") as refused:
+        crawl.run(experiment(name="next", part_size=7, previous=first.uri), {})
+    obey(refused.value)
+    again = crawl.run(experiment(name="first", part_size=5), {})
+    assert digests(again) == digests(first)
+    assert crawl.run(experiment(name="next", part_size=7, previous=first.uri), {}).counts["requested"] == 0
 
 
 def take_down(e: Experiment, tmp_path: Path, numbers: list[int]) -> dict[str, Any]:

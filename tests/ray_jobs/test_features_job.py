@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from made_again import cut, flipped, obey, refused_wherever_a_bit_is_flipped
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.features import Features
+from wukong.data import feature_files
 from wukong.errors import ConfigError, DataError
 from wukong.stages import places, start
 from wukong.stages.estimate import RATES, Rate
@@ -108,6 +110,34 @@ def some_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         request.getfixturevalue("local_ray")
     else:
         play(monkeypatch)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_altered_shards_are_refused(tmp_path: Path, filtered: Manifest, suffix: str, monkeypatch) -> None:
+    play(monkeypatch)
+    refused_wherever_a_bit_is_flipped(
+        filtered.part_uris("train/", suffix)[0], lambda: features.run(experiment(tmp_path), {"filter": filtered}), 4
+    )
+
+
+def test_damaged_features_are_computed_again_by_doing_what_the_message_says(
+    tmp_path: Path, filtered: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch)
+    settings = experiment(tmp_path)
+    found = features.run(settings, {"filter": filtered})
+    before = written(found.uri)
+    for damage in (cut, flipped):
+        damaged = storage.join(found.uri, "train/00001.view01.safetensors")
+        damage(damaged)
+        with pytest.raises(DataError) as refused:
+            feature_files.read(damaged)
+        assert obey(refused.value) == [damaged, storage.join(found.uri, "manifest.json")]
+        assert features.run(settings, {"filter": filtered}).digest == found.digest
+        after = written(found.uri)
+        assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}
+        assert [name for name in after if after[name] != before[name]] == ["00001.view01.safetensors"]
+        before = after
 
 
 @pytest.mark.usefixtures("some_ray")

@@ -1,6 +1,5 @@
 """What is damaged or deleted of a filter's output is made again, to the same bytes, by doing what the message says."""
 
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +7,15 @@ from typing import Any
 
 import pytest
 from crawled import corpus, experiment, picture_of
-from made_again import cut, flipped, made_again
+from made_again import cut, flipped, made_again, refused_wherever_a_bit_is_flipped
 
 from ray_jobs import filter as job
 from ray_jobs import validate
 from wukong.config.experiment import Experiment
-from wukong.errors import WukongError
 from wukong.evaluate import holdouts
 from wukong.publish import unneeded
 from wukong.stages import places
-from wukong.store import damage, storage
+from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -110,18 +108,6 @@ def test_what_a_killed_deletion_has_left_of_a_filter_is_made_again(tmp_path, mak
             with pytest.raises(KilledError):
                 unneeded._delete(first.uri)
         assert run().digest == first.digest, deletions
-
-
-def refused_wherever_a_bit_is_flipped(uri: str, read: Callable[[], object], places: int) -> None:
-    """Check that a reader refuses a file with a flipped bit, and says which file it is and where its manifest lies."""
-    whole = storage.read_bytes(uri)
-    for place in [0.0, 0.999999, *(random.Random(0).random() for _ in range(places))]:
-        flipped(uri, place)
-        with pytest.raises(WukongError) as refused:
-            read()
-        assert uri in str(refused.value), place
-        assert f"{damage.output_of(uri)}/manifest.json" in str(refused.value)
-        storage.write_bytes(uri, whole)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".tar"])

@@ -155,7 +155,7 @@ def captioned(
         keys,
         _identities(table),
         table["caption"].to_pylist(),
-        lambda rows: Pictures(*([each[row] for row in rows] for each in (tars, keys, digests))),
+        lambda rows: Pictures([tars[row] for row in rows], [keys[row] for row in rows], [digests[row] for row in rows]),
         taken,
     )
 
@@ -226,7 +226,7 @@ def _classification(filtered: Manifest, task: Classification) -> ClassificationD
         log.warning("no held-out picture belongs to a class of %s: it is not measured", task.name)
         return None
     table, tars = rows_and_tars
-    keys, identities = table["key"].to_pylist(), _identities(table)
+    keys, digests, identities = table["key"].to_pylist(), table["sha256"].to_pylist(), _identities(table)
     label_of = belongs.argmax(0).tolist()
     firsts = {(identities[row], label_of[row]): row for row in reversed(np.flatnonzero(belongs.any(0)).tolist())}
     chosen = sorted(firsts.values())
@@ -236,7 +236,7 @@ def _classification(filtered: Manifest, task: Classification) -> ClassificationD
         tuple(task.classes),
         [keys[row] for row in chosen],
         np.array([label_of[row] for row in chosen], np.int64),
-        Pictures(*([each[row] for row in chosen] for each in (tars, keys, table["sha256"].to_pylist()))),
+        Pictures([tars[row] for row in chosen], [keys[row] for row in chosen], [digests[row] for row in chosen]),
         task.title or task.name,
         tuple(task.classes),
         every_class=False,

@@ -8,6 +8,7 @@ its validations beside the model, and a sweep. A sweep leaves a file for each of
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,9 +49,13 @@ def record_trial(root: str, sweep: str, metric: str, run: str, evaluated: Manife
         evaluated: manifest of the trial's evaluation.
     """
     uri = storage.join(root, _SWEEPS, f"{sweep}-{digest_of(metric)[:8]}.json")
-    known = storage.read_json(uri)["models"] if storage.exists(uri) else {}
     models = {parent.digest: run for parent in evaluated.parents if parent.stage == stages.TRAININGS[-1]}
-    storage.write_json(uri, {"format": 1, "sweep": sweep, "metric": metric, "models": {**known, **models}})
+
+    def with_trial(known: Any) -> dict[str, Any]:
+        before = known["models"] if known else {}
+        return {"format": 1, "sweep": sweep, "metric": metric, "models": {**before, **models}}
+
+    storage.update(uri, with_trial)
 
 
 def of_model(root: str, model: Manifest) -> list[Choice]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -68,8 +69,10 @@ def write(run: str, text: str | None, tags: Mapping[str, str], removed: Collecti
         tags: are added, or get another value.
         removed: keys of tags that are taken away.
     """
-    before = read(run)
-    kept = {key: value for key, value in sorted({**before.tags, **tags}.items()) if key not in removed}
-    note = Note(text=before.text if text is None else text, tags=kept)
-    storage.write_json(storage.join(run, FILE), note.model_dump(mode="json"))
-    return note
+
+    def changed(known: Any) -> dict[str, Any]:
+        before = Note.model_validate(known or {})
+        kept = {key: value for key, value in sorted({**before.tags, **tags}.items()) if key not in removed}
+        return Note(text=before.text if text is None else text, tags=kept).model_dump(mode="json")
+
+    return Note.model_validate(storage.update(storage.join(run, FILE), changed))

@@ -115,10 +115,13 @@ def claim(experiment: Experiment, run: str, holder: str = "") -> None:
     Raises:
         ConfigError: the name is not allowed, or it belongs to another experiment.
     """
-    if (existing := claimed(experiment, run)) is not None:
-        existing.check(experiment, run)
-    made = Claim(experiment=experiment.model_dump(mode="json"), holder=holder)
-    storage.write_json(uri_of(experiment, run, _CLAIM), made.model_dump(mode="json"))
+
+    def taken(there: Any) -> dict[str, Any]:
+        if there is not None:
+            Claim.model_validate(there).check(experiment, run)
+        return Claim(experiment=experiment.model_dump(mode="json"), holder=holder).model_dump(mode="json")
+
+    storage.update(uri_of(experiment, run, _CLAIM), taken)
 
 
 def claimed(experiment: Experiment, run: str) -> Claim | None:

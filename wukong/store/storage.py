@@ -13,6 +13,7 @@ is not waited for.
 
 import errno
 import json
+import logging
 import os
 import shutil
 import stat
@@ -40,7 +41,7 @@ from wukong.store import (
     s3_requests,
 )
 from wukong.store.address import Address
-from wukong.store.conditional_store import ChangedError
+from wukong.store.conditional_store import ChangedError, UnconditionalError
 from wukong.store.local_paths import local_path
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ _DELETIONS = 8  # of one prefix, while others delete there too
 
 _Action = Literal["read", "write", "list", "look up", "delete"]
 _Answer = TypeVar("_Answer")
+
+log = logging.getLogger(__name__)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -251,16 +254,15 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str, sha256: str = "") -> Any:
-    """Read and parse a JSON file.
-
-    Args:
-        uri: URI of the file.
-        sha256: digest that the file must have; empty for any.
+    """Read and parse a JSON file; see ``read_bytes``.
 
     Raises:
         StorageError: the file cannot be read, was altered, or is not JSON.
     """
-    data = read_bytes(uri, sha256)
+    return _parsed(uri, read_bytes(uri, sha256))
+
+
+def _parsed(uri: str, data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -314,6 +316,36 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
         written = conditional_files.write(Path(path), data, expected)
     if not written:
         raise ChangedError(f"{uri} was written by somebody else")
+
+
+def update(uri: str, change: Callable[[Any], Any]) -> Any:
+    """Change a JSON file that others may change at the same time, and return its content; no change is lost.
+
+    Args:
+        uri: URI of the file.
+        change: takes what it holds, None where there is no file, and returns what it is to hold. After the change of
+            somebody else it is called again, perhaps with what it returned before: the answer to a write may be lost.
+
+    Raises:
+        StorageError: it cannot be read or written, or is not JSON.
+    """
+    while True:
+        stored = read_version(uri)
+        value = change(None if stored is None else _parsed(uri, stored[0]))
+        data = json_bytes(value)
+        try:
+            write_if(uri, data, None if stored is None else stored[1])
+        except ChangedError:
+            continue
+        except UnconditionalError as error:
+            log.warning("%s: what somebody else writes to it in this moment may be lost", error)
+            write_bytes(uri, data)
+        except StorageError as error:
+            if not refusal.lacks_bucket(error):
+                raise
+            make_bucket(_key(uri).split("/", 1)[0])
+            continue
+        return value
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """From how many models a model was chosen: what sweeps and validations leave, and which of it the gate counts."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,34 @@ def test_a_choice_on_other_queries_costs_nothing(
     candidate = stored.read(measured.evaluation(storage.from_path(tmp_path), outcomes).uri)
     choice = Choice(by="x", of=12, metric=metric, tasks=tasks)
     assert promotion.choices_that_count(candidate, METRIC, [choice]) == ((choice,) if counts else ())
+
+
+def test_trials_that_two_processes_record_at_once_all_count(tmp_path: Path) -> None:
+    root = storage.from_path(tmp_path)
+    model = trained(root, "finetune", [])
+    code = (
+        "import sys\n"
+        "from wukong.registry import choices\n"
+        "from wukong.store.manifest import Manifest, Parent\n"
+        "root, metric, name = sys.argv[1:]\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for number in range(40):\n"
+        "    parent = Parent(stage='finetune', uri='file:///x', digest=f'{name}{number}')\n"
+        "    evaluated = Manifest(stage='evaluate', uri='file:///x', config={}, parents=(parent,))\n"
+        "    choices.record_trial(root, 'a', metric, f'{name}-{number}', evaluated)\n"
+    )
+    command = [sys.executable, "-c", code, root, METRIC]
+    pipe = subprocess.PIPE
+    running = [subprocess.Popen([*command, name], stdin=pipe, stdout=pipe, text=True) for name in ("x", "y")]
+    for process in running:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        print("go", file=process.stdin, flush=True)
+    evaluated = Stage(root, "evaluate", {}, [model]).commit([])
+    choices.record_trial(root, "a", METRIC, "own", evaluated)
+    for process in running:
+        process.communicate()
+    assert [process.returncode for process in running] == [0, 0]
+    assert choices.of_model(root, model) == [Choice(by="the sweep a", of=81, metric="retrieval/test/mean_recall")]

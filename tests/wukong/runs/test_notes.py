@@ -1,5 +1,6 @@
 """What people write on a run."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,10 @@ def test_a_change_leaves_the_rest(tmp_path: Path) -> None:
 def test_what_cannot_be_a_key_is_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"--tag .*for instance --tag purpose=baseline"):
         notes.parse_tags([entry])
+
+
+def test_what_two_people_write_at_once_is_all_there(tmp_path: Path) -> None:
+    run = storage.from_path(tmp_path)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda number: notes.write(run, None, {f"k{number}": "x"}, []), range(40)))
+    assert notes.read(run).tags == {f"k{number}": "x" for number in range(40)}

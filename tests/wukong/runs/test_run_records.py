@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def test_a_name_that_would_escape_its_folder_is_refused(experiment: Experiment, 
 
 def changed(experiment: Experiment, **sections: Any) -> Experiment:
     return documents.parse(experiment.model_dump(mode="json") | sections)
+
+
+def test_of_runs_that_take_a_name_at_once_one_experiment_gets_it(experiment: Experiment) -> None:
+    def take(seed: int) -> bool:
+        try:
+            run_records.claim(changed(experiment, seed=seed), "first")
+        except ConfigError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        taken = list(threads.map(take, range(8)))
+    assert sum(taken) == 1
+    there = run_records.claimed(experiment, "first")
+    assert there is not None and there.experiment["seed"] == taken.index(True)
 
 
 def test_a_name_belongs_to_one_experiment(experiment: Experiment) -> None:

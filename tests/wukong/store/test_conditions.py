@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -38,7 +39,12 @@ class Store(http.server.BaseHTTPRequestHandler):
         if cls.heeds == "elsewhere":
             self._answer(400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>")
             return
-        if not self.path.startswith("/bucket/"):
+        bucket = f"/{self.path.split('/')[1]}"
+        if self.path == bucket:
+            cls.objects[bucket] = b""
+            self._answer(200, b"")
+            return
+        if bucket != "/bucket" and bucket not in cls.objects:
             self._answer(404, b"<Error><Code>NoSuchBucket</Code></Error>")
             return
         with self.lock:
@@ -139,6 +145,31 @@ def test_what_a_store_does_not_heed_is_found_and_publishing_ends(
             fence.publish("s3://bucket/manifest.json", number)
     assert store.objects["/bucket/manifest.json"] == b"1\n"
     assert [record for record in caplog.records if "no conditional writes" in record.message] != [] or not why
+
+
+def add_many(uri: str, writer: int) -> None:
+    for number in range(10):
+        storage.update(uri, lambda there, name=f"{writer}-{number}": {**(there or {}), name: writer})
+
+
+@pytest.mark.parametrize("store", ["quoted", "bare"], indirect=True)
+@pytest.mark.parametrize("place", ["object", "file"])
+def test_what_many_add_to_a_file_is_all_there(store: type[Store], tmp_path: Path, place: str) -> None:
+    uri = "s3://new/sweeps/a.json" if place == "object" else storage.from_path(tmp_path / "sweeps/a.json")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda writer: add_many(uri, writer), range(8)))
+    assert storage.read_json(uri) == {f"{writer}-{number}": writer for writer in range(8) for number in range(10)}
+
+
+@pytest.mark.parametrize("store", ["never", "nothing", "creates"], indirect=True)
+def test_a_file_is_changed_in_a_store_that_heeds_no_conditions(
+    store: type[Store], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        storage.update(URI, lambda there, number=number: [*(there or []), number])
+    assert storage.read_json(URI) == [0, 1, 2]
+    told = any("may be lost" in record.message for record in caplog.records)
+    assert told == (store.heeds == "never"), "one that ignores conditions says nothing"
 
 
 @pytest.mark.parametrize("store", ["quoted"], indirect=True)
