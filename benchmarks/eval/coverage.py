@@ -121,6 +121,24 @@ def searched(numbers: Random, easy: Numbers, more: Numbers) -> answers.Answers:
     return answers.of_retrieval(found, pairs, texts, ids, share=False)
 
 
+def unlike_holdouts() -> Case:
+    """The mean over two hold-outs, of which one is hard and the other easy."""
+    truths, images = (0.1, 0.85), 150
+
+    def simulated(numbers: Random) -> dict[str, bool]:
+        held = [
+            answers.of_images(
+                [f"{truth} {number}" for number in range(images)],
+                np.zeros(images, np.int64),
+                {"top1": numbers.random(images) < truth},
+            ).scores()
+            for truth in truths
+        ]
+        return {"mean": holds(answers.mean_of(held, "top1").interval("top1"), sum(truths) / 2)}
+
+    return Case(f"two hold-outs of {images} images, 10 and 85 % right", simulated)
+
+
 def uneven(units: int, truth: float, sizes: str) -> Case:
     """A share of units of very unequal size, whose answers are all right or all wrong."""
 
@@ -268,6 +286,7 @@ def cases() -> Iterator[Case]:
     yield captions(300, 0.6, 0.9)
     yield captions(100, 0.21, 2.79, coarse=True)
     yield captions(1000, 2.7, 0.3)
+    yield unlike_holdouts()
     for sizes in ("geometric", "lognormal"):
         yield uneven(60, 0.3, sizes)
         yield uneven(400, 0.07, sizes)

@@ -1,4 +1,4 @@
-"""Plant test pictures among training pictures under twelve changes: which are found, and what is found by mistake.
+"""Plant test pictures among training pictures under fourteen changes: which are found, and what is found by mistake.
 
     python benchmarks/overlap/bench.py [--tests 1000] [--pictures FOLDER]
 

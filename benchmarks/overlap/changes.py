@@ -1,4 +1,4 @@
-"""The twelve changes under which a test picture is planted among training pictures."""
+"""The fourteen changes under which a test picture is planted among training pictures."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -36,6 +36,24 @@ def _cut(share: float) -> Change:
         return image.crop((left, upper, left + width, upper + height))
 
     return cut
+
+
+def _side(share: float) -> Change:
+    def cut(image: Image.Image, random: Random, _other: Image.Image) -> Image.Image:
+        """Cut a part off the longer side, some of it at each end."""
+        along = round(max(image.size) * (1 - share))
+        start = int(random.integers(max(image.size) - along + 1))
+        wide = image.width >= image.height
+        return image.crop((start, 0, start + along, image.height) if wide else (0, start, image.width, start + along))
+
+    return cut
+
+
+def _to_16_9(image: Image.Image, random: Random, _other: Image.Image) -> Image.Image:
+    """Cut rows off, or columns where it is wider already."""
+    width, height = min(image.width, round(image.height * 16 / 9)), min(image.height, round(image.width * 9 / 16))
+    left, upper = (int(random.integers(room + 1)) for room in (image.width - width, image.height - height))
+    return image.crop((left, upper, left + width, upper + height))
 
 
 def _mirror(image: Image.Image, _random: Random, _other: Image.Image) -> Image.Image:
@@ -112,4 +130,6 @@ CHANGES: Mapping[str, Change] = {
     "rotation by 3°": _rotate,
     "two side by side": _side_by_side,
     "text over it": _text,
+    "25 % off one side": _side(0.25),
+    "to 16:9": _to_16_9,
 }

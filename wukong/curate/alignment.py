@@ -21,7 +21,8 @@ SIDE = 48
 
 _MOST = 4 * SIDE
 _QUALITY = 90
-_SIZES = (1, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.78)
+_SIZES = (1, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.78, 0.74, 0.70, 0.66, 0.62, 0.58, 0.55)
+"""Of a square that is cut to 16:9 along one side the small picture must become 0.56 of its size."""
 _HALF = (0.5, 0.53)
 """Two tall pictures side by side are as wide as one is high."""
 
@@ -91,14 +92,20 @@ def _middle(image: Pixels) -> Pixels:
 
 
 def _details(one: Pixels, other: Pixels) -> float:
-    """The mean correlation of small windows. A faint texture counts nearly as much as an outline."""
+    """The mean correlation of small windows. A faint texture counts nearly as much as an outline.
+
+    Noise is taken to be in each window. So the correlation of equal windows is less than 1, much less in a smooth
+    picture, and the mean is divided by what equal windows as strong as the stronger ones would give.
+    """
     a, b = one @ _LUMA, other @ _LUMA
     mean_a, mean_b = _mean(a), _mean(b)
     deviation_a = np.sqrt(np.maximum(_mean(a * a) - mean_a * mean_a, 0))
     deviation_b = np.sqrt(np.maximum(_mean(b * b) - mean_b * mean_b, 0))
-    weight = np.minimum(np.maximum(deviation_a, deviation_b), _OUTLINE)
+    stronger = np.maximum(deviation_a, deviation_b)
+    weight = np.minimum(stronger, _OUTLINE)
     correlation = (_mean(a * b) - mean_a * mean_b) / (deviation_a * deviation_b + _NOISE)
-    return float((weight * correlation).sum() / max(weight.sum(), 1e-6))
+    of_equal = stronger**2 / (stronger**2 + _NOISE)
+    return float((weight * correlation).sum() / max((weight * of_equal).sum(), 1e-6))
 
 
 def _mean(values: Pixels) -> Pixels:

@@ -148,7 +148,9 @@ class Scores:
 
     def interval(self, name: str, level: float = interval.LEVEL) -> "Interval":
         """Compute a result and its interval, which is from 0 to 1 where there are too few units."""
-        found = interval.of_share(self.shares(name), self.possible(name), level=level)
+        means = self.sums.sum(0) / self.weights.sum(0)
+        moves = replace(self, sums=self.sums - self.weights * means).shares(name)
+        found = interval.of_share(self.shares(name), self.possible(name), moves=moves, level=level)
         return replace(found, low=0.0, high=1.0) if self.too_few(name) else found
 
     def too_few(self, name: str) -> bool:
@@ -160,14 +162,15 @@ class Scores:
         return 1 / float((self.possible(name) ** 2).sum()) < _FEWEST
 
     def only(self, name: str) -> "Scores":
-        """The same with one result alone; columns with equal weights are added up, as they have one denominator."""
+        """The same with one result alone; columns with equal weights are one, as they have one denominator."""
         shares = self.mixed[:, self._place(name)]
         groups: dict[bytes, list[int]] = {}
         for column in np.flatnonzero(shares).tolist():
             groups.setdefault(self.weights[:, column].tobytes(), []).append(column)
         weights = np.stack([self.weights[:, columns[0]] for columns in groups.values()], 1)
-        sums = np.stack([self.sums[:, columns] @ shares[columns] for columns in groups.values()], 1)
-        return Scores((name,), sums, weights, np.ones((weights.shape[1], 1)), self.links)
+        mixed = np.array([[shares[columns].sum()] for columns in groups.values()])
+        sums = np.stack([self.sums[:, columns] @ shares[columns] for columns in groups.values()], 1) / mixed[:, 0]
+        return Scores((name,), sums, weights, mixed, self.links)
 
     def _place(self, name: str) -> int:
         if name not in self.names:

@@ -108,16 +108,18 @@ def of(sums: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, level: floa
     return [of_share(*both, level=level) for both in zip((values / total).T, (heavy / total).T, strict=True)]
 
 
-def of_share(right: Numbers, possible: Numbers, *, level: float = LEVEL) -> Interval:
+def of_share(right: Numbers, possible: Numbers, *, moves: Numbers | None = None, level: float = LEVEL) -> Interval:
     """Compute a result and its interval from what each unit adds to it.
 
     Args:
         right: [units], what each unit adds to the result.
         possible: [units], what each would add if all its answers were right; their sum is 1.
+        moves: [units], by how much each moves the result, if the result is a mean of unlike ones; None for what a unit
+            adds more than its part of the result.
         level: the level, between 0 and 1.
     """
     value = min(1.0, float(right.sum()))
-    squares = (right - value * possible) ** 2
+    squares = (right - value * possible if moves is None else moves) ** 2
     variance, fourth = float(squares.sum()), float((squares**2).sum())
     moved = variance**2 / fourth if fourth > 0 else 0.0
     low, high = _ends(value, variance, moved, 1 / float((possible**2).sum()), level)
