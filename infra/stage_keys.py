@@ -9,6 +9,9 @@ user may have made. The Secret belongs to the RayJob and is deleted with it.
 The user gets a policy when the Secret is there. So a user without one is work that was cut short, which is done again.
 A RayJob that is made anew under the name of one that was deleted has another user, and waits until the earlier one's
 Secret is gone.
+
+Who has stolen a component's token makes RayJobs too. One that is not as the launcher makes it gets no key, which is
+logged once, and so does one for which the store or Kubernetes refuses a request; the others get theirs.
 """
 
 import argparse
@@ -18,7 +21,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import boto3
@@ -29,6 +33,7 @@ from kubernetes import client, config
 
 from infra import s3_keys
 from wukong import stages
+from wukong.errors import ConfigError
 from wukong.runtime import logs
 from wukong.stages import access
 from wukong.stages.access import Access
@@ -64,28 +69,51 @@ class StageKeys:
             config=settings,
         )
         self._complete: set[str] = set()
+        self._odd: set[str] = set()
 
     def look(self) -> None:
         """Give keys to the jobs that have none, and take those of jobs that have ended."""
         found = self._custom.list_namespaced_custom_object(
             "ray.io", "v1", self._namespace, "rayjobs", _request_timeout=_TIMEOUT
         )
-        jobs = {_user_of(job): job for job in found["items"] if _needs_key(job)}
+        jobs = dict(filter(None, map(self._looked_at, found["items"])))
         users = self._users()
         for user in users - jobs.keys():
-            self._take(user)
+            with self._others_go_on(user):
+                self._take(user)
         self._complete &= jobs.keys() & users
         for user in sorted(jobs.keys() - self._complete):
-            has_policy = user in users and self._iam.list_user_policies(UserName=user)["PolicyNames"]
-            if has_policy or self._give(user, jobs[user], begun=user in users):
-                self._complete.add(user)
+            with self._others_go_on(user):
+                has_policy = user in users and self._iam.list_user_policies(UserName=user)["PolicyNames"]
+                if has_policy or self._give(user, *jobs[user], begun=user in users):
+                    self._complete.add(user)
+
+    def _looked_at(self, job: Mapping[str, Any]) -> tuple[str, tuple[Mapping[str, Any], Access]] | None:
+        """The user of a job that needs a key, with the job and what its key may do; None for any other."""
+        try:
+            asked = access_of(job)
+        except ConfigError as error:
+            name = f"{job['metadata'].get('name')} ({job['metadata'].get('uid')})"
+            if name not in self._odd:
+                log.warning("RayJob %s gets no S3 key: %s", name, error)
+            self._odd.add(name)
+            return None
+        return None if asked is None else (_user_of(job), (job, asked))
+
+    @contextmanager
+    def _others_go_on(self, user: str) -> Iterator[None]:
+        """Log what the store or Kubernetes refuses for one user; whoever comes next is served."""
+        try:
+            yield
+        except (client.ApiException, ClientError) as error:
+            log.warning("%s: this is not done now, and is tried again: %s", user, error)
 
     def _users(self) -> set[str]:
         pages = self._iam.get_paginator("list_users").paginate()
         names = (user["UserName"] for page in pages for user in page["Users"])
         return {name for name in names if name.startswith(_USER)}
 
-    def _give(self, user: str, job: Mapping[str, Any], *, begun: bool) -> bool:
+    def _give(self, user: str, job: Mapping[str, Any], allowed: Access, *, begun: bool) -> bool:
         """Give a job its key; return False if that must wait."""
         before: list[str] = []
         if begun:
@@ -101,7 +129,7 @@ class StageKeys:
         if not (made or before):
             log.info("RayJob %s waits until the Secret of an earlier one is gone", name)
             return False
-        policy = json.dumps(s3_keys.policy_of(_access_of(job)))
+        policy = json.dumps(s3_keys.policy_of(allowed))
         self._iam.put_user_policy(UserName=user, PolicyName=_POLICY, PolicyDocument=policy)
         log.info("RayJob %s has an S3 key", name)
         return True
@@ -136,29 +164,41 @@ def _user_of(job: Mapping[str, Any]) -> str:
     return f"{_USER}{job['metadata']['name']}-{job['metadata']['uid'][:8]}"
 
 
-def _needs_key(job: Mapping[str, Any]) -> bool:
-    """Whether a RayJob goes on, and its pods start from a Secret of its own."""
-    labels, metadata = job["metadata"].get("labels", {}), job["metadata"]
-    if labels.get("wukong/stage") not in stages.JOBS or metadata.get("deletionTimestamp"):
-        return False
-    containers = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
-    held = {source.get("secretRef", {}).get("name") for source in containers[0].get("envFrom", [])}
-    return access.key_of_ray_job(metadata["name"]) in held and not has_ended(job.get("status") or {})
+def access_of(job: Mapping[str, Any]) -> Access | None:
+    """What the key of a RayJob may do, by its stage, run, and the URI of its experiment.
+
+    Args:
+        job: the RayJob, as anybody may have made it who may make RayJobs.
+
+    Returns:
+        None if it gets no key: it has ended, or its pods start from no Secret of its own.
+
+    Raises:
+        ConfigError: it is not as the launcher makes one.
+    """
+    try:
+        metadata, spec = job["metadata"], job["spec"]
+        stage = (metadata.get("labels") or {}).get("wukong/stage")
+        if stage not in stages.JOBS or metadata.get("deletionTimestamp") or has_ended(job.get("status") or {}):
+            return None
+        container = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        held = [(source.get("secretRef") or {}).get("name") for source in container.get("envFrom") or []]
+        if access.key_of_ray_job(metadata["name"]) not in held:
+            return None
+        arguments = shlex.split(spec["entrypoint"])
+        experiment, run = arguments[arguments.index("--experiment") + 1], metadata["annotations"]["wukong/run"]
+        bucket, _, place = experiment.removeprefix("s3://").partition("/")
+        root, separator, _ = place.partition("/experiments/")
+        if bucket != access.BUCKET or not separator:
+            raise ConfigError(f"its experiment {experiment!r} is not in s3://{access.BUCKET}")
+        return access.of_ray_job(stage, root, run)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"it is not as Wukong makes one ({type(error).__name__}: {error})") from error
 
 
 def has_ended(status: Mapping[str, Any]) -> bool:
     """Whether a RayJob has ended, by its status: the launcher asks no more of it then."""
     return status.get("jobStatus") == "SUCCEEDED" or status.get("jobDeploymentStatus") in _ENDED
-
-
-def _access_of(job: Mapping[str, Any]) -> Access:
-    """What a job's key may do, by the job's stage, run, and the URI of its experiment."""
-    arguments = shlex.split(job["spec"]["entrypoint"])
-    experiment = arguments[arguments.index("--experiment") + 1]
-    root = experiment.removeprefix(f"s3://{access.BUCKET}/").partition("/experiments/")[0]
-    return access.of_ray_job(
-        job["metadata"]["labels"]["wukong/stage"], root, job["metadata"]["annotations"]["wukong/run"]
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -117,6 +117,42 @@ def test_a_key_opens_what_its_job_needs_until_the_job_has_ended(server: ApiServe
     assert not opens(store, two, "demo/crawl/KEY/a")
 
 
+def test_an_odd_job_keeps_no_other_from_its_key(
+    server: ApiServer, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Eight odd ones before and after it, a run that is a pattern among them; also when the program starts again."""
+    odd: list[tuple[str, tuple[str, ...], Any]] = [
+        ("entrypoint", ("spec", "entrypoint"), "python"),
+        ("quote", ("spec", "entrypoint"), "python -m 'ray_jobs"),
+        ("last", ("spec", "entrypoint"), "python --experiment"),
+        ("labels", ("metadata", "labels"), None),
+        ("annotations", ("metadata", "annotations"), None),
+        ("spec", ("spec", "rayClusterSpec"), None),
+        ("containers", ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers"), []),
+        ("all", ("metadata", "annotations", "wukong/run"), "*"),
+        ("user", ("metadata", "annotations", "wukong/run"), "${aws:username}"),
+    ]
+    begin(server, "one")
+    for name, (*path, last), value in odd:
+        for before in ("a", "z"):
+            begin(server, f"{before}-{name}")
+            inner = server.jobs[f"{before}-{name}"]
+            for key in path:
+                inner = inner[key]
+            inner[last] = value
+    begin(server, "two")
+    for _ in range(2):
+        keys = StageKeys("wukong")
+        caplog.clear()
+        for _ in range(2):
+            keys.look()
+            assert opens(store, key_of(server, "one"), "demo/crawl/KEY/a")
+            assert opens(store, key_of(server, "two"), "demo/crawl/KEY/a")
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(said) == len(set(said)) == 2 * (len(odd) - 1), "once each; without a stage a RayJob is none of ours"
+    assert len(users_of_jobs(store)) == 2
+
+
 def test_a_job_has_ended_for_the_key_when_it_has_for_the_launcher() -> None:
     jobs = ("", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED")
     going_on = ("", "Initializing", "Running", "Suspending", "Suspended", "Retrying", "Waiting")

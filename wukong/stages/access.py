@@ -11,15 +11,19 @@ Names of objects are patterns, in which ``*`` is any text, slashes too: the obje
 A team (``infra.team``) has keys of the same names, which open what is below the team's own prefix alone.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from wukong import stages
+from wukong.errors import ConfigError
 from wukong.runtime import forwarded
+from wukong.stages import run_paths
 
 BUCKET = "wukong"
 """The bucket of the runs on a cluster; ``k8s/base/settings.yaml`` has it made."""
 
+_PLAIN = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9@%+=:,._-]+")  # what the launcher lets into a RayJob's command
 EVERYTHING = "*"
 _INPUTS = "inputs/*"  # what people put into the bucket: lists, weights, published sets
 _OPT_OUT = ("*/takedowns/*", "*/filter/*/forbidden.txt*")  # lists that we make of what is to be left out
@@ -69,7 +73,12 @@ def of_ray_job(stage: str, root: str, run: str) -> Access:
         stage: name of the stage.
         root: the experiment's prefix in the bucket.
         run: name of the run.
+
+    Raises:
+        ConfigError: the prefix or the name would be a pattern in a policy, or lead elsewhere.
     """
+    run_paths.check_name(run)
+    _require_plain(root)
 
     def own(pattern: str) -> str:
         place = pattern.replace("*", root, 1)
@@ -77,6 +86,15 @@ def of_ray_job(stage: str, root: str, run: str) -> Access:
 
     key = S3_KEYS[key_of_job(stage)]
     return Access(key.reads, tuple(own(pattern) for pattern in key.writes))
+
+
+def _require_plain(prefix: str) -> None:
+    """Check that a prefix means itself in a policy, where ``*``, ``?`` and ``${...}`` mean more, and in a path."""
+    if not all(_PLAIN.fullmatch(part) for part in prefix.split("/")):
+        raise ConfigError(
+            f"{prefix!r} cannot be part of a policy: use ASCII letters, digits and @%+=:,._- between slashes, and no "
+            "part that is empty or means a folder above"
+        )
 
 
 def _folders(names: Iterable[str]) -> tuple[str, ...]:
@@ -159,8 +177,13 @@ def storage_of_team(team: str) -> str:
 
 
 def s3_keys_of_team(team: str) -> dict[str, Access]:
-    """What each S3 key of a team may do in the bucket, by the name of its Secret in the team's namespace."""
+    """What each S3 key of a team may do in the bucket, by the name of its Secret in the team's namespace.
+
+    Raises:
+        ConfigError: the team's name would be a pattern in a policy, or lead elsewhere.
+    """
     prefix = _prefix_of_team(team)
+    _require_plain(prefix)
 
     def within(key: Access) -> Access:
         shared = (_SHARED,) if {_INPUTS, EVERYTHING} & {*key.reads} else ()
