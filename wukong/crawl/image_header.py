@@ -149,7 +149,8 @@ class HeaderReader:
         end = len(data)
         while self._position + 4 <= end:
             position = self._position
-            if data[position] != 0xFF:
+            # Decoders look for the next marker behind 0xFF00, so a segment of this name would hide others from them.
+            if data[position] != 0xFF or data[position + 1] == 0x00:
                 raise FetchError(Status.CORRUPT, "a JPEG marker is missing")
             marker = data[position + 1]
             if marker == 0xFF:  # fill bytes: the last of them begins the marker
@@ -268,7 +269,7 @@ def _has_one_scan(data: bytes) -> bool:
             return components == data[position + 4]
         if marker in _JPEG_SEQUENTIAL:
             components = data[position + 9]
-        elif marker in _JPEG_FRAMES or marker == 0xFF or marker in _JPEG_STANDALONE:
+        elif marker in _JPEG_FRAMES or marker in (0x00, 0xFF) or marker in _JPEG_STANDALONE:
             return False
         position += 2 + ((data[position + 2] << 8) | data[position + 3])
     return False

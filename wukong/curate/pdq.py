@@ -7,7 +7,7 @@ without the mean give one bit each, set above their median. Hashes are written a
 frequencies first, in 32 bytes or 64 hexadecimal digits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,6 +40,8 @@ _SIDE = 64
 _LOW = 16
 _MIN_SIDE = 5
 _FEW = 128 * 128  # pixels
+_MOST_AT_ONCE = 1 << 23  # numbers; of a usual picture all are computed at once
+_MOST_KEPT = 4096  # pixels of a side whose filter is kept
 _AT_ONCE = 8  # what is computed of more pictures at a time leaves the processor's caches
 _QUALITY_SUM = 90  # of gradients in hundredths of the range of gray; the description's scale
 
@@ -103,7 +105,7 @@ def _packed(bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
 
 def _reduce(image: Image.Image, into: npt.NDArray[np.float32], *, rounded: bool) -> None:
     """Write a picture as 64 x 64 gray points; where there is room for four, also mirrored in three ways."""
-    gray = _gray(image) if rounded else np.asarray(image, dtype=np.float32) @ _LUMA
+    gray = _gray(image) if rounded else _exact_gray(image)
     mirrored = len(into) > 1
     halves = [cv2.transpose(_shortened(rows)) for rows in ((gray, gray[::-1]) if mirrored else (gray,))]
     for place, rows in enumerate(rows for half in halves for rows in ((half, half[::-1]) if mirrored else (half,))):
@@ -112,9 +114,25 @@ def _reduce(image: Image.Image, into: npt.NDArray[np.float32], *, rounded: bool)
 
 def _shortened(points: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Any number of rows as 64."""
-    rows, weights = _filter(len(points))
-    shortened: npt.NDArray[np.float32] = weights[:, None, :] @ points[rows].astype(np.float32, copy=False)
-    return shortened[:, 0]
+    rows, weights = (_filter if len(points) <= _MOST_KEPT else _filter.__wrapped__)(len(points))
+    shortened = np.empty((_SIDE, points.shape[1]), dtype=np.float32)
+    for some in _pieces(_SIDE, rows.shape[1] * points.shape[1]):
+        shortened[some] = (weights[some, None] @ points[rows[some]].astype(np.float32, copy=False))[:, 0]
+    return shortened
+
+
+def _pieces(count: int, each: int) -> Iterator[slice]:
+    """Slices of a count, of which none has many more numbers than ``_MOST_AT_ONCE`` if each one has ``each``."""
+    step = max(1, _MOST_AT_ONCE // each)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _exact_gray(image: Image.Image) -> npt.NDArray[np.float32]:
+    gray = np.empty((image.height, image.width), dtype=np.float32)
+    for rows in _pieces(image.height, 3 * image.width):
+        some = image.crop((0, rows.start, image.width, rows.stop))
+        gray[rows] = np.asarray(some, dtype=np.float32) @ _LUMA
+    return gray
 
 
 def _gray(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -136,13 +154,19 @@ def _filter(length: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]
     if length == _SIDE:
         return np.arange(_SIDE)[:, None], np.ones((_SIDE, 1), dtype=np.float32)
     window = -(-length // (2 * _SIDE))
-    offsets = np.arange(length) - np.arange(length)[:, None]
-    box = (offsets >= -((window - 1) // 2)) & (offsets <= window // 2)
-    smooth = box / box.sum(axis=1, keepdims=True)
-    twice = smooth[((np.arange(_SIDE) + 0.5) * length / _SIDE).astype(int)] @ smooth
-    reach = int((twice > 0).sum(axis=1).max())
-    points = np.minimum((twice > 0).argmax(axis=1), length - reach)[:, None] + np.arange(reach)
-    return points, np.take_along_axis(twice, points, axis=1).astype(np.float32)
+    first = np.maximum(np.arange(length) - (window - 1) // 2, 0)
+    last = np.minimum(np.arange(length) + window // 2, length - 1)
+    share = 1 / (last - first + 1)
+    middles = ((np.arange(_SIDE) + 0.5) * length / _SIDE).astype(int)
+    starts, ends = first[first[middles]], last[last[middles]] + 1
+    reach = int((ends - starts).max())
+    points = np.minimum(starts, length - reach)[:, None] + np.arange(reach)
+    weights = np.empty(points.shape, dtype=np.float32)
+    for row, middle in enumerate(middles.tolist()):
+        box = np.arange(first[middle], last[middle] + 1)[:, None]
+        inside = (first[box] <= points[row]) & (points[row] <= last[box])
+        weights[row] = share[middle] * np.ones(len(box)) @ (inside * share[box])
+    return points, weights
 
 
 def _quality(small: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

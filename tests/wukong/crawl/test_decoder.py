@@ -300,3 +300,22 @@ def test_scans_after_a_complete_one_are_refused_by_the_decoder(scan: str) -> Non
 )
 def test_nearly_all_jpegs_have_one_scan(options: dict[str, Any], one: bool) -> None:
     assert image_header._has_one_scan(make_picture(**options)) is one
+
+
+def hiding(hidden: bytes) -> bytes:
+    """What a reader passes over that takes 0xFF00 for a marker; a decoder looks for the next one."""
+    return b"\xff\x00" + (len(hidden) + 2).to_bytes(2, "big") + hidden
+
+
+def test_no_frame_and_no_scan_hides_behind_what_is_no_marker() -> None:
+    """Ten times 64 KiB with a progressive frame and its scans, before the frame that a reader of headers would find."""
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00"
+    progressive, plain = make_picture(1600, 1200, progressive=True), make_picture(1600, 1200)
+    pieces = [progressive[2 : progressive.index(b"\xff\xda")], *[scan * 6_000] * 10]
+    bomb = plain[:2] + b"".join(map(hiding, pieces)) + plain[2:]
+    started = time.process_time()
+    with pytest.raises(FetchError, match="marker is missing"):
+        stored_image.store(bomb, image_header.read_complete_header(bomb), CONFIG)
+    assert time.process_time() - started < 1.0
+    frame = plain.index(b"\xff\xda")
+    assert not image_header._has_one_scan(plain[:frame] + hiding(scan * 6_000) + plain[frame:])

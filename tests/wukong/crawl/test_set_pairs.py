@@ -105,10 +105,9 @@ def test_of_a_set_in_a_store_no_picture_is_copied(tmp_path: Path, monkeypatch: p
         there: dict[str, int] = real["sizes"](uri.replace("s3://b", local))
         return {each.replace(local, "s3://b"): size for each, size in there.items()}
 
-    def download(uri: str, path: Path) -> Path:
-        downloaded.append(path.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(real["download"](uri.replace("s3://b", local), path))
+    def download(uri: str, folder: Path, name: str) -> Path:
+        downloaded.append(Path(name).name)
+        return Path(real["download"](uri.replace("s3://b", local), folder, name))
 
     monkeypatch.setattr(storage, "sizes", sizes)
     monkeypatch.setattr(storage, "download", download)

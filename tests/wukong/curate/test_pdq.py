@@ -134,3 +134,28 @@ def test_a_picture_in_several_blocks_of_memory_has_the_same_hash():
 def test_no_picture_has_no_hash():
     forms, quality = pdq.dihedral([])
     assert forms.shape == (0, pdq.FORMS, pdq.BYTES) and quality.shape == (0,)
+
+
+def dense(length):
+    """The points and weights of the two box filters, as products of matrices whose size grows by the square."""
+    window = -(-length // 128)
+    offsets = np.arange(length) - np.arange(length)[:, None]
+    box = (offsets >= -((window - 1) // 2)) & (offsets <= window // 2)
+    smooth = box / box.sum(axis=1, keepdims=True)
+    return (smooth[((np.arange(64) + 0.5) * length / 64).astype(int)] @ smooth).astype(np.float32)
+
+
+@pytest.mark.parametrize("length", [5, 63, 65, 127, 128, 129, 200, 256, 341, 640, 1023, 2500])
+def test_the_filter_of_a_side_is_that_of_two_boxes_bit_by_bit(length):
+    points, weights = pdq._filter(length)
+    spread = np.zeros((64, length), dtype=np.float32)
+    np.put_along_axis(spread, points, weights, axis=1)
+    assert np.array_equal(spread, dense(length))
+
+
+def test_a_large_picture_is_hashed_in_pieces_to_the_same_bits(monkeypatch):
+    images = [drawing(1, (900, 130)), drawing(2, (140, 1000)), Image.new("RGB", (400, 300), (9, 8, 7))]
+    whole = pdq.dihedral(images)
+    monkeypatch.setattr(pdq, "_MOST_AT_ONCE", 10_000)
+    for mine, other in zip(pdq.dihedral(images), whole, strict=True):
+        assert np.array_equal(mine, other)

@@ -13,6 +13,7 @@ The tables in ``disguises/`` say which letters and characters look alike; pypiny
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,10 @@ _PUNCTUATION = frozenset("，。、；：！？,;:?()（）[]{}<>《》「」『
 _BETWEEN_SYLLABLES = frozenset(" -'·")
 _ALL_READ = 5
 """Of a longer word either all characters are written in pinyin, or one: the number of mixtures doubles with each."""
+
+_MOST_WAYS = 1024
+_LONGEST_READ = 64
+"""Longer words are not looked for in pinyin."""
 
 _BITS = 22
 
@@ -408,7 +413,7 @@ def _in_pinyin(word: str) -> Iterator[_Pattern]:
     """A word with some of its characters in pinyin, or by the first letter of it."""
     import pypinyin
 
-    if sum(map(has_han, word)) < 2 and len(word) < 2:
+    if len(word) > _LONGEST_READ or (sum(map(has_han, word)) < 2 and len(word) < 2):
         return
     in_word = [syllable for run in pypinyin.pinyin(word) for syllable in run]
     if len(in_word) != len(word):  # letters and digits are one run
@@ -417,7 +422,7 @@ def _in_pinyin(word: str) -> Iterator[_Pattern]:
     places = [place for place, character in enumerate(word) if has_han(character)]
     for chosen in _mixtures(places):
         written = [read[place] if place in chosen else (character,) for place, character in enumerate(word)]
-        for syllables in itertools.product(*written):
+        for syllables in _ways(written):
             yield _pattern(word, syllables)
     first = {place: sorted({reading[0] for reading in read[place]}) for place in places}
     if len(word) > 2:
@@ -425,8 +430,20 @@ def _in_pinyin(word: str) -> Iterator[_Pattern]:
             for letter in first[place]:
                 yield _pattern(word, [letter if at == place else each for at, each in enumerate(word)], initials=True)
     if len(places) == len(word) > 3:
-        for letters in itertools.product(*(first[place] for place in places)):
+        for letters in _ways([first[place] for place in places]):
             yield _pattern(word, letters, initials=True)
+
+
+def _ways(written: Sequence[Sequence[str]]) -> Iterable[tuple[str, ...]]:
+    """All ways to write the characters of a word, of which each may be written in several; their number doubles with
+    each. Where there are too many, the first and the last way of all, and those of one character that is not as in the
+    first.
+    """
+    if math.prod(map(len, written)) <= _MOST_WAYS:
+        return itertools.product(*written)
+    first, last = (tuple(each[place] for each in written) for place in (0, -1))
+    others = ((at, each) for at, ways in enumerate(written) for each in ways[1:])
+    return [first, last, *((*first[:at], each, *first[at + 1 :]) for at, each in others)]
 
 
 def _pattern(word: str, written: Sequence[str], *, initials: bool = False) -> _Pattern:

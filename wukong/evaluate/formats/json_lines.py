@@ -21,7 +21,7 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 where = message(f"line {number:d} of {path}")
-                with reading_file(path, message(f"{where} is no JSON")):
+                with reading_file(path, message(f"{where} is no JSON object")):
                     row = json.loads(line)
                 if not isinstance(row, dict):
                     raise DataError(f"{where} is no JSON object but {line[:60]!r}: it is another file")
