@@ -150,7 +150,8 @@ class Scores:
         """Compute a result and its interval, which is from 0 to 1 where there are too few units."""
         means = self.sums.sum(0) / self.weights.sum(0)
         moves = replace(self, sums=self.sums - self.weights * means).shares(name)
-        found = interval.of_share(self.shares(name), self.possible(name), moves=moves, level=level)
+        value = float(self.values()[self._place(name)])
+        found = interval.of_share(self.shares(name), self.possible(name), value=value, moves=moves, level=level)
         return replace(found, low=0.0, high=1.0) if self.too_few(name) else found
 
     def too_few(self, name: str) -> bool:

@@ -105,20 +105,30 @@ def of(sums: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, level: floa
     if (values < 0).any() or (values > heavy + _SAME).any():
         raise DataError("a unit has more right answers than answers, or fewer than none: the scores are damaged")
     total = heavy.sum(0)
-    return [of_share(*both, level=level) for both in zip((values / total).T, (heavy / total).T, strict=True)]
+    results = (values.sum(0) / total).tolist()
+    each = zip((values / total).T, (heavy / total).T, results, strict=True)
+    return [of_share(right, possible, value=result, level=level) for right, possible, result in each]
 
 
-def of_share(right: Numbers, possible: Numbers, *, moves: Numbers | None = None, level: float = LEVEL) -> Interval:
-    """Compute a result and its interval from what each unit adds to it.
+def of_share(
+    right: Numbers,
+    possible: Numbers,
+    *,
+    value: float | None = None,
+    moves: Numbers | None = None,
+    level: float = LEVEL,
+) -> Interval:
+    """Compute the interval of a result from what each unit adds to it.
 
     Args:
         right: [units], what each unit adds to the result.
         possible: [units], what each would add if all its answers were right; their sum is 1.
+        value: the result, where a shorter sum gives it to the last digit; None for the sum of what units add.
         moves: [units], by how much each moves the result, if the result is a mean of unlike ones; None for what a unit
             adds more than its part of the result.
         level: the level, between 0 and 1.
     """
-    value = min(1.0, float(right.sum()))
+    value = float(right.sum()) if value is None else value
     squares = (right - value * possible if moves is None else moves) ** 2
     variance, fourth = float(squares.sum()), float((squares**2).sum())
     moved = variance**2 / fourth if fourth > 0 else 0.0
