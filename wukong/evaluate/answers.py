@@ -9,6 +9,7 @@ and ``protocol``, and how units were made, ``units``.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -130,8 +131,8 @@ class Scores:
 
     def values(self) -> Numbers:
         """The results, [results]."""
-        means: Numbers = (self.sums.sum(0) / self.weights.sum(0)) @ self.mixed
-        return means
+        parts = (self.sums.sum(0) / self.weights.sum(0))[:, None] * self.mixed
+        return np.array([math.fsum(part) for part in parts.T])  # the mean of six ones is one
 
     def shares(self, name: str) -> Numbers:
         """What each unit adds to a result, [units]; their sum is the result.

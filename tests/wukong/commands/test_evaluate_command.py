@@ -108,10 +108,11 @@ def test_two_models_stand_beside_each_other_on_the_page_and_in_the_json(model: s
     assert (first["model"], second["model"]) == ("pretrained", "finetuned") and first["results"] == second["results"]
     compared = {each["result"]: each for each in found["comparisons"]}
     assert set(compared) == set(first["results"])
-    assert [compared["top1"]["difference"][end] for end in ("low", "value", "high")] == [0, 0, 0]
+    end = 1 - 0.025 ** (1 / 18)  # Clopper and Pearson's, of none of 18
+    assert [compared["top1"]["difference"][each] for each in ("low", "value", "high")] == pytest.approx([-end, 0, end])
     assert compared["top1"]["mcnemar"] == {"only_first": 0, "only_second": 0, "p": 1.0, "exact": True}
     assert compared["mean_per_class"]["mcnemar"] is None
-    assert "Fine-tuned less zero-shot" in result.output and "+0.00 to +0.00" in result.output
+    assert "Fine-tuned less zero-shot" in result.output and f"{-100 * end:+.2f} to {100 * end:+.2f}" in result.output
     assert set(found["missing"]) == set(sets.REGISTRY) - {"tuxpaint"} and "Download" in found["missing"]["muge"]
     assert [model["digest"] for model in found["models"]] == [found["models"][0]["digest"]] * 2
     html = page.read_text("utf-8")

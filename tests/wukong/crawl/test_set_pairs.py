@@ -111,7 +111,9 @@ def test_of_a_set_in_a_store_no_picture_is_copied(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(storage, "sizes", sizes)
     monkeypatch.setattr(storage, "download", download)
-    monkeypatch.setattr(storage, "open_input", lambda uri: real["open_input"](uri.replace("s3://b", local)))
+    monkeypatch.setattr(
+        storage, "open_input", lambda uri, *rest: real["open_input"](uri.replace("s3://b", local), *rest)
+    )
     pairs = list(set_pairs.read("s3://b/coco-cn"))
     assert [(each.url, each.caption) for each in pairs] == [
         (f"s3://b/coco-cn/train2014/{name}.jpg", f"第{name[-1]}张") for name in names[:2]

@@ -175,7 +175,7 @@ def test_half_a_surrogate_from_an_engine_does_not_end_the_search(web: Web) -> No
 HOSTILE_ANSWERS = {
     "nested": b'{"data":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
     "nested objects": b'{"a":' * 200_000 + b"1" + b"}" * 200_000,
-    "digits": b'{"data":[' + b"9" * 5_000 + b"]}",
+    "digits": b"9" * 5_000,
     "nothing": b"",
     "binary": bytes(range(256)),
     "list": b"[]",

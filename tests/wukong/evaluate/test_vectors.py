@@ -110,5 +110,5 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     files.write("vectors", {"vectors": torch.randn(100, 5, 8)})
     path = tmp_path / "vectors.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"vectors\.safetensors is damaged .*delete it"):
+    with pytest.raises(DataError, match=r"vectors\.safetensors is damaged .*put a whole copy of it there"):
         files.read("vectors")

@@ -155,7 +155,9 @@ def test_a_list_of_files_that_is_cut_short_is_named(tmp_path: Path) -> None:
     assert found is not None
     path = Path(storage.filesystem(found)[1], "checkpoint.json")
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(StorageError, match=r"checkpoint_000000001-.*/checkpoint.json is not valid JSON.*delete it"):
+    with pytest.raises(
+        StorageError, match=r"checkpoint_000000001-.*/checkpoint.json is not valid JSON.*put a whole copy of it there"
+    ):
         checkpoint.load(found, *make())
 
 
