@@ -4,7 +4,7 @@ import gzip
 import math
 import struct
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ def read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """
     with reading_file(path, message(f"{path} is no complete IDX file")):
         with path.open("rb") as packed:
-            stream: IO[bytes] = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
+            stream: Any = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
             zero, kind, found = struct.unpack(">HBB", stream.read(4))
             if (zero, kind, found) != (0, _UNSIGNED_BYTES, dimensions):
                 raise DataError(f"{path} is no IDX file of bytes in {dimensions} dimensions: download it again")
