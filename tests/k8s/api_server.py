@@ -312,7 +312,7 @@ class ApiServer:
         if request.query.get("watch"):
             return await self._watch(request)
         wanted = dict(pair.split("=") for pair in request.query.get("labelSelector", "").split(",") if pair)
-        items = [job for job in self.jobs.values() if wanted.items() <= job["metadata"].get("labels", {}).items()]
+        items = [job for job in self.jobs.values() if wanted.items() <= (job["metadata"].get("labels") or {}).items()]
         value = {"apiVersion": "ray.io/v1", "kind": "RayJobList", "metadata": {"resourceVersion": str(self._version)}}
         return web.json_response(value | {"items": items})
 

@@ -1,10 +1,11 @@
 """The installation as a real API server judges it: defaults, strict fields, admission, the restricted standard."""
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -18,7 +19,9 @@ from kubernetes import client
 from manifests import BUILDS, FOLDER, Installation, Manifest, installation, named, plain, pods, ray_jobs
 
 from cli import free_resources
+from infra import team
 from ray_jobs.launch.kuberay import room
+from ray_jobs.launch.kuberay.manifest import named as named_job
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +39,11 @@ def _prepare(server: Server) -> None:
     for kind in ("RayJob", "RayCluster"):
         assert server.create(_definition(kind), dry_run=False) == ""
     given = named(plain(), "Namespace")["wukong"]
-    for namespace in (given, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}):
+    for namespace in (
+        given,
+        team._namespace("vision"),
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}},
+    ):
         assert server.create(namespace, dry_run=False) == ""
     # A controller, which is not here, makes each namespace's own account.
     own = [
@@ -95,20 +102,31 @@ def test_ray_jobs_are_accepted(server: Server, manifests: Installation) -> None:
     assert [message for job in ray_jobs(manifests).values() if (message := server.create(job))] == []
 
 
-@pytest.fixture
-def guarded(server: Server) -> Iterator[Server]:
-    """The server when it has the policy on RayJobs; it is in force a moment after it was made."""
-    policy = named(plain(), "ValidatingAdmissionPolicy")["wukong-ray-jobs"]
-    binding = named(plain(), "ValidatingAdmissionPolicyBinding")["wukong-ray-jobs"]
-    for manifest in (policy, binding):
+@pytest.fixture(params=["wukong", "vision"])
+def guarded(server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[[Manifest], str]]:
+    """The server when it has the policy on RayJobs, in our namespace or a team's; it is in force a moment later."""
+    made = [
+        named(plain(), kind)[name]
+        for kind, name in (
+            ("ValidatingAdmissionPolicy", "wukong-ray-jobs"),
+            ("ValidatingAdmissionPolicyBinding", "wukong-ray-jobs"),
+            ("ValidatingAdmissionPolicyBinding", "wukong-ray-jobs-of-teams"),
+        )
+    ]
+    for manifest in made:
         assert server.create(manifest, dry_run=False) == ""
     until = time.monotonic() + READY_SECONDS
-    while not server.create(_stealing("crawl", serviceAccountName="setup")):
+    while not server.create(_in(request.param, _stealing("crawl", serviceAccountName="setup"))):
         assert time.monotonic() < until, "the policy is not in force"
         time.sleep(0.2)
-    yield server
-    for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
-        server.ask("DELETE", f"/apis/admissionregistration.k8s.io/v1/{kind}/wukong-ray-jobs")
+    yield lambda job: server.create(_in(request.param, job))
+    for manifest in made:
+        plural = "validatingadmissionpolicybindings" if "Binding" in manifest["kind"] else "validatingadmissionpolicies"
+        server.ask("DELETE", f"/apis/admissionregistration.k8s.io/v1/{plural}/{manifest['metadata']['name']}")
+
+
+def _in(namespace: str, job: Manifest) -> Manifest:
+    return {**job, "metadata": {**job["metadata"], "namespace": namespace}}
 
 
 def _stealing(stage: str, role: str = "head", **change: Any) -> Manifest:
@@ -126,15 +144,18 @@ def _stealing(stage: str, role: str = "head", **change: Any) -> Manifest:
     return job
 
 
+Judge = Callable[[Manifest], str]
+
+
 @pytest.mark.parametrize("role", ["head", "worker", "submitter"])
-def test_a_ray_job_that_takes_what_components_may_not_have_is_refused(guarded: Server, role: str) -> None:
+def test_a_ray_job_that_takes_what_components_may_not_have_is_refused(guarded: Judge, role: str) -> None:
     """Who has stolen a component's token makes RayJobs, and reads what their pods print."""
-    assert [message for job in ray_jobs(plain()).values() if (message := guarded.create(job))] == []
     of_setup = {"secretKeyRef": {"name": "setup-s3", "key": "AWS_ACCESS_KEY_ID"}}
     container = {"name": "more", "image": "x", "envFrom": [{"secretRef": {"name": "object-store"}}]}
     thefts: list[dict[str, Any]] = [
         {"serviceAccountName": "setup", "automountServiceAccountToken": True},
         {"envFrom": [{"secretRef": {"name": "mlflow-admin"}}]},
+        {"envFrom": [{"secretRef": {"name": "of-the-operator"}}]},
         {"env": [{"name": "MORE", "valueFrom": of_setup}]},
         {"initContainers": [container]},
         {"containers": [container]},
@@ -144,9 +165,98 @@ def test_a_ray_job_that_takes_what_components_may_not_have_is_refused(guarded: S
         {"volumes": [{"name": "a", "csi": {"driver": "x", "nodePublishSecretRef": {"name": "setup-s3"}}}]},
     ]
     for theft in thefts:
-        assert "pods of a RayJob" in guarded.create(_stealing("crawl", role, **theft)), theft
-    own = {"envFrom": [{"secretRef": {"name": "of-the-operator"}}], "volumes": [{"name": "a", "emptyDir": {}}]}
-    assert guarded.create(_stealing("crawl", role, **own)) == ""
+        assert "pods of a RayJob" in guarded(_stealing("crawl", role, **theft)), theft
+    own = {"envFrom": [{"secretRef": {"name": "job-crawl-s3"}}], "volumes": [{"name": "a", "emptyDir": {}}]}
+    assert guarded(_stealing("crawl", role, **own)) == ""
+
+
+def test_the_launchers_ray_jobs_pass_the_policy(guarded: Judge, manifests: Installation) -> None:
+    """Also with a Secret of their own, with as many variables as a large installation sets, and held by Kueue."""
+    for stage, job in ray_jobs(manifests).items():
+        own = named_job(job, job["metadata"]["name"], "wukong", own_key=True)
+        many = json.loads(json.dumps(own))
+        for group in (
+            many["spec"]["rayClusterSpec"]["headGroupSpec"],
+            *many["spec"]["rayClusterSpec"]["workerGroupSpecs"],
+        ):
+            variables = [{"name": f"MORE_{number}", "value": "x"} for number in range(500)]
+            group["template"]["spec"]["containers"][0]["env"] += variables
+        held = {**job, "spec": {**job["spec"], "suspend": True, "managedBy": "ray.io/kuberay-operator"}}
+        held["spec"] |= {"shutdownAfterJobFinishes": True}
+        held["spec"].pop("deletionStrategy")
+        for each in (job, own, many, held):
+            assert guarded(each) == "", stage
+
+
+def test_a_name_gives_no_secret_of_another_pods(guarded: Judge) -> None:
+    job = named_job(_stealing("crawl"), "setup", "wukong", own_key=True)
+    assert "pods of a RayJob hold no Secret" in guarded(job)
+
+
+NAMING = re.compile("secret|claim|serviceaccount|image|certificate|clustertrustbundle", re.IGNORECASE)
+"""What the name of a field, or of one around it, says where its value names what pods may get by it."""
+HARMLESS = re.compile(
+    r"containers\.(image|resources\.claims\..*)$"  # of the policy on images; of claims that the pod has
+    r"|containers\.envFrom\.secretRef\.optional$|volumes\.(secret|persistentVolumeClaim)\.(?!secretName|claimName)"
+    r"|(?<!volumes\.)imagePullPolicy$|pullPolicy$|automountServiceAccountToken$"
+)
+
+
+def _named_by(schema: Manifest, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Manifest]]:
+    """Each field of a schema that holds one value and can name a Secret, claim, account or image, with its schema."""
+    inner = schema.get("items", schema)
+    if "properties" in inner:
+        for name, each in inner["properties"].items():
+            yield from _named_by(each, (*path, name))
+    elif any(map(NAMING.search, path)) and not HARMLESS.search(".".join(path)):
+        yield path, schema
+
+
+def _value(schema: Manifest) -> Any:
+    """Any value that a schema admits."""
+    if schema.get("x-kubernetes-int-or-string") or "anyOf" in schema:
+        return 1
+    match schema.get("type"):
+        case "object":
+            return {name: _value(schema["properties"][name]) for name in schema.get("required", [])}
+        case "array":
+            return [_value(schema["items"])]
+        case "boolean":
+            return True
+        case "integer" | "number":
+            return 1
+    return schema["enum"][0] if "enum" in schema else "another"
+
+
+def _with(job: Any, schema: Manifest, path: Sequence[str]) -> Any:
+    """An object of a schema with one more field set, in the first pod or container, or in one more entry of a list."""
+    if not path:
+        return _value(schema)
+    if schema.get("type") == "array":
+        if job and "template" not in job[0] and "image" not in job[0]:
+            return [*job, _with(_value(schema["items"]), schema["items"], path)]
+        first = job[0] if job else _value(schema["items"])
+        return [_with(first, schema["items"], path), *(job or [])[1:]]
+    inner = schema["properties"][path[0]]
+    changed = {**(job or _value(schema))}
+    changed[path[0]] = _with(changed.get(path[0]), inner, path[1:])
+    return changed
+
+
+def test_every_field_that_names_a_secret_a_claim_an_account_or_an_image_is_refused(guarded: Judge) -> None:
+    schema = json.loads((crd.FOLDER / "rayjob.json").read_text(encoding="utf-8"))["properties"]["spec"]
+    job = ray_jobs(plain())["crawl"]
+    fields = [path for path, _ in _named_by(schema)]
+    assert len(fields) > 250
+    passed, unasked = [], []
+    for path in fields:
+        said = guarded({**job, "spec": _with(job["spec"], schema, path)})
+        if not said:
+            passed.append(".".join(path))
+        elif "pods of a RayJob" not in said:
+            unasked.append(f"{'.'.join(path)}: {said[:300]}")
+    assert passed == []
+    assert unasked == [], "the server refuses it for another reason, so this says nothing of the policy"
 
 
 def test_every_pod_meets_the_standard_of_its_namespace(server: Server, manifests: Installation) -> None:
@@ -269,7 +379,7 @@ def _pod(namespace: str, image: str, secret: str = "", **more: Any) -> Manifest:
     pod = json.loads(json.dumps(next(pod for pod in pods(plain()) if pod.owner == "Deployment/mlflow").spec))
     (container,) = pod["containers"]
     container |= {"image": image, "envFrom": [{"secretRef": {"name": secret}}] if secret else [], "env": []}
-    pod |= {"serviceAccountName": "default", "volumes": _without_claims(pod["volumes"]), **more}
+    pod |= {"serviceAccountName": "default", "volumes": _without_claims(pod["volumes"]), "initContainers": [], **more}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tried", "namespace": namespace}, "spec": pod}
 
 

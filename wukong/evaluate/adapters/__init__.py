@@ -40,7 +40,8 @@ REGISTRY = _registered()
 def load(uri: str, device: str = "cpu") -> Model:
     """Load a model by what stands before the colon of its URI.
 
-    ``open_clip:NAME/WEIGHTS`` or ``open_clip:hf-hub:OWNER/NAME``; ``cn_clip:NAME`` or ``cn_clip:NAME/WEIGHTS``;
+    ``open_clip:NAME/WEIGHTS``, ``open_clip:hf-hub:OWNER/NAME`` or ``open_clip:local-dir:FOLDER``, and, with code of its
+    own, ``open_clip:with-code:local-dir:FOLDER``; ``cn_clip:NAME`` or ``cn_clip:NAME/WEIGHTS``;
     ``transformers:FOLDER``, ``transformers:OWNER/NAME`` or, with code of its own, ``transformers:with-code:FOLDER``;
     ``onnx:FOLDER``; ``wukong_release:NAME/WEIGHTS`` for a model that the authors released. Anything else is a model of
     this project: a folder, a URI, or ``models:/NAME@ALIAS``.
