@@ -11,7 +11,7 @@ COMMANDS = {name: [step["run"] for step in job["steps"] if "run" in step] for na
 
 def test_every_job_runs_both_commands() -> None:
     for name, commands in COMMANDS.items():
-        if name == "cluster":
+        if name in ("cluster", "audit"):
             continue
         made = [command.split()[1] for command in commands if command.startswith("make ")]
         assert made == (["test-long"] if name == "long" else ["run", "down", "test"]), name
@@ -20,6 +20,13 @@ def test_every_job_runs_both_commands() -> None:
 def test_a_cluster_is_made_tried_and_deleted() -> None:
     made = [word for command in COMMANDS["cluster"] for word in command.split() if word.startswith("cluster")]
     assert made == ["cluster", "cluster-test", "cluster-down"]
+
+
+def test_all_pinned_versions_are_audited_each_week() -> None:
+    assert "'schedule'" in JOBS["audit"]["if"]
+    audited = COMMANDS["audit"][-1]
+    assert "pip-audit" in audited
+    assert "constraints.txt infra/images/constraints.txt" in audited
 
 
 def test_systems_pythons_and_builds_of_torch() -> None:
