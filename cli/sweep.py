@@ -100,7 +100,7 @@ def _data(base: Experiment, makes: str) -> Manifest:
     if crawled is None or filtered is None or places.validation(base, filtered).finished() is None:
         raise ConfigError(
             f"no run of {base.name} has filtered pairs that passed the gate for this experiment at "
-            f"{base.root}{run_records.of_other_images(base)}: `{makes}` makes them once, for all sweeps"
+            f"{base.root}: `{makes}` makes them once, for all sweeps{run_records.of_other_images(base)}"
         )
     echo(f"Trains on {filtered.uri}, of the crawl of the run {crawled.run} on {base.crawl.endpoint}", err=True)
     return filtered

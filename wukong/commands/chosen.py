@@ -53,8 +53,8 @@ class Chosen(NamedTuple):
             return found
         who = message(f"run {self.run} of {experiment.name} has no" if self.run else f"no run of {experiment.name} has")
         raise DataError(
-            f"{who} {what} of the images of {experiment.crawl.endpoint} at {experiment.root}"
-            f"{run_records.of_other_images(experiment)}: `wukong run` makes them"
+            f"{who} {what} of the images of {experiment.crawl.endpoint} at {experiment.root}: "
+            f"`wukong run` makes them{run_records.of_other_images(experiment)}"
         )
 
 
