@@ -36,7 +36,7 @@ class Decontaminate(Strict):
         0.75, ge=-1, le=1, description="of vectors of pictures that are laid over each other; null to compare by hashes"
     )
     min_agreement: float = Field(
-        0.8, ge=0, le=1, description="pictures laid over each other that agree so well, or better, show the same"
+        0.83, ge=0, le=1, description="pictures laid over each other that agree so well, or better, show the same"
     )
     captions: bool = Field(True, description="look for the captions of the sets too")
     action: Literal["drop", "mark"] = Field("drop", description="what is done with pairs that are found")

@@ -65,7 +65,7 @@ def agreement(one: Pixels, other: Pixels) -> float:
             best, pair = score, (fixed[upper : upper + height, left : left + width], moved)
     if pair is None:
         return -1.0
-    return (best + _details(*pair)) / 2
+    return min(1.0, (best + _details(*pair)) / 2)
 
 
 def _placements(one: Pixels, other: Pixels) -> Iterator[tuple[Pixels, Pixels]]:

@@ -251,7 +251,7 @@ WERE = {
         "features": "59e44698ad66c8f4",
         "pretrain": "7a63a6f3ee371193",
         "finetune": "b76d1254de70068d",
-        "evaluate": "09cd73587936e9de",
+        "evaluate": "8869b45008d9337b",
     },
     "own-data": {
         "filter": "bd9fac72154a421f",
@@ -259,7 +259,7 @@ WERE = {
         "features": "0e4033204c25b0a8",
         "pretrain": "209e0cab06bffb81",
         "finetune": "c1f079c4e9fe3130",
-        "evaluate": "718615976061b66f",
+        "evaluate": "4a71ea686de1f7a7",
     },
 }
 """Keys that the code gave before digests were in keys."""
