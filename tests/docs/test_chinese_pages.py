@@ -120,7 +120,7 @@ def test_a_chinese_page_has_what_its_english_page_has(page: str, facts: Callable
         ("tutorial", "The last lines are addresses", "One more sentence.\n\nThe last lines are addresses", skeleton),
         ("serving", "| labels | 2 to 32 |\n", "", skeleton),
         ("tutorial", "(own-data.md)", "(training.md)", links),
-        ("comparing", "[units](evaluation.md#intervals)", "[units](evaluation.md)", links),
+        ("comparing", "[unit](evaluation.md#intervals)", "[unit](evaluation.md)", links),
         ("tutorial", "images/report.png", "images/alignment.png", images),
         ("how-to", "`crawl.max_queries`", "`crawl.most_queries`", code),
         ("tutorial", "41.3 %", "41.4 %", numbers),

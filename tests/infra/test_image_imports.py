@@ -54,8 +54,8 @@ ALLOWED = {
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.text.units", "tokenizers"),
     ("wukong.curate.text.units", "wukong.data.tokenizer"),
-    # Scoring answers of an earlier version anew: where there is no torch, the model is evaluated anew instead.
-    *(("wukong.evaluate.stored", f"wukong.evaluate.{name}") for name in ("holdouts", "data_set")),
+    # Judging captions by a model: the filter job does.
+    *(("wukong.curate.rules.similarity", name) for name in ("torch", "wukong.model.saved_model")),
     # Where CUDA's builds of torch have brought triton.
     ("wukong.model.similarity", "wukong.model.token_triton"),
 }

@@ -25,10 +25,12 @@ def flipped(uri: str, place: float = 0.5) -> None:
 
 
 def listing(made: Manifest, uri: str) -> Manifest:
-    """Return a manifest that lists a file as it lies there now, as if its stage had written it so."""
+    """Store and return a manifest that lists a file as it lies there now, as if its stage had written it so."""
     path = uri.removeprefix(f"{made.uri}/")
     part = manifest.describe(made.uri, path, made.parts.named([path]).rows)
-    return made.model_copy(update={"parts": made.parts.replaced({path: part})})
+    changed = made.model_copy(update={"parts": made.parts.replaced({path: part})})
+    manifest.save(changed, storage.join(made.uri, "manifest.json"))
+    return changed
 
 
 def obey(error: BaseException) -> list[str]:

@@ -7,7 +7,8 @@ import pytest
 
 from wukong.errors import DataError
 from wukong.serve import collection
-from wukong.store import storage
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 RED, BLUE = colours.encoded(colours.picture("红"), "JPEG"), colours.encoded(colours.picture("蓝"), "JPEG")
 SHARDS = {
@@ -29,12 +30,21 @@ def test_a_picture_of_several_pairs_is_one_with_all_their_captions(tmp_path: Pat
         assert found.read(place) == data
 
 
+def listed_anew(made: Manifest, uri: str) -> None:
+    """List a file in its manifest as it lies there now, as if its stage had written it so."""
+    path = uri.removeprefix(f"{made.uri}/")
+    part = manifest.describe(made.uri, path, made.parts.named([path]).rows)
+    changed = made.model_copy(update={"parts": made.parts.replaced({path: part})})
+    manifest.save(changed, storage.join(made.uri, "manifest.json"))
+
+
 def test_a_pair_with_several_captions_is_found_by_each(tmp_path: Path) -> None:
     made = colours.stage(tmp_path, SHARDS)
     uri = storage.join(made.uri, "train/00000.parquet")
     table = storage.read_table(uri)
     several = [[{"caption": "红", "count": 2}, {"caption": "红色的", "count": 1}], None]
     storage.write_table(uri, table.append_column("captions", pa.array(several)))
+    listed_anew(made, uri)
     captions = {key: texts for piece in collection.of(made.uri).pieces for key, texts in piece.captions.items()}
     assert captions == {"c" * 20: ("红色", "红", "红色的"), "d" * 20: ("蓝",), "b" * 20: ("蓝",)}
 
@@ -74,6 +84,7 @@ def test_a_shard_without_one_of_its_pictures_is_an_error(tmp_path: Path) -> None
     storage.write_bytes(
         storage.join(made.uri, "train/00000.tar"), storage.read_bytes(storage.join(other.uri, "train/00000.tar"))
     )
+    listed_anew(made, storage.join(made.uri, "train/00000.tar"))
     found = collection.of(made.uri)
     with pytest.raises(DataError, match=r"lacks the pictures of 1 of its pairs, the first b{20}\.jpg"):
         list(found.read_piece(found.pieces[0]))
