@@ -97,7 +97,10 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
         StorageError: the object store cannot be reached.
     """
     preflight.check_access(experiment)
-    preflight.check_world(experiment, connect=run_records.latest(experiment, "crawl") is None)
+    is_new = run_records.latest(experiment, "crawl") is None
+    preflight.check_world(experiment, connect=is_new)
+    if is_new:
+        preflight.warn_of_hosts(experiment.crawl)
     preflight.check_lists(experiment)
     preflight_model.check_weights(experiment)  # not beside the model: now the embedded store answers
     low = preflight.expected_urls(experiment)[0] if urls is None else urls

@@ -134,7 +134,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
     Args:
         experiment: the experiment.
         names: names of the stages that will run.
-        connect: also check that the search engine's address answers, and look up the first hosts of a list of URLs.
+        connect: also check that the search engine's address answers.
 
     Raises:
         ConfigError: something is missing or of another kind; the message names every key.
@@ -149,13 +149,20 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
             problems.append(f"{key}: {why}")
     if experiment.crawl.engine == "urls" and "crawl" in sections and not experiment.crawl.politeness.is_signed:
         log.warning("crawl.politeness.contact is empty: owners of the listed sites cannot know whom to write to")
-    if connect and "crawl" in sections:
-        for note in _refused_hosts(experiment.crawl):
-            log.warning("%s", note)
     if experiment.crawl.source.searched and "crawl" in sections:
         problems += _unsigned(experiment.crawl)
         problems += _unanswered(experiment.crawl.endpoint) if connect else ()
     refuse(problems)
+
+
+def warn_of_hosts(crawl: Crawl) -> None:
+    """Warn of the first hosts of a list of URLs that the crawl will refuse, or does not find; DNS is asked.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    for note in _refused_hosts(crawl):
+        log.warning("%s", note)
 
 
 def check_lists(experiment: Experiment) -> None:
@@ -283,7 +290,7 @@ def _first_hosts(crawl: Crawl) -> dict[str, int]:
 
     hosts: dict[str, int] = {}
     source = crawl.source
-    if not isinstance(source, Listed) or not (lists := source.lists(crawl)):
+    if not isinstance(source, Listed) or crawl.engine == "published_set" or not (lists := source.lists(crawl)):
         return hosts
     first = next(source.read(lists[0], 0, crawl), None)
     for url in first["url"].to_pylist() if first is not None else ():

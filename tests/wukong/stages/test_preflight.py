@@ -204,9 +204,9 @@ def test_hosts_of_a_list_that_will_be_refused_are_named_with_the_setting_that_op
     (tmp_path / "list.csv").write_text("\n".join(["url,caption", *(f"{url},一只猫" for url in urls)]), encoding="utf-8")
     listed = f"crawl.endpoint={(tmp_path / 'list.csv').as_uri()}"
     asked = experiment(f"crawl.engine={engine}", listed)
-    preflight.check_world(asked)
-    assert "DNS" not in caplog.text and "refused" not in caplog.text, "nothing is looked up by a pod"
     preflight.check_world(asked, connect=True)
+    assert "DNS" not in caplog.text and "refused" not in caplog.text, "nothing is looked up by a pod"
+    preflight.warn_of_hosts(asked.crawl)
     said = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert sorted(line.rpartition("export ")[2] for line in said) == [
         "WUKONG_CONNECT_TO=127.0.0.1=127.0.0.1:443",
@@ -214,7 +214,7 @@ def test_hosts_of_a_list_that_will_be_refused_are_named_with_the_setting_that_op
     ]
     caplog.clear()
     monkeypatch.setenv("WUKONG_CONNECT_TO", "127.0.0.1=127.0.0.1:443,localhost=127.0.0.1:8123")
-    preflight.check_world(asked, connect=True)
+    preflight.warn_of_hosts(asked.crawl)
     assert "refused" not in caplog.text
 
 
