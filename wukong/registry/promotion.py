@@ -367,10 +367,19 @@ def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
     value, low, high = (each - ours.chance for each in (found.value, found.low, found.high))
     difference = replace(found, value=value, low=low, high=high)
     passed = difference.low > 0
-    says = message(
-        f"It is the first model, and {metric} is {_points(difference)} than chance: "
-        f"{'above' if passed else 'not above'} chance by more than noise."
-    )
+    if ours.scores.too_few(ours.scores.names[0]):
+        says = message(
+            f"It is the first model, and {metric} is measured on {found.units:,} independent held-out pictures, too "
+            "few for any verdict: give more pictures, hold out more of them, or set registry.first: any."
+        )
+    else:
+        says = message(
+            f"It is the first model, and {metric} is {_points(difference)} than chance: "
+            f"{'above' if passed else 'not above'} chance by more than noise."
+        )
+        if not passed and value > 0:
+            needed = math.ceil(found.units * ((value - low) / value) ** 2)
+            says += " " + message(f"So large a gain takes about {needed:,} held-out pictures to be shown.")
     return Check(metric, "above chance", passed, says, ours.value, ours.chance, difference, None, level)
 
 

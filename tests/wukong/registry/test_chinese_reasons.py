@@ -59,6 +59,8 @@ def statistical(made: Folder) -> Iterator[Decision]:
     yield decide(strong, weak, rules, attempt=3, choices=chosen)
     yield decide(strong, None, rules)
     yield decide(made("random", measured.classified("a", HARD < 0.25)), None, rules)
+    yield decide(made("four", measured.classified("a", STRONG[:4])), None, rules)
+    yield decide(made("few", measured.classified("a", np.arange(24) % 3 == 0)), None, rules)
     yield decide(strong, None, Rules(METRIC, 0.04, {}, first="any"))
     both = made("both", measured.classified("a", STRONG), measured.searched("b", STRONG))
     yield decide(both, made("before", measured.classified("a", WEAK), measured.searched("b", STRONG)), guarded)

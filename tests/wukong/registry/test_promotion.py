@@ -1,5 +1,6 @@
 """The gate as a test: its level over many attempts, its power, its guards. Oracles are binomial and normal laws."""
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,20 @@ def test_the_first_model_must_beat_chance(tmp_path: Path) -> None:
     recall = Rules("eval/retrieval/holdouts/mean_recall", LEVEL, {})
     found = decide(evaluated(tmp_path, "r", measured.searched("b", WEAK[:500])), None, recall)
     assert found.promoted and found.checks[0].other == pytest.approx((1 + 5 + 10) / 3 / 500)
+
+
+def test_of_few_pictures_the_first_verdict_says_how_many_it_needs(tmp_path: Path) -> None:
+    recall = Rules("eval/retrieval/holdouts/mean_recall", LEVEL, {})
+    four = decide(evaluated(tmp_path, "four", measured.searched("a", np.arange(4) < 2)), None, recall)
+    assert not four.promoted and "measured on 4 independent held-out pictures, too few for any verdict" in four.says
+    assert "100.0" not in four.says, "an interval that says nothing"
+    few = decide(evaluated(tmp_path, "few", measured.classified("a", np.arange(24) % 3 == 0)), None)
+    assert not few.promoted
+    needed = int(re.search(r"takes about (\d+) held-out pictures", few.says)[1])  # type: ignore[index]
+    as_good = np.arange(2 * needed) % 3 == 0
+    assert decide(evaluated(tmp_path, "more", measured.classified("a", as_good)), None).promoted
+    fewer = decide(evaluated(tmp_path, "fewer", measured.classified("a", as_good[: needed // 2])), None)
+    assert not fewer.promoted, "the number is no more than twice, nor less than half of what it takes"
 
 
 def test_a_candidate_that_was_chosen_counts_as_all_that_it_was_chosen_from(tmp_path: Path) -> None:
