@@ -369,7 +369,7 @@ def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
     passed = difference.low > 0
     if ours.scores.too_few(ours.scores.names[0]):
         says = message(
-            f"It is the first model, and {metric} is measured on {found.units:,} independent held-out pictures, too "
+            f"It is the first model, and {metric} is measured on {found.units:,} independent test pictures, too "
             "few for any verdict: give more pictures, hold out more of them, or set registry.first: any."
         )
     else:
@@ -379,7 +379,7 @@ def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
         )
         if not passed and value > 0:
             needed = math.ceil(found.units * ((value - low) / value) ** 2)
-            says += " " + message(f"So large a gain takes about {needed:,} held-out pictures to be shown.")
+            says += " " + message(f"So large a gain takes about {needed:,} test pictures to be shown.")
     return Check(metric, "above chance", passed, says, ours.value, ours.chance, difference, None, level)
 
 

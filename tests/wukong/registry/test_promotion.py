@@ -251,11 +251,11 @@ def test_the_first_model_must_beat_chance(tmp_path: Path) -> None:
 def test_of_few_pictures_the_first_verdict_says_how_many_it_needs(tmp_path: Path) -> None:
     recall = Rules("eval/retrieval/holdouts/mean_recall", LEVEL, {})
     four = decide(evaluated(tmp_path, "four", measured.searched("a", np.arange(4) < 2)), None, recall)
-    assert not four.promoted and "measured on 4 independent held-out pictures, too few for any verdict" in four.says
+    assert not four.promoted and "measured on 4 independent test pictures, too few for any verdict" in four.says
     assert "100.0" not in four.says, "an interval that says nothing"
     few = decide(evaluated(tmp_path, "few", measured.classified("a", np.arange(24) % 3 == 0)), None)
     assert not few.promoted
-    needed = int(re.search(r"takes about (\d+) held-out pictures", few.says)[1])  # type: ignore[index]
+    needed = int(re.search(r"takes about (\d+) test pictures", few.says)[1])  # type: ignore[index]
     as_good = np.arange(2 * needed) % 3 == 0
     assert decide(evaluated(tmp_path, "more", measured.classified("a", as_good)), None).promoted
     fewer = decide(evaluated(tmp_path, "fewer", measured.classified("a", as_good[: needed // 2])), None)
