@@ -370,7 +370,7 @@ def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
     if ours.scores.too_few(ours.scores.names[0]):
         says = message(
             f"It is the first model, and {metric} is measured on {found.units:,} independent test pictures, too "
-            "few for any verdict: give more pictures, hold out more of them, or set registry.first: any."
+            "few for any verdict: give more pictures, hold out more of them, or set `registry.first: any`."
         )
     else:
         says = message(
