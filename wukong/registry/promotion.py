@@ -379,7 +379,7 @@ def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
         )
         if not passed and value > 0:
             needed = math.ceil(found.units * ((value - low) / value) ** 2)
-            says += " " + message(f"So large a gain takes about {needed:,} test pictures to be shown.")
+            says += "\n" + message(f"So large a gain takes about {needed:,} test pictures to be shown.")
     return Check(metric, "above chance", passed, says, ours.value, ours.chance, difference, None, level)
 
 
