@@ -233,7 +233,7 @@ def test_damaged_features_are_named(tmp_path: Path) -> None:
     content = storage.read_bytes(file)
     model, found = own(settings.model), collection.of(data.uri)
     storage.write_bytes(file, content[:-3] + bytes(3))
-    with pytest.raises(DataError, match=r"00001\.view00\.safetensors is damaged .*delete the output of"):
+    with pytest.raises(DataError, match=r"00001\.view00\.safetensors is damaged .*delete it, and .*manifest.json"):
         encode.build(found, model, storage.from_path(tmp_path / "i"))
     storage.write_bytes(file, storage.read_bytes(storage.join(made.uri, feature_files.path_of("train", "00000", 0))))
     with pytest.raises(DataError, match=r"00001\.view00\.safetensors lacks the picture 0{18}09: delete"):
