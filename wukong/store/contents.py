@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from wukong.errors import DataError
 from wukong.store import storage
-from wukong.store.manifest import digest_of
 
 _READ_BYTES = 1 << 20
 
@@ -21,7 +20,11 @@ def sha256(uri: str) -> str:
 
 def digest(uri: str, names: Sequence[str] = ()) -> str:
     """SHA-256, in hex, of a file, or of those files of a folder that have some names."""
-    return digest_of({name: sha256(storage.join(uri, name)) for name in names}) if names else sha256(uri)
+    if not names:
+        return sha256(uri)
+    from wukong.store.manifest import digest_of  # which imports pyarrow; a model is loaded without it
+
+    return digest_of({name: sha256(storage.join(uri, name)) for name in names})
 
 
 def check(uri: str, expected: str | None, names: Sequence[str] = ()) -> None:
