@@ -88,7 +88,7 @@ def test_a_registered_model_encodes_a_table(
     with pytest.raises(Exception, match="caption 0, '', is empty"):
         loaded.predict(pd.DataFrame({"caption": [""]}))
     torch.testing.assert_close(wukong.load(f"models:/{name}@champion").encode_text("雪").vectors, texts.vectors[1:])
-    with pytest.raises(StorageError, match="MLflow does not give models:/none@champion"):
+    with pytest.raises(StorageError, match="no version holds models:/none@champion"):
         wukong.load("models:/none@champion")
 
 

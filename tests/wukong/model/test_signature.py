@@ -360,7 +360,7 @@ def test_no_weights_are_read_of_a_model_that_is_not_signed(
     unsigned = Path(shutil.copytree(model, tmp_path / "unsigned"))
     (unsigned / signature.FILE).unlink()
 
-    def read(uri: str) -> object:
+    def read(uri: str, *_: str) -> object:
         raise AssertionError(f"{uri} was read")
 
     monkeypatch.setattr(weights, "read", read)
