@@ -1,4 +1,4 @@
-"""The difference of two models that were measured on one task: the paired bootstrap, and McNemar's test beside it."""
+"""The difference of two models that were measured on one task: its paired interval, and McNemar's test beside it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,8 +19,8 @@ def compared(task: str, answered: Mapping[str, Answers]) -> list[dict[str, Any]]
     """Compare the fine-tuned model with the zero-shot one by their answers to the same queries.
 
     McNemar's test takes queries as independent. It is left out where they are not, because several captions belong to
-    one image, where an answer is a share, and for means: the mean over classes and the mean recall. The bootstrap,
-    which draws the captions of an image together, is right for all of them.
+    one image, where an answer is a share, and for means: the mean over classes and the mean recall. The interval,
+    which takes the captions of an image as one unit, is right for all of them.
 
     Args:
         task: name of the set or hold-out.
