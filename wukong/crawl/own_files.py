@@ -59,7 +59,6 @@ _CONVERT = message(
 _BATCH_ROWS = 1_000
 _FIELD_BYTES = 1 << 20
 _MOST_OF_PATH, _MOST_OF_NAME = 4095, 255  # bytes
-_PIECE_BYTES = 1 << 20
 _SHOWN = 200
 
 logger = logging.getLogger(__name__)
@@ -312,10 +311,8 @@ def _picture_in(
         if not within.holds(file):
             why = message(f"{clean(value)[:_SHOWN]} is outside of the folder; name a list that lies beside it instead")
             return where + why, "", ""
-    if (
-        max(map(len, (encoded := file.encode(errors="replace")).split(b"/"))) > _MOST_OF_NAME
-        or len(encoded) > _MOST_OF_PATH
-    ):
+    encoded = file.encode(errors="replace")
+    if len(encoded) > _MOST_OF_PATH or max(map(len, encoded.split(b"/"))) > _MOST_OF_NAME:
         return where + message(f"{clean(value)[:_SHOWN]!r}… is longer than a path may be"), "", ""
     return _uri(fs, file), file, clean(caption)
 
