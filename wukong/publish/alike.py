@@ -273,7 +273,7 @@ def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
             mine = [look for look in looks if stage.digest in {parent.digest for parent in look.parents}]
             for number, table in enumerate(stage.part_uris("parts/", ".parquet")):
                 hashed = (path for look in mine for path in look.part_uris(f"parts/{number:05d}.", ".parquet"))
-                yield _Piece(_tar_of(table), table, tuple(hashed))
+                yield _Piece(f"{table.removesuffix('.parquet')}.tar", table, tuple(hashed))
         elif stage.stage == "crawl":
             files = storage.list_files(storage.join(stage.uri, "parts"))
             tables = {uri for uri in files if uri.endswith(".parquet")}
@@ -283,10 +283,6 @@ def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
         elif stage.stage == "filter" and not crawls & {parent.digest for parent in stage.parents}:
             tars = stage.part_uris(suffix=".tar")
             yield from (_Piece(tar, f"{tar.removesuffix('.tar')}.parquet") for tar in tars)
-
-
-def _tar_of(table: str) -> str:
-    return f"{table.removesuffix('.parquet')}.tar"
 
 
 def _near(piece: _Piece, sought: _Sought) -> tuple[list[Hit], int]:
