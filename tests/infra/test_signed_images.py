@@ -9,7 +9,6 @@ Where the two programs cannot be had (building cosign takes minutes) these tests
 import base64
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import api_server
 import pytest
 import yaml
 from free_ports import free_port
@@ -284,17 +284,17 @@ def test_of_the_pods_of_components_kubeflows_own_do_not_count(tmp_path: Path, mo
             "initContainers": [{"name": name, "image": argo["image"]} for name in ("init", *started_with)],
             "containers": [argo, {"name": "main", "image": image}],
         }
-        return {"kind": "Pod", "spec": spec, "status": {"phase": "Running"}}
+        metadata = {"name": image, "namespace": "kubeflow", "labels": {"pipelines.kubeflow.org/v2_component": "true"}}
+        return {"metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
 
-    answers = {"pods": [pod("localhost/wukong/data:0.1.0", "kfp-launcher"), pod("ghcr.io/kubeflow/kfp-driver:2.17.0")]}
-    (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
-    program = tmp_path / "kubectl"
-    program.write_text(
-        f"#!{sys.executable}\nimport json, sys\n"
-        f"known = json.load(open('{tmp_path}/answers.json'))\n"
-        "print(json.dumps({'items': known.get(sys.argv[2], [])}))\n",
-        encoding="utf-8",
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert verify.of_cluster("wukong", "kubeflow") == {"localhost/wukong/data:0.1.0"}
+    with api_server.running() as api:
+        kubeconfig = str(api.kubeconfig(tmp_path / "kubeconfig"))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
+        api.pods = [
+            pod("localhost/wukong/data:0.1.0", "kfp-launcher"),
+            pod("ghcr.io/kubeflow/kfp-driver:2.17.0"),
+        ]
+        for each in plain():
+            api.put(each)
+        of_components = {"localhost/wukong/data:0.1.0"}
+        assert verify.of_cluster("wukong", "kubeflow") == verify.images_of(plain()) | of_components

@@ -61,7 +61,8 @@ def manifests(request: pytest.FixtureRequest) -> Installation:
 def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, str]]]:
     """The Secrets that the setup job makes, by making them."""
     with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
-        api.settings["kubeflow/wukong-settings"] = {"A": "b"}
+        for each in plain():
+            api.put(each)
         api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
         path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
         patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))

@@ -8,6 +8,7 @@ import measured
 import numpy as np
 import pytest
 import requests
+from manifests import plain
 from mlflow_server import MlflowServer
 
 from infra import cluster
@@ -29,7 +30,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, str]]:
     """The Secrets that the setup job makes, by making them."""
     with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
-        api.settings["kubeflow/wukong-settings"] = {"A": "b"}
+        for each in plain():
+            api.put(each)
         path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
         patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         cluster.make_credentials("wukong", "kubeflow")

@@ -90,7 +90,8 @@ def test_a_key_opens_what_its_job_needs_until_the_job_has_ended(server: ApiServe
     begin(server, "two")
     keys.look()
     one, two = key_of(server, "one"), key_of(server, "two")
-    assert server.metadata["wukong/one-s3"]["ownerReferences"][0]["uid"] == server.jobs["one"]["metadata"]["uid"]
+    (owner,) = server.named("secrets", "wukong")["one-s3"]["metadata"]["ownerReferences"]
+    assert owner["uid"] == server.jobs["one"]["metadata"]["uid"]
     for place in ("crawl/KEY/a", "runs/nightly/crawl.json", "runs/other/attempts/crawl/1.json"):
         assert opens(store, one, f"demo/{place}"), place
     for place in (

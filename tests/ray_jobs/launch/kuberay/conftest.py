@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     with api_server.running() as api:
-        api.config_maps["ray-job"] = installed_config_map()
+        api.put(installed_config_map())
         access = read_documents(REPOSITORY / "k8s" / "base" / "access.yaml")
         # What Kubeflow's Role `pipeline-runner` allows a component in its own namespace, as far as it is used here.
         workflows = {"apiGroups": ["argoproj.io"], "resources": ["workflows"], "verbs": ["get", "list", "watch"]}
