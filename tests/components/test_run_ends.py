@@ -282,7 +282,7 @@ def test_a_run_that_was_refused_its_name_touches_nothing_of_the_other(
 
 
 def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
-    from components.configure import configure
+    from components.functions import configure
 
     def begin(job: str, *overrides: str) -> Any:
         given = {"experiment": mapping(tmp_path), "overrides": list(overrides), "job": job, "stages": []}
