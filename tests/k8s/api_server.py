@@ -506,7 +506,7 @@ class Secrets(MutableMapping[str, dict[str, str]]):
         return iter([f"{namespace}/{name}" for _, namespace, resource, name in of if resource == "secrets"])
 
     def __len__(self) -> int:
-        return len([*self])
+        return sum(1 for _ in self)
 
     @staticmethod
     def _path(name: str) -> str:
