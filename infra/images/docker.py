@@ -5,21 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.images import program
-from wukong.errors import StackError
-from wukong.runtime.language import message
-
-
-def run(*arguments: str, given: str | None = None) -> str:
-    """Run Docker's client, and return what it prints.
-
-    Raises:
-        StackError: it is not installed, or refuses.
-    """
-    missing = message("the program 'docker' is not installed, which has the images")
-    done = program.run(["docker", *arguments], missing, given)
-    if done.returncode:
-        raise StackError(f"docker {' '.join(arguments[:2])} of {arguments[-1]}: {done.stderr.strip()[:500]}")
-    return done.stdout
 
 
 def inspect(image: str) -> dict[str, Any]:
@@ -29,7 +14,7 @@ def inspect(image: str) -> dict[str, Any]:
         StackError: Docker does not have it.
     """
     about: dict[str, Any]
-    (about,) = json.loads(run("image", "inspect", image))
+    (about,) = json.loads(program.run("docker", "image", "inspect", image))
     return about
 
 
