@@ -43,7 +43,7 @@ def sign(image: str, key: str, made: Path) -> str:
         )
     host, slash, path = image.partition("@")[0].rpartition("/")
     exact = f"{host}{slash}{path.partition(':')[0]}@{digest}"
-    content = program.run("syft", "scan", "--quiet", "--output=cyclonedx-json", f"registry:{exact}")
+    content = program.run("syft", "scan", "--output=cyclonedx-json", f"registry:{exact}")
     cosign.attest(exact, key, cosign.SBOM, json.loads(content))
     cosign.attest(exact, key, cosign.PROVENANCE, json.loads(file.read_text(encoding="utf-8")))
     cosign.sign(exact, key)  # last: who finds a signature finds the rest
