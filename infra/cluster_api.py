@@ -10,6 +10,7 @@ import urllib3
 from kubernetes import client, config
 
 from wukong.errors import StackError
+from wukong.runtime.language import message
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ class ClusterError(StackError):
         self.said = self.reason
         with suppress(AttributeError, KeyError, TypeError, ValueError):  # of what is no Status object
             self.said = json.loads(error.body)["message"] or self.reason
-        super().__init__(f"the cluster {'refuses' if self.status else 'does not answer'} {request}: {self.said}")
+        super().__init__(
+            message(f"the cluster {'refuses' if self.status else 'does not answer'} {request}: {self.said}")
+        )
 
 
 class Cluster:
@@ -117,7 +120,7 @@ class Cluster:
         for line in self._lines(path, query, (_TIMEOUT[0], seconds + 10.0)):
             event = json.loads(line)
             if event["type"] == "ERROR":
-                raise ClusterError(f"a watch of {path}", client.ApiException(event["object"].get("code")))
+                raise ClusterError(f"WATCH {path}", client.ApiException(event["object"].get("code")))
             yield event["type"], event["object"]
 
     def log(self, pod: str, namespace: str, **options: str) -> Iterator[str]:

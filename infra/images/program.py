@@ -19,7 +19,7 @@ def run(*command: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603
             command,
-            env=os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false"},  # it would ask its makers
+            env=os.environ | {"SYFT_CHECK_FOR_APP_UPDATE": "false", "NO_COLOR": "1"},  # it would ask its makers
             capture_output=True,
             text=True,
             check=False,
