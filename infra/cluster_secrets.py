@@ -102,7 +102,8 @@ class Secrets:
         return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid}
 
     def _create(self, namespace: str, name: str, value: Mapping[str, str], owners: list[dict[str, str]]) -> bool:
-        metadata = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/name": "wukong", **MADE_HERE}}
+        labels = {"app.kubernetes.io/name": "wukong", **MADE_HERE}
+        metadata: Manifest = {"name": name, "namespace": namespace, "labels": labels}
         if owners:
             metadata["ownerReferences"] = owners
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": dict(value)}

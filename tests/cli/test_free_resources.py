@@ -6,9 +6,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from api_server import ApiServer
 from hypothesis import given
 from hypothesis import strategies as st
-from played_cluster import ApiServer, running
+from played_cluster import running
 
 from cli import check, free_resources
 from infra.cluster_api import Cluster
