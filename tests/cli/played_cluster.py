@@ -12,10 +12,9 @@ from manifests import plain
 
 
 @contextmanager
-def running(kubeconfig: Path, patch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """The API server of the kubeconfig, with the installation's ConfigMaps, until the block ends."""
-    with api_server.running() as server:
-        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(server.kubeconfig(kubeconfig)))
+def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """The API server of ``api_server.running``, with the installation's ConfigMaps, until the block ends."""
+    with api_server.running(folder, patch) as server:
         for each in plain():
             server.put(each)
         allocatable = {"cpu": "4", "memory": "8Gi", "pods": "110"}

@@ -92,7 +92,7 @@ def test_the_pods_of_a_stage_are_those_of_its_job() -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    with running(tmp_path / "kubeconfig", monkeypatch) as server:
+    with running(tmp_path, monkeypatch) as server:
         yield server
 
 

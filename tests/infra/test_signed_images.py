@@ -298,9 +298,7 @@ def test_of_the_pods_of_components_kubeflows_own_do_not_count(tmp_path: Path, mo
         metadata = {"name": image, "namespace": "kubeflow", "labels": {"pipelines.kubeflow.org/v2_component": "true"}}
         return {"metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
 
-    with api_server.running() as api:
-        kubeconfig = str(api.kubeconfig(tmp_path / "kubeconfig"))
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
+    with api_server.running(tmp_path, monkeypatch) as api:
         api.pods = [
             pod("localhost/wukong/data:0.1.0", "kfp-launcher"),
             pod("ghcr.io/kubeflow/kfp-driver:2.17.0"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import crd
+import pytest
 import yaml
 from aiohttp import web
 
@@ -563,7 +564,9 @@ def _status(code: int, reason: str, message: str) -> web.Response:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[ApiServer]:
-    """An API server for the time of the block."""
+def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """An API server for the time of the block; the kubeconfig of who asks lies in a folder."""
     with ApiServer() as server:
+        path = server.kubeconfig(folder / "kubeconfig")
+        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield server

@@ -29,13 +29,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     """A cluster with KFP in it, in which the setup job may do what its Roles say."""
     documents = list(yaml.safe_load_all((BASE / "setup.yaml").read_text(encoding="utf-8")))
     roles = [document for document in documents if document["kind"] == "Role"]
-    with api_server.running() as api:
+    with api_server.running(tmp_path, monkeypatch) as api:
         api.rules = {role["metadata"]["namespace"]: role["rules"] for role in roles}
         api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
         for each in plain():
             api.put(each)
-        path = api.kubeconfig(tmp_path / "kubeconfig")
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield api
 
 

@@ -62,12 +62,11 @@ def manifests(request: pytest.FixtureRequest) -> Installation:
 @pytest.fixture(scope="module")
 def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, str]]]:
     """The Secrets that the setup job makes, by making them."""
-    with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch, api_server.running(folder, patch) as api:
         for each in plain():
             api.put(each)
         api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
-        path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
-        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         cluster.make_credentials("wukong", "kubeflow")
         yield {key.removeprefix("wukong/"): value for key, value in api.secrets.items() if key.startswith("wukong/")}
 

@@ -29,11 +29,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, str]]:
     """The Secrets that the setup job makes, by making them."""
-    with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch, api_server.running(folder, patch) as api:
         for each in plain():
             api.put(each)
-        path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
-        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         cluster.make_credentials("wukong", "kubeflow")
         return dict(api.secrets)
 

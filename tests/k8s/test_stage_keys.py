@@ -53,10 +53,8 @@ def server(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     (role,) = [document for document in documents if document["kind"] == "Role"]
     for name, value in {**ADMIN, "AWS_ENDPOINT_URL_S3": store, "AWS_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
-    with api_server.running() as api:
+    with api_server.running(tmp_path, monkeypatch) as api:
         api.rules = {"wukong": role["rules"]}
-        path = api.kubeconfig(tmp_path / "kubeconfig")
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield api
         api.jobs.clear()
         StageKeys("wukong").look()

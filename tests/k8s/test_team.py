@@ -37,31 +37,29 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
         yield made
 
 
-def installed(api: ApiServer, folder: Path, patch: pytest.MonkeyPatch) -> None:
+def installed(api: ApiServer) -> None:
     """Have the installation in a cluster, with the component for teams."""
     for manifest in plain():
         api.put(manifest)
     (mlflow,) = (each for each in api.named("deployments", "wukong").values())
     variables = mlflow["spec"]["template"]["spec"]["containers"][0]["env"]
     variables.append({"name": "MLFLOW_ENABLE_WORKSPACES", "value": "true"})
-    path = api.kubeconfig(folder / "kubeconfig")
-    patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
     cluster.make_credentials("wukong", "kubeflow")
     api.changes.clear()
 
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    with api_server.running() as server:
-        installed(server, tmp_path, monkeypatch)
+    with api_server.running(tmp_path, monkeypatch) as server:
+        installed(server)
         yield server
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     """Two teams, made one after the other."""
-    with api_server.running() as server:
-        installed(server, tmp_path_factory.mktemp("cluster"), patch)
+    with api_server.running(tmp_path_factory.mktemp("cluster"), patch) as server:
+        installed(server)
         for name in TEAMS:
             team.make(name, Quota())
         yield server
