@@ -77,7 +77,7 @@ def run(
         source: the pipeline's parameter.
         numbers: parameters of the pipeline that stand for numbers of the experiment, see ``configure``.
         model: see ``configure``, like the next one.
-        continue_last_run: see ``components.configure``.
+        continue_last_run: see ``configure``.
         names: names of the stages in the block; what they need must be there.
     """
     # The resource name: the other placeholder gives the name shown in the UI, "Run of training (8f1e9)", which neither
