@@ -145,10 +145,10 @@ class ApiServer:
         application.router.add_patch(RAYJOBS + "/{name}", self._patch)
         application.router.add_get(KUEUE, self._list_workloads)
         application.router.add_get(PENDING, self._list_pending)
-        application.router.add_get(WORKFLOWS, self._watch_workflow)
-        application.router.add_get(WORKFLOWS + "/{name}", self._get_workflow)
+        application.router.add_get(WORKFLOWS, self._watch)
+        application.router.add_get(WORKFLOWS + "/{name}", self._get)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
-        application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get_pod)
+        application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
         application.router.add_route("*", "/{path:.*}", self._any)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -265,10 +265,10 @@ class ApiServer:
             await asyncio.sleep(0.01)
 
     async def _get(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        if name not in self.jobs:
-            return _status(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
-        return web.json_response(self.jobs[name])
+        _, _, resource, name = authorization_of(request.path)
+        pods = {each["metadata"]["name"]: each for each in self.pods}
+        found = {"rayjobs": self.jobs, "workflows": self.workflows, "pods": pods}[resource].get(name)
+        return web.json_response(found) if found else _status(404, "NotFound", f'{resource} "{name}" not found')
 
     async def _patch(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -333,11 +333,13 @@ class ApiServer:
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return response
-        name = request.query["fieldSelector"].removeprefix("metadata.name=")
+        _, _, resource, _ = authorization_of(request.path)
+        wanted = (request.query["fieldSelector"].removeprefix("metadata.name="), resource)
         self.watching += 1
         try:
-            async for kind, job in self._after(int(request.query["resourceVersion"]), request):
-                if job["metadata"]["name"] != name:
+            # A watch without a version begins with what is there.
+            async for kind, job in self._after(int(request.query.get("resourceVersion", 0)), request):
+                if (job["metadata"]["name"], f"{job['kind'].lower()}s") != wanted:
                     continue
                 await response.write(json.dumps({"type": kind, "object": job}).encode() + b"\n")
                 if self.drop_watches:
@@ -355,23 +357,6 @@ class ApiServer:
         workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": name}, "spec": spec}
         self.workflows[name] = workflow
         asyncio.run_coroutine_threadsafe(self._notify(kind, workflow), self._loop).result(60)
-
-    async def _get_workflow(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        if name not in self.workflows:
-            return _status(404, "NotFound", f'workflows.argoproj.io "{name}" not found')
-        return web.json_response(self.workflows[name])
-
-    async def _watch_workflow(self, request: web.Request) -> web.StreamResponse:
-        """A watch without a version begins with what is there."""
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        name = request.query["fieldSelector"].removeprefix("metadata.name=")
-        async for kind, found in self._after(0, request):
-            if found["kind"] == "Workflow" and found["metadata"]["name"] == name:
-                await response.write(json.dumps({"type": kind, "object": found}).encode() + b"\n")
-        return response
 
     async def _after(self, version: int, request: web.Request) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         deadline = self._loop.time() + float(request.query["timeoutSeconds"])
@@ -443,11 +428,6 @@ class ApiServer:
 
     def _submitter(self, job: str) -> str:
         return f"{job}.{self._submitters.get(job, 0)}-submitter"
-
-    async def _get_pod(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        found = next((entry for entry in self.pods if entry["metadata"]["name"] == name), None)
-        return web.json_response(found) if found else _status(404, "NotFound", f'pods "{name}" not found')
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
         pod_name = request.match_info["name"]
