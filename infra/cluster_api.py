@@ -40,10 +40,10 @@ class ClusterError(StackError):
 
 
 class Cluster:
-    """Objects of a cluster; who asks is the service account of this pod, or else the user of the kubeconfig.
+    """The objects of a cluster; who asks is the service account of this pod, or else the user of the kubeconfig.
 
     Raises:
-        StackError: there is neither; likewise of its methods (``ClusterError``), where nothing else is said.
+        StackError: there is neither. Each method raises ``ClusterError``.
     """
 
     def __init__(self) -> None:

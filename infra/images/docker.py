@@ -25,7 +25,11 @@ def digest_in_registry(image: str, about: Mapping[str, Any]) -> str:
         image: its name, with or without tag and digest.
         about: what ``inspect`` says of it.
     """
-    host, slash, path = image.partition("@")[0].rpartition("/")
-    repository = f"{host}{slash}{path.partition(':')[0]}"
     named = (each.partition("@") for each in about.get("RepoDigests") or [])
-    return next((digest for name, _, digest in named if name == repository), "")
+    return next((digest for name, _, digest in named if name == repository(image)), "")
+
+
+def repository(image: str) -> str:
+    """Return the name of an image without tag and digest. A registry's port is no tag."""
+    host, slash, path = image.partition("@")[0].rpartition("/")
+    return f"{host}{slash}{path.partition(':')[0]}"

@@ -41,8 +41,7 @@ def sign(image: str, key: str, made: Path) -> str:
             f"{image} was not built here, so nobody can say of what it was made ({file} is not there): sign it where "
             "`make images` has built it"
         )
-    host, slash, path = image.partition("@")[0].rpartition("/")
-    exact = f"{host}{slash}{path.partition(':')[0]}@{digest}"
+    exact = f"{docker.repository(image)}@{digest}"
     content = program.run("syft", "scan", "--output=cyclonedx-json", f"registry:{exact}")
     cosign.attest(exact, key, cosign.SBOM, json.loads(content))
     cosign.attest(exact, key, cosign.PROVENANCE, json.loads(file.read_text(encoding="utf-8")))

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from infra.images import cosign, provenance
+from infra.images import cosign, docker, provenance
 from wukong.commands.output import echo, print_data
 from wukong.errors import ConfigError, StackError, WukongError
 from wukong.runs import origin
@@ -110,9 +110,7 @@ def check(image: str, key: str, kept_at: Mapping[str, str]) -> str:
         raise StackError(f"{image} is not named by digest (python -m infra.pin_images)")
     where = next((there + image.removeprefix(name) for name, there in kept_at.items() if image.startswith(name)), image)
     # cosign drops no tag before a digest, and some registries refuse both.
-    name, _, digest = where.partition("@")
-    host, slash, path = name.rpartition("/")
-    where = f"{host}{slash}{path.partition(':')[0]}@{digest}"
+    where = f"{docker.repository(where)}@{where.partition('@')[2]}"
     cosign.check_signature(where, key)
     content = cosign.attested(where, key, cosign.SBOM)
     made = cosign.attested(where, key, cosign.PROVENANCE)
