@@ -70,7 +70,7 @@ NOT_EXECUTED = {
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/registry/test_sweep.py reads the sweep",
     ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
     ("docs/objectives.md", "python benchmarks/train/objectives.py prepare"): "takes hours",
-    ("docs/scale.md", "make bench-scale"): "takes hours; tests/benchmarks/test_scale.py runs a small one",
+    ("docs/scale.md", "make bench NAME=scale"): "takes hours; tests/benchmarks/test_scale.py runs a small one",
     ("docs/paper.md", "wukong weights"): "needs the hub; tests/wukong/model/test_published_weights.py has one",
     ("docs/paper.md", "wukong check"): "needs a bucket, and half a minute; tests/cli/test_check.py checks every config",
     (

@@ -28,7 +28,7 @@ from wukong.store import manifest, storage
 pytestmark = pytest.mark.slow
 
 LONG = ("02", "04")
-"""Notebooks that only `make test-long` runs: each takes a minute."""
+"""Notebooks that only `make test-all` runs: each takes a minute."""
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
