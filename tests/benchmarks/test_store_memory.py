@@ -1,4 +1,4 @@
-"""The benchmark of the object store runs with the arguments of the manifest, as ``make bench NAME=store/memory`` does."""
+"""The benchmark of the object store runs with the manifest's arguments, as ``make bench NAME=store/memory`` does."""
 
 import subprocess
 import sys

@@ -85,7 +85,9 @@ class Rates(_Strict):
             ConfigError: there is none.
         """
         if stage not in self.stages:
-            raise ConfigError(f"the rates of {self.machine} have no stage {stage!r}: `make bench NAME=scale` measures them")
+            raise ConfigError(
+                f"the rates of {self.machine} have no stage {stage!r}: `make bench NAME=scale` measures them"
+            )
         return self.stages[stage]
 
 
