@@ -255,6 +255,20 @@ def test_towers_that_differ_encode_each_image(tmp_path: Path, encoded: list[tupl
 
 
 @pytest.mark.usefixtures("played")
+def test_metrics_are_those_of_the_model_that_they_name(tmp_path: Path) -> None:
+    settings = experiment(tmp_path)
+    made = evaluate.run(settings, parents_of(settings))
+    rows = storage.read_table(storage.join(made.uri, "answers/coco-cn.parquet")).to_pylist()
+    results = [f"text_to_image_r{rank}" for rank in (1, 5, 10)]
+    shares = {}
+    for role, group in (("finetuned", "eval"), ("pretrained", "pretrained")):
+        own = [row for row in rows if row["model"] == role and row["text_to_image_r1"] is not None]
+        shares[role] = [sum(row[name] for row in own) / len(own) for name in results]
+        assert [made.metrics[f"{group}/retrieval/coco-cn/{name}"] for name in results] == pytest.approx(shares[role])
+    assert shares["finetuned"] != shares["pretrained"]
+
+
+@pytest.mark.usefixtures("played")
 def test_a_damaged_picture_ends_the_job_with_its_name(tmp_path: Path) -> None:
     settings = experiment(tmp_path)
     path = tmp_path / "sets/coco-cn/120.png"
