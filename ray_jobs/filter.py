@@ -77,9 +77,6 @@ log = logging.getLogger(__name__)
 FORBIDDEN = "forbidden.txt"
 """Where a filter stage lists the digests of pictures that nobody may see, for a takedown; no part of the manifest."""
 
-_GROUPS = 64
-_MAX_ROWS = 100_000
-_ROW_GROUP = 4096
 _READ_FOR_PICTURES = ("key", "caption", "captions", "dropped_by")
 
 

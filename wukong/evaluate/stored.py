@@ -1,6 +1,5 @@
 """A finished evaluation as its stage left it: the document of its results and the answers that they were made from."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

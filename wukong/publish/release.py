@@ -124,8 +124,8 @@ def _release(
     found, ordered = hosts.ordered(counted_hosts, stage.path(_HOSTS))
     largest = hosts.largest(found, ordered, small_publisher=settings.small_publisher)
     domains = training_summary.write_domains(stage, found, largest)
-    parts += [stage.describe(training_summary.DOMAINS)]
-    parts += training_summary.write(stage, experiment, crawl, filtered, counted, left_out, domains)
+    summary = training_summary.write(stage, settings, shown, crawl, filtered, counted, left_out, domains)
+    parts += [stage.describe(training_summary.DOMAINS), summary]
     storage.write_bytes(stage.path(SUMS), sums(parts))
     parts += [stage.describe(SUMS)]
     return stage.commit(parts, counts={"pairs": pairs}, dropped={OPTED_OUT: left_out})

@@ -24,7 +24,7 @@ from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate import stored
 from wukong.evaluate.answers import UNITS
 from wukong.evaluate.stored import Evaluation
-from wukong.registry import choices, promotion, webhook
+from wukong.registry import choices, promotion
 from wukong.registry.choices import Choice
 from wukong.registry.promotion import Anew, Decision, Rules
 from wukong.runs import listing
@@ -238,7 +238,7 @@ class ModelRegistry:
     def promote(self, number: str = "", *, forced: str = "", by: str = "") -> Decision:
         """Ask the gate about a version, the newest by default, and move the alias if it says yes.
 
-        The decision is logged as a page of the version's run, the move is recorded, and the webhook is told.
+        The decision is logged as a page of the version's run, and the move is recorded.
 
         Args:
             number: the version.
@@ -263,13 +263,11 @@ class ModelRegistry:
             decision = self.decide(candidate["version"])
         if decision.holder == decision.candidate:
             return decision  # the page of the decision by which it took the alias stays
-        moves = decision.promoted
-        address = self._log(candidate, decision)
-        decided = {"promoted": moves, "says": decision.says[:_LONGEST_REASON], "holder": decision.holder}
+        self._log(candidate, decision)
+        decided = {"promoted": decision.promoted, "says": decision.says[:_LONGEST_REASON], "holder": decision.holder}
         self._tag_version(candidate["version"], DECISION, json.dumps(decided, ensure_ascii=False))
-        if moves:
+        if decision.promoted:
             self._move("promote", candidate, decision.holder, forced or decision.says, by)
-        webhook.send("alias.moved" if moves else "alias.kept", decision.as_json() | {"page": address})
         return decision
 
     def rollback(self, reason: str, by: str = "") -> tuple[str, str]:
@@ -287,8 +285,6 @@ class ModelRegistry:
             )
         self._move("rollback", self.version(before), holder, reason, by)
         self._tag_version(holder, ROLLED_BACK, f"{_now()}: {reason}" if reason else _now())
-        content = {"model": self.model, "alias": self.alias, "from": holder, "to": before, "reason": reason}
-        webhook.send("alias.rolled_back", content)
         return holder, before
 
     def _evaluated_anew(
@@ -342,8 +338,8 @@ class ModelRegistry:
         values = {"name": self.model, "alias": self.alias, "version": version["version"]}
         self._server.ask("POST", "registered-models/alias", values)
 
-    def _log(self, candidate: Mapping[str, Any], decision: Decision) -> str:
-        """Log the decision's page to the version's run; return its address, empty if the run is gone."""
+    def _log(self, candidate: Mapping[str, Any], decision: Decision) -> None:
+        """Log the decision's page to the version's run, unless the run is gone."""
         from wukong.report import promotion as page
 
         try:
@@ -352,12 +348,11 @@ class ModelRegistry:
                 "promotion.html": page.render(decision.as_json()),
                 "promotion.json": json.dumps(decision.as_json(), ensure_ascii=False, indent=2),
             }
-            return mlflow_runs.log_files(self._server, run, files)
+            mlflow_runs.log_files(self._server, run, files)
         except MlflowError as error:
             if error.status >= 500:
                 raise
             log.warning("the page of the decision is not logged: %s", error)
-            return ""
 
     def _tag(self, key: str, value: str) -> None:
         self._server.ask("POST", "registered-models/set-tag", {"name": self.model, "key": key, "value": value})

@@ -6,7 +6,7 @@ In a stage's job, ``MLFLOW_RUN_ID`` names the stage's run, so that metrics logge
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -186,29 +186,6 @@ def log_page(experiment: Experiment, run: str, page: str, name: str) -> None:
 
     if enabled():
         unless_away(send, f"{name} is left out", AT_END)
-
-
-def tag_run(experiment: str, run: str, note: str, tags: Mapping[str, str], removed: Collection[str]) -> None:
-    """Give the pipeline's run, if MLflow knows it, what people have written on it.
-
-    Args:
-        experiment: name of the experiment.
-        run: name of the run.
-        note: becomes the tag ``note``; none if it is empty.
-        tags: are set.
-        removed: keys of tags that are deleted.
-    """
-
-    def send() -> None:
-        server = Server()
-        found = server.find_experiment(experiment)
-        for entry in server.search_runs(found, f"tags.`{RUN_TAG}` = '{run}'", most=1) if found else ():
-            server.log(entry.run_id, tags={**tags, **({"note": note} if note else {})})
-            for key in ({*removed} | (set() if note else {"note"})) & entry.tags.keys():
-                server.ask("POST", "runs/delete-tag", {"run_id": entry.run_id, "key": key})
-
-    if enabled():
-        unless_away(send, f"the tags of {run} are left out there")
 
 
 def sweep_run(server: Server, base: Experiment, name: str, settings: Mapping[str, Any]) -> Run:

@@ -20,7 +20,7 @@ from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.publish import unneeded
-from wukong.publish.unneeded import DAY, HOUR, Collection, Policy
+from wukong.publish.unneeded import DAY, Collection, Policy
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import places, run_paths
@@ -505,5 +505,5 @@ def test_an_object_store_is_collected_as_a_folder_is(store: str) -> None:
 
 
 def test_the_policy_has_a_grace_in_which_leases_are_renewed() -> None:
-    assert Policy().age == DAY and Policy(older_than=2 * DAY, grace=HOUR).age == 2 * DAY
-    assert Policy(grace=HOUR).age > 10 * lease.SECONDS
+    assert Policy().age == DAY and Policy(older_than=2 * DAY, grace=3_600).age == 2 * DAY
+    assert Policy(grace=3_600).age > 10 * lease.SECONDS
