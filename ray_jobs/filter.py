@@ -42,7 +42,6 @@ from ray_jobs import fingerprints, gpus, metrics, near_duplicates, overlaps, rep
 from ray_jobs.exchange import Answers
 from ray_jobs.groups import (
     Compared,
-    CrawlPart,
     Group,
     ask_all,
     columns_path,
@@ -62,9 +61,10 @@ from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import DROPPED, schema_of
+from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
+from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
 from wukong.runtime.language import message
@@ -218,7 +218,7 @@ def _count(stage: Stage, groups: Sequence[Group], settings: Filter) -> Answers:
 
 def _captions(stage: Stage, group: Group, settings: Filter) -> pl.DataFrame:
     def of_part(part: CrawlPart) -> Hashes:
-        rows = captions.apart(part.read())
+        rows = captions.apart(read_pairs(part.table, part.table_sha256))
         hashes = caption_counts.hashes(clean.cleaned(rows["caption"], settings))
         if captions.PAIR not in rows.columns:
             return hashes
@@ -233,7 +233,7 @@ def _apply_rules(stage: Stage, group: Group, settings: Filter, counted: Answers)
     counts = CaptionCounts.of_rows(counted.of(group.number))
     pairs, dropped = 0, dict.fromkeys((rule.name for rule in rules.decided("pairs", settings)), 0)
     for number, part in enumerate(group.parts, group.first):
-        judged = apply.apply_rules(part.read(), settings, counts, loaded)
+        judged = apply.apply_rules(read_pairs(part.table, part.table_sha256), settings, counts, loaded)
         storage.write_table(stage.path(judged_path(number)), judged.to_arrow())
         pairs += len(judged)
         for reason, rows in apply.count_reasons([judged], dropped).items():
