@@ -106,6 +106,6 @@ def _copied(released: Manifest, target: str) -> str:
     if storage.exists(storage.join(released.uri, card.DATA_PATH)):
         paths.append(card.DATA_PATH)
     for path in paths:
-        storage.write_bytes(storage.join(target, path), storage.read_bytes(storage.join(released.uri, path)))
+        storage.write_bytes(storage.join(target, path), storage.read_bytes(*released.file(path)))
     manifest.save(released, storage.join(target, "manifest.json"), storage.write_json)
     return target

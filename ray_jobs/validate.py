@@ -148,7 +148,7 @@ def _drift(counted: Statistics, reference: str | None) -> dict[str, float]:
         raise ConfigError(
             f"validation.reference: {reference} is the manifest of a {other.stage} stage, not of validate"
         )
-    known = statistics.read(storage.join(other.uri, statistics.PATH))[TRAIN]
+    known = statistics.read(other)[TRAIN]
     return {f"drift_{name}": round(value, 6) for name, value in drift(counted, known).items()}
 
 
