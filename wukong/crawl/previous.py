@@ -128,8 +128,7 @@ class Previous:
 
     def search_files(self) -> list[tuple[str, str]]:
         """Return the URIs and digests of its search results."""
-        parts = self.manifest.parts.below("search/", ".parquet")
-        return [(storage.join(self.manifest.uri, part.path), part.sha256) for part in parts]
+        return [self.manifest.file(path) for path in self.manifest.parts.below("search/", ".parquet").paths]
 
     def parts_between(self, first: str, last: str) -> list[CrawlPart]:
         """Return its parts that may hold keys from ``first`` to ``last``."""

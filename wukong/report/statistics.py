@@ -17,7 +17,7 @@ import polars as pl
 from wukong.curate.text.characters import HAN
 from wukong.curate.text.units import token_ids
 from wukong.errors import DataError
-from wukong.store import damage, storage
+from wukong.store import storage
 from wukong.store.manifest import Manifest
 
 Counts = npt.NDArray[np.int64]
@@ -166,11 +166,8 @@ def read(validated: Manifest) -> dict[str, Statistics]:
         DataError: the file holds something else.
         StorageError: it cannot be read, or was altered.
     """
-    uri, sha256 = validated.file(PATH)
-    value = storage.read_json(uri, sha256)
-    if not isinstance(value, dict):
-        raise DataError(f"{uri} does not hold the statistics of the splits of a set: {damage.remedy(uri)}")
-    return {str(name): Statistics.from_json(entry) for name, entry in value.items()}
+    stored = storage.read_json(*validated.file(PATH))
+    return {str(name): Statistics.from_json(entry) for name, entry in stored.items()}
 
 
 def merge(batches: Iterable[Statistics]) -> Statistics:

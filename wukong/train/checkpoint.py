@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wukong.errors import DataError, StorageError
+from wukong.runtime.language import message
 from wukong.store import fence, storage
 
 _MODEL, _OPTIMIZER, _PROGRESS, _MANIFEST = (
@@ -284,12 +285,8 @@ def _explained(uri: str, goes_with: str = "") -> Iterator[None]:
 
 
 def _unreadable(uri: str, error: Exception, goes_with: str) -> DataError:
-    if goes_with:
-        return DataError(
-            f"the checkpoint {uri} of the best model cannot be read ({error}): delete {goes_with} and run its stage "
-            "again, which trains from the start"
-        )
+    gone = goes_with or message("it")
     return DataError(
-        f"the checkpoint {uri} cannot be read ({error}): delete it and run its stage again, which goes on from the "
-        "checkpoint before it"
+        f"the checkpoint {uri} cannot be read ({error}): delete {gone} and run its stage again, which goes on from the "
+        "checkpoint before it, or from the start"
     )
