@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from infra.corpus import HOST
 from wukong.errors import StackError
 from wukong.runtime import environment
+from wukong.store import conditional_files
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,18 @@ def write_private(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
+
+
+def remember(home: Path) -> None:
+    """Record where a stack was started, so that it can be found from any folder."""
+    target, written = environment.list_of_homes(), False
+    try:
+        while not written:
+            content, version = conditional_files.read(target) or (b"", None)
+            known = dict.fromkeys([home, *environment.homes_in(content)])
+            written = conditional_files.write(target, b"".join(b"%b\n" % os.fsencode(each) for each in known), version)
+    except OSError:
+        return  # only a convenience: without it, the user can set WUKONG_HOME
 
 
 @contextmanager

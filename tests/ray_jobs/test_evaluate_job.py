@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 import torch
+from made_again import cut, flipped, is_made_again, made_again, refused_wherever_a_bit_is_flipped
 from PIL import Image
 
 from ray_jobs import evaluate, gpus
@@ -23,7 +25,7 @@ from wukong.config.model import Model as Settings
 from wukong.data import feature_files
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError, StorageError
-from wukong.evaluate import blocks, encoding, prompts, sets, tasks
+from wukong.evaluate import blocks, encoding, prompts, sets, stored, tasks
 from wukong.evaluate.data_set import Counts, Retrieval
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.published import Caption, Captioned
@@ -209,6 +211,66 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def images_of(encoded: list[tuple[str, int]]) -> dict[str, int]:
     return {name: sum(count for of, count in encoded if of == name) for name in dict.fromkeys(of for of, _ in encoded)}
+
+
+@pytest.mark.usefixtures("played")
+def test_each_damaged_part_of_an_evaluation_is_refused_and_made_again(tmp_path: Path) -> None:
+    settings = experiment(tmp_path)
+    parents = parents_of(settings)
+
+    def run() -> Manifest:
+        found = evaluate.run(settings, parents)
+        stored.read(found.uri)
+        for path in ("evaluation.html", "metrics.json"):
+            storage.read_bytes(*found.file(path))
+        return found
+
+    found = run()
+    for uri in found.part_uris():
+        if uri.endswith((".parquet", "/evaluation.json")):
+            refused_wherever_a_bit_is_flipped(uri, lambda: stored.read(found.uri), 4)
+    for number, uri in enumerate(found.part_uris()):
+        is_made_again(uri, run, [(cut, flipped)[number % 2]])
+
+
+@pytest.mark.usefixtures("played")
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("tuxpaint", {"images", "classes"}), ("coco-cn", {"images", "texts", "scores"})]
+)
+def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
+    name: str, kinds: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = experiment(tmp_path)
+    parents = parents_of(settings)
+    whole = evaluate.run(settings, parents)
+    storage.delete(whole.uri)
+    finish = evaluate._finished
+
+    def killed(job: object, work: blocks.Work) -> dict[str, object]:
+        if work.data.name == name:
+            raise KeyboardInterrupt
+        return finish(job, work)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "_finished", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(settings, parents)
+    output = Path(whole.uri.removeprefix("file://"))
+    kept = shutil.copytree(output, tmp_path / "kept")
+    files = [path.relative_to(kept) for path in kept.rglob("*.safetensors")]
+    files = sorted(path for path in files if path.parts[1] in (name, "classes"))
+    one_of_each = {"classes" if path.parts[1] == "classes" else path.parts[3]: path for path in files}
+    assert kinds <= one_of_each.keys()
+    for kind in kinds:
+        shutil.rmtree(output)
+        shutil.copytree(kept, output)
+        if kind == "classes":  # read for pictures alone
+            (output / one_of_each["images"]).unlink()
+        damaged = storage.from_path(output / one_of_each[kind])
+        cut(damaged)
+        again, told = made_again(lambda: evaluate.run(settings, parents))
+        assert again.digest == whole.digest, kind
+        assert told == [damaged, storage.join(whole.uri, "manifest.json")]
 
 
 @pytest.mark.usefixtures("played")

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import shutil
-import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +41,7 @@ from wukong.store import (
 )
 from wukong.store.address import Address
 from wukong.store.conditional_store import ChangedError, UnconditionalError
-from wukong.store.local_paths import local_path
+from wukong.store.local_paths import local_path, refuse_pipe
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,18 +96,8 @@ def read_with(uri: str, read: "Callable[[pafs.FileSystem, str], _Answer]") -> _A
     store, path = _bare(uri)
     with _explained("read", uri):
         if _is_local(store):
-            _refuse_pipe(path)
+            refuse_pipe(path)
         return patient_store.until_answered(lambda: read(store, path))
-
-
-def _refuse_pipe(path: str) -> None:
-    """Check that a local path is no pipe, socket or device, whose reader would wait for ever or read without end."""
-    try:
-        mode = Path(path).stat().st_mode
-    except (OSError, ValueError):
-        return  # opening it says why
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
 
 
 def _bare(uri: str) -> "tuple[pafs.FileSystem, str]":
@@ -240,7 +229,7 @@ def read_bytes(uri: str, sha256: str = "") -> bytes:
         data = read_with(uri, read)
     else:
         with _explained("read", uri):
-            _refuse_pipe(local)
+            refuse_pipe(local)
             with Path(local).open("rb", buffering=0) as stream:
                 data = stream.readall()
     damage.compare(uri, data, sha256)
@@ -362,7 +351,7 @@ def open_input(uri: str, sha256: str = "") -> Iterator[IO[bytes]]:
     fs, path = filesystem(uri)
     with _explained("read", uri):
         if _is_local(fs):
-            _refuse_pipe(path)
+            refuse_pipe(path)
         stream = fs.open_input_file(path)
     with stream:
         try:

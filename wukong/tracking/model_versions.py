@@ -160,11 +160,10 @@ def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
     """
     from wukong.model import pyfunc, signature
 
-    parts = manifest.parts.below("model/").paths
     with tempfile.TemporaryDirectory() as folder:
-        for path in parts:
-            storage.download(storage.join(manifest.uri, path), Path(folder), path)
-        similarity = storage.read_json(storage.join(manifest.uri, "model", "config.json"))["model"]["similarity"]
+        for part in manifest.parts.below("model/"):
+            storage.download(storage.join(manifest.uri, part.path), Path(folder), part.path, part.sha256)
+        similarity = storage.read_json(storage.from_path(Path(folder, "model/config.json")))["model"]["similarity"]
         made = Path(folder, "mlflow")
         pyfunc.save(made, Path(folder, "model"), similarity)
         if (signer := signature.Signer.of_environment()) is not None:

@@ -57,7 +57,7 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     metrics = {name: value for name, value in metrics.items() if name not in logged}
     server.log(run_id, metrics=as_metrics(metrics, 0), params=as_params(manifest.config), tags=tags)
     if evaluated:
-        _log_document(mlflow_client(), run_id, document := storage.read_json(storage.join(manifest.uri, DOCUMENT)))
+        _log_document(mlflow_client(), run_id, document := storage.read_json(*manifest.file(DOCUMENT)))
         _log_pretrained(server, run_id, document, tags)
     _log_parts(run_id, manifest, "docs/")
     if manifest.parents:
@@ -197,7 +197,7 @@ def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
     """Log what the run of a training lacks: its epochs, if MLflow was away, and the loss, if the training is reused."""
     loss, of_epoch = f"{manifest.stage}/loss", epoch_metric(manifest.stage, "loss")
     there = {entry.step for entry in server.metric_history(run.run_id, of_epoch)} if of_epoch in run.metrics else set()
-    for epoch in storage.read_json(storage.join(manifest.uri, _HISTORY))["history"]:
+    for epoch in storage.read_json(*manifest.file(_HISTORY))["history"]:
         if epoch["epoch"] not in there:
             values = {epoch_metric(manifest.stage, name): value for name, value in epoch.items() if name != "epoch"}
             server.log(run.run_id, metrics=as_metrics(values, epoch["epoch"]))
@@ -209,10 +209,10 @@ def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
 
 
 def _log_parts(run_id: str, manifest: Manifest, prefix: str) -> None:
-    parts = manifest.parts.below(prefix).paths
+    parts = manifest.parts.below(prefix)
     if not parts:
         return
     with tempfile.TemporaryDirectory() as folder:
-        for path in parts:
-            storage.download(storage.join(manifest.uri, path), Path(folder), path)
+        for part in parts:
+            storage.download(storage.join(manifest.uri, part.path), Path(folder), part.path, part.sha256)
         mlflow_client().log_artifacts(run_id, str(Path(folder, prefix)), prefix.rstrip("/"))
