@@ -425,7 +425,7 @@ def clone_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]
     return cache(lambda page: Clone(tmp_path_factory.mktemp("clone")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("block", [b for b in EXECUTED if not b.needs_the_stack], ids=str)
 def test_a_block_does_what_it_says(block: Block, clone_of: Callable[[str], Clone]) -> None:
     clone_of(block.page).execute(block)
@@ -476,7 +476,6 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(("page", "start", "how"), WITH_THE_STACK)
 def test_a_block_does_what_it_says_with_the_stack(
     page: str, start: str, how: str, user: Clone, monkeypatch: pytest.MonkeyPatch

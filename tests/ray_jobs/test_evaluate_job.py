@@ -436,7 +436,6 @@ def on_ray(folder: Path, cards: int) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which the tasks would use")
 @pytest.mark.usefixtures("two_sets")
 def test_where_ray_has_gpus_tasks_ask_for_them_and_none_falls_back_to_cores(tmp_path: Path) -> None:
@@ -445,7 +444,7 @@ def test_where_ray_has_gpus_tasks_ask_for_them_and_none_falls_back_to_cores(tmp_
     assert all("Ray gave a task a GPU of" in line and "start Ray there with num_gpus=0" in line for line in said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("two_sets")
 def test_blocks_on_ray_wait_for_those_before_and_give_their_errors_on(tmp_path: Path) -> None:
     stamps, photos, error = on_ray(tmp_path, 0)

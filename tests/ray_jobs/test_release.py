@@ -381,7 +381,7 @@ def keys_of(filtered):
     return {(uri.rsplit("/", 2)[1], key) for uri in uris for key in storage.read_table(uri, ["key"])["key"].to_pylist()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeypatch):
     e, *_, listed, folder = restored
     monkeypatch.setattr(parallel, "_THREADS", 1)
@@ -450,7 +450,7 @@ takedown.carry_out(place, planned)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(restored, object_store):
     e, *_, listed, folder = restored
     place = f"{object_store}/store/{e.name}"
@@ -489,7 +489,7 @@ def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(resto
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(restored, object_store, tmp_path):
     from typer.testing import CliRunner
 

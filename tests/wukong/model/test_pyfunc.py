@@ -128,6 +128,7 @@ def test_an_existing_device_is_used(saved: Path) -> None:
     assert loaded.model_config["device"] == "cpu"
 
 
+@pytest.mark.long
 def test_it_can_be_loaded_where_the_project_is_not_installed(saved: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.path = [p for p in sys.path if p]\n"
@@ -152,6 +153,7 @@ print(wukong.__file__, *row["caption_vector"], *row["image_vector"])
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("imported", [True, False])
 def test_a_model_that_an_earlier_version_registered_loads(tmp_path: Path, imported: bool) -> None:
     """The tar is the MLflow model that the code of df51cc1 saved, with its copy of the library; none of it is a pickle.
@@ -179,6 +181,7 @@ def test_a_model_that_an_earlier_version_registered_loads(tmp_path: Path, import
     np.testing.assert_allclose([float(value) for value in vectors], [*text, *image], atol=2e-4)
 
 
+@pytest.mark.long
 def test_its_requirements_can_be_installed(saved: Path) -> None:
     """Each requirement can be on an index, is not the other package named wukong, and is the version installed here."""
     lines = (saved / "requirements.txt").read_text().split()

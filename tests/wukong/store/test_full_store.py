@@ -19,7 +19,7 @@ from wukong.errors import StorageError
 from wukong.store import patience, patient_store, storage
 from wukong.train import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 VOLUMES, VOLUME_MB = 12, 16
 ROOM = VOLUMES * VOLUME_MB * 2**20

@@ -547,7 +547,7 @@ def test_a_killed_process_is_taken_over(shared: str, processes: list[Process]) -
     assert time.monotonic() - began < 20, "on one machine nobody waits for what is gone"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_process_is_taken_over_and_commits_nothing(shared: str, processes: list[Process]) -> None:
     """As if its node were lost: what others know of it is its lease, which says for how long they must wait."""
     first = Process(shared, "a", 5, ELSEWHERE, SHORT_LEASES)

@@ -75,7 +75,7 @@ def over_and_over(request: Callable[[], Any], expected: Any, stop: threading.Eve
     return count
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_goes_on_while_the_server_is_killed_succeeds(
     root: str, store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +128,7 @@ def test_what_goes_on_while_the_server_is_killed_succeeds(
     assert said.count("lasts") <= _PATIENCE / 30, "one line in 30 s says so"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_credentials_and_missing_things_are_errors_at_once(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
     with pytest.raises(StorageError, match="nothing at that address"):
@@ -143,7 +143,7 @@ def test_wrong_credentials_and_missing_things_are_errors_at_once(root: str, monk
     assert time.monotonic() - began < _PATIENCE, "none is waited for"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_file_system_survives_pickling(root: str) -> None:
     storage.write_bytes(f"{root}/pickled", b"content")
     filesystem, path = storage.filesystem(f"{root}/pickled")
