@@ -55,6 +55,7 @@ _SESSION = "WUKONG_TEST_SESSION"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Name the session to all that it starts."""
     if not hasattr(config, "workerinput"):
         os.environ[_SESSION] = str(os.getpid())
 

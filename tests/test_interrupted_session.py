@@ -41,4 +41,5 @@ def test_it_ends_servers(tmp_path: Path, processes: str) -> None:
         time.sleep(0.05)
     os.killpg(begun.pid, signal.SIGINT)
     assert begun.wait(60) == pytest.ExitCode.INTERRUPTED
-    assert not [file for file in wanted if psutil.pid_exists(int(file.read_text()))]
+    servers = [psutil.Process(pid) for file in wanted if psutil.pid_exists(pid := int(file.read_text()))]
+    assert psutil.wait_procs(servers, timeout=10)[1] == []
