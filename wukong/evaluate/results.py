@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from wukong.evaluate.answers import Answers
     from wukong.evaluate.interval import Interval
 
-FORMAT = 3
-"""Intervals of retrieval in documents of earlier formats are too narrow: their units were too small."""
+FORMAT = 1
 DOCUMENT = "evaluation.json"
 """The file of the document in the evaluate stage's output."""
 _SIGNIFICANT = 0.05
