@@ -132,12 +132,8 @@ def _release(
 
 
 def _removed(experiment: Experiment, filtered: Manifest, validated: Manifest, listed: OptOut) -> Removed:
-    """Return what the gate counted of the dropped pairs, and those that may be shown, if the release shows any.
-
-    A gate of an earlier version counted nothing.
-    """
-    counted = validated.parts.has(removed.PATH)
-    found = removed.read(storage.join(validated.uri, removed.PATH)) if counted else Removed()
+    """Return what the gate counted of the dropped pairs, and those that may be shown, if the release shows any."""
+    found = removed.read(storage.join(validated.uri, removed.PATH))
     for part in filtered.parts.below("dropped/", ".parquet") if experiment.release.show_dropped else ():
         uri = storage.join(filtered.uri, part.path)
         rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"], part.sha256))
