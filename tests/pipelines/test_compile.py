@@ -109,7 +109,7 @@ def test_every_task_is_named_for_people_and_sized(name: str) -> None:
         assert {"resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"} <= set(
             resources
         )
-        assert executor["container"]["image"] == "localhost/wukong/data:0.1.0"
+        assert executor["container"]["image"] == "localhost/wukong/data:0.2.0"
 
 
 @pytest.mark.parametrize("name", NAMES)
