@@ -133,7 +133,7 @@ class _Job:
         planned = self._plan([self._stage.path(path) for path in files], results)
         parts = ((record["plan"], group, *part) for record in planned for group, part in enumerate(record["parts"]))
         downloaded = Downloaded(parts)
-        several = sum(record.get("several", 0) for record in planned)
+        several = sum(record["several"] for record in planned)
         self._download(downloaded, several=several > 0)
 
         failed = {query: why for record in searched for query, why in record["failed"].items()}

@@ -172,7 +172,7 @@ def _compute(
     """Compute files that are not finished yet; commit each when it is. Return the records of all."""
     import torch
 
-    precision = stage.config.get("precision", "float32")
+    precision = stage.config["precision"]
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
     records = {entry.target: stage.finished_task(entry.target, _file) for entry in work}
@@ -187,7 +187,7 @@ def _compute(
         for entry in work
         if records[entry.target] is None
     ]
-    dtype = stage.config.get("dtype", "float16")
+    dtype = stage.config["dtype"]
     for file, rows in features.compute(files, model, dtype, precision, tower, torch.device(device), decoders):
         target = file.target.removeprefix(f"{stage.uri}/")
         record = stage.describe(target, rows).model_dump(mode="json")

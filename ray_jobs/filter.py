@@ -160,15 +160,15 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     counts = Counter({"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)})
     counts.update(overlaps.searched(stage, groups[0]))
     for record in [*by_pictures, *assigned]:
-        counts.update(record.get("counts", {}))  # records of earlier versions have none
+        counts.update(record["counts"])
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
     if MORE_CAPTIONS in crawl.counts:
         counts[MORE_CAPTIONS] = sum(record[MORE_CAPTIONS] for record in assigned)
     if not pairs:
         raise DataError(
-            f"no pair came in: the crawl at {crawl.uri} holds no picture, because all were taken down or it is an old "
-            "one that failed. Crawl anew, with other queries or another list"
+            f"no pair came in: the crawl at {crawl.uri} holds no picture, because all were taken down. Crawl anew, "
+            "with other queries or another list"
         )
     if not counts[split.TRAIN]:
         reasons = ", ".join(message(f"{rule} dropped {rows:d}") for rule, rows in dropped.items() if rows)
@@ -176,8 +176,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             f"no pair is left to train on: {pairs} came in; {reasons or message('all are held out')}. "
             "Loosen filter.* or filter.split, or crawl more"
         )
-    # Records of earlier versions have no bounds; such shards are looked through by a takedown.
-    lookup.write(stage.uri, (tuple(each) for record in repacked for each in record.get("bounds", [])), settings.seed)
+    lookup.write(stage.uri, (tuple(each) for record in repacked for each in record["bounds"]), settings.seed)
     parts = (Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"])
     of_tests = [overlaps.write(stage, groups, settings.decontaminate.action)] if settings.decontaminate else []
     return stage.commit(chain(parts, of_tests), counts=counts, dropped=dropped)

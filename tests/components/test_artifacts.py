@@ -9,6 +9,7 @@ import pytest
 from components.pretrain import pretrain
 from components.stage import load_artifact, save_artifact
 from wukong.config import documents, stored
+from wukong.errors import DataError
 from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
 
@@ -48,3 +49,10 @@ def test_pre_training_goes_on_from_the_manifest_that_it_is_given(
     for start in ("", earlier):
         pretrain.python_func(experiment=uri, run="r", manifest=output, start=start, **artifacts)
     assert asked == [("pretrain", uris), ("pretrain", [*uris, earlier])]
+
+
+def test_an_artifact_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_text('{"schema_version": 1, "stage": "crawl", "uri": "s3://b/c", "config": {}, "parts": []}')
+    with pytest.raises(DataError, match="was written by another version of Wukong"):
+        load_artifact(str(artifact))

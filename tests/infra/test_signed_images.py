@@ -286,7 +286,7 @@ def test_of_the_pods_of_components_kubeflows_own_do_not_count(tmp_path: Path, mo
         }
         return {"kind": "Pod", "spec": spec, "status": {"phase": "Running"}}
 
-    answers = {"pods": [pod("localhost/wukong/data:0.1.0", "kfp-launcher"), pod("ghcr.io/kubeflow/kfp-driver:2.17.0")]}
+    answers = {"pods": [pod("localhost/wukong/data:0.2.0", "kfp-launcher"), pod("ghcr.io/kubeflow/kfp-driver:2.17.0")]}
     (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
     program = tmp_path / "kubectl"
     program.write_text(
@@ -297,4 +297,4 @@ def test_of_the_pods_of_components_kubeflows_own_do_not_count(tmp_path: Path, mo
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert verify.of_cluster("wukong", "kubeflow") == {"localhost/wukong/data:0.1.0"}
+    assert verify.of_cluster("wukong", "kubeflow") == {"localhost/wukong/data:0.2.0"}

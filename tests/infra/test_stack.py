@@ -215,7 +215,7 @@ def test_the_object_store_leaves_the_room_without_which_it_reclaims_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "seaweedfs").mkdir()
-    for number, size in enumerate((100, 200 << 20, 128 << 20)):  # one to be filled, and one of an earlier version
+    for number, size in enumerate((100, 200 << 20, 128 << 20)):  # one to be filled, and one that is larger
         with (tmp_path / "seaweedfs" / f"wukong_{number}.dat").open("wb") as volume:
             volume.truncate(size)
     for free_gib in (0.5, 2, 20, 500):

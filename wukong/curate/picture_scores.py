@@ -61,7 +61,6 @@ def rule_of_scores(
         unchecked=unchecked,
         version=1,
         settings=settings,
-        added=(name,),
         enabled=is_on,
         stored=(Column(column, "float32", place=column_place, optional=True),),
         from_pictures=(

@@ -221,8 +221,8 @@ class Rule(Generic[S]):
         name: the drop reason, as stored and counted.
         place: rules drop pairs in the order of their places; a pair keeps the name of the first rule that drops it.
         title: what the pairs that pass have in common, in a few words; the funnel of each report shows it.
-        version: 0 for the rules that the filter began with. Another rule begins at 1. Raise it when the rule computes
-            or decides otherwise under the same settings: filtered data of an earlier version is then not reused.
+        version: it begins at 1. Raise it when the rule computes or decides otherwise under the same settings: filtered
+            data of an earlier version is then not reused.
         drops: from the settings an expression over the columns, true for a pair that is dropped. Null drops nothing.
         settings: its keys in the ``filter`` section of the experiment.
         gate_settings: its keys in the ``validation`` section.
@@ -233,8 +233,6 @@ class Rule(Generic[S]):
             what that needs. Raises ``ConfigError``.
         digests: digests of the content of the files that ``load`` reads, by setting: with other content the stage is
             another one. Raises ``ConfigError``.
-        added: its settings that are younger than version 7 of the stage: they are not in the key where they have their
-            default, so that data which were filtered before are still found.
         from_pictures: the columns that it reads of pictures.
         look_up: further columns, after the pictures were read: from the columns of the crawl and of pictures, and from
             what ``load`` read. No picture is read again where that changes.
@@ -268,7 +266,6 @@ class Rule(Generic[S]):
     enabled: Callable[[S], bool] = _always
     load: Callable[[S], Any] | None = None
     digests: Callable[[S], Mapping[str, str]] | None = None
-    added: tuple[str, ...] = ()
     from_pictures: tuple[FromPictures[S], ...] = ()
     look_up: Callable[[pl.DataFrame, S, Any], Mapping[str, pl.Series]] | None = None
     counts: Callable[[pl.DataFrame, S], Mapping[str, int]] | None = None

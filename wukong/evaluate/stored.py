@@ -93,8 +93,7 @@ def check(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     Raises:
         DataError: it has another format.
     """
-    if document.get("format") != FORMAT:
-        raise DataError(f"{name} has format {document.get('format')!r}, this version reads {FORMAT}: evaluate again")
+    damage.refuse_other_format(document, FORMAT, name)
     return document
 
 

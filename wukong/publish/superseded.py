@@ -69,7 +69,7 @@ def made_of(root: str) -> dict[str, tuple[str, str]]:
 
 
 def lists_shards(folder: str) -> bool:
-    """Return whether an index has a list of shards; those of earlier versions, and of some killed builds, have none."""
+    """Return whether an index has a list of shards; those of some killed builds have none."""
     return storage.exists(storage.join(folder, SHARDS))
 
 

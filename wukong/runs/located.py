@@ -1,7 +1,7 @@
 """Where pairs stand in what an experiment stored: its stages' outputs, and the tables that may hold rows of keys.
 
 Indexes name these tables: that of a crawl's parts (``wukong.crawl.previous.INDEX``), and that of a filter's shards
-(``wukong.curate.lookup``). Only outputs of earlier versions, and of crawls that did not finish, are read whole.
+(``wukong.curate.lookup``). Only crawls that did not finish, and copies without the index, are read whole.
 """
 
 import bisect

@@ -137,7 +137,7 @@ def _folder(uri: str) -> str:
 def _settings(folder: str) -> Model:
     try:
         described: Any = storage.read_json(storage.join(folder, "config.json"))
-        return Model.model_validate({"match_text_cls": False, **described["model"]})
+        return Model.model_validate(described["model"])
     except (KeyError, TypeError, ValidationError, WukongError) as error:
         raise ConfigError(
             f"{_KEY}: {folder} is no model of this project ({error}); name the folder `model` of a training, which "

@@ -104,7 +104,7 @@ def evaluation_of(model: str) -> str:
     """Return the URI of the manifest of a registered model's evaluation; for argument and errors see ``folder_of``."""
     if uri := _tags_of(model).get(EVALUATION_TAG):
         return uri
-    raise DataError(f"{model} was registered without the address of its evaluation: name its run")
+    raise DataError(f"{model} does not say where its evaluation is: it was not registered by Wukong")
 
 
 def _tags_of(model: str) -> dict[str, str]:

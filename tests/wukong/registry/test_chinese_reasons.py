@@ -114,8 +114,6 @@ def refused(made: Folder) -> Iterator[Decision]:
     evaluated = {**gate, EVALUATION_TAG: uri}
     yield of({}, gate, "7")
     yield of({}, {**gate, aliases.ROLLED_BACK: f"2026-11-26T07:27:50+00:00: {TOLD}"})
-    yield of({}, gate)
-    yield of({}, {key: value for key, value in evaluated.items() if key != aliases.CHOSEN})
     yield of({aliases.ORIGIN: "elsewhere"}, evaluated)
     yield of({}, evaluated)
     yield of({EVALUATION_TAG: f"{uri}-gone"}, evaluated)

@@ -167,32 +167,6 @@ def test_each_setting_of_a_training_is_in_its_key_but_those_that_decide_nothing(
     assert left_out == {"from_model", "log_every", "max_failures", "min_workers", "threads"}
 
 
-def test_shards_that_may_be_lost_are_in_the_key_only_if_there_are_any() -> None:
-    entry = stages.of("pretrain")
-    plain, some = (entry.config(experiment(pretrain=changed))["training"] for changed in ({}, {"max_lost_shards": 2}))
-    assert "max_lost_shards" not in plain, "keys of earlier runs have none"
-    assert some == plain | {"max_lost_shards": 2}
-
-
-@pytest.mark.parametrize("name", stages.TRAININGS)
-def test_the_rate_of_the_text_head_is_in_the_key_only_if_it_differs(name: str) -> None:
-    plain, locked = (stages.of(name).config(experiment(**{name: changed})) for changed in ({}, {"text_head_rate": 0.0}))
-    assert "text_head_rate" not in plain["training"], "keys of earlier runs have none"
-    assert locked["training"] == plain["training"] | {"text_head_rate": 0.0}
-
-
-def test_captions_are_in_the_key_only_if_they_are_sampled() -> None:
-    for name in stages.TRAININGS:
-        of = stages.of(name).config
-        default, first, sampled = (
-            of(experiment(**{name: {"captions_per_picture": value} if value else {}}))["training"]
-            for value in ("", "first", "sampled")
-        )
-        assert "captions_per_picture" not in default, "keys of earlier runs have none"
-        assert first == default
-        assert sampled == default | {"captions_per_picture": "sampled"}
-
-
 def test_a_validation_is_in_the_key_only_if_it_decides() -> None:
     entry, plain = stages.of("pretrain"), experiment(pretrain={})
     assert entry.config(experiment(pretrain={"validation": {"every_steps": 9}, "max_failures": 9})) == entry.config(

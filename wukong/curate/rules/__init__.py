@@ -114,32 +114,16 @@ def config_of(settings: Strict, *, exclude: Collection[str] = ()) -> dict[str, A
         exclude: settings that are left out, of a section ``SECTION.SETTING``.
 
     Returns:
-        The settings, and under ``rule_versions`` each rule that was added or has changed since version 6 of the stage.
-        What is younger than version 7 is left out where it is off.
-    """
-    versions = {
-        rule.name: rule.version for rule in REGISTRY if rule.version and (rule.enabled(settings) or not rule.added)
-    }
-    return dumped(settings, exclude) | ({"rule_versions": versions} if versions else {})
-
-
-def dumped(settings: Strict, exclude: Collection[str] = ()) -> dict[str, Any]:
-    """The settings as JSON, without what is younger than version 7 of the stage and has its default.
-
-    Args:
-        settings: the filter's settings.
-        exclude: settings that are left out, of a section ``SECTION.SETTING``.
+        The settings, and under ``rule_versions`` the version of each rule that is on.
     """
     values = settings.model_dump(mode="json")
-    defaults = {key: type(settings).model_fields[key].get_default(call_default_factory=True) for key in _added()}
-    young = {key for key, default in defaults.items() if getattr(settings, key) == default}
-    for name in {*exclude, *young}:
+    for name in exclude:
         section, _, key = name.partition(".")
         if not key:
             values.pop(section, None)
         elif isinstance(values.get(section), dict):
             values[section].pop(key, None)
-    return values
+    return values | {"rule_versions": {rule.name: rule.version for rule in REGISTRY if rule.enabled(settings)}}
 
 
 def uris(settings: Strict, of: Sequence[Rule[Any]] = REGISTRY) -> dict[str, str]:
@@ -157,10 +141,6 @@ def uris(settings: Strict, of: Sequence[Rule[Any]] = REGISTRY) -> dict[str, str]
         named = {key: value} if isinstance(value, str) else {f"{key}[{n}]": each for n, each in enumerate(value or ())}
         found |= {name: uri for name, uri in named.items() if uri}
     return found
-
-
-def _added() -> list[str]:
-    return [key for rule in REGISTRY for key in rule.added]
 
 
 def digests(settings: Strict, *, late: bool | None = None) -> dict[str, str]:

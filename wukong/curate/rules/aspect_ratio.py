@@ -45,7 +45,7 @@ RULE = Rule(
     name="aspect_ratio",
     place=20,
     title="aspect ratio within the limit",
-    version=0,
+    version=1,
     settings=AspectRatioSettings,
     compute=lambda batch, settings: {"aspect_ratio": aspect_ratio()},
     stored=(Column("aspect_ratio", "float32", place=20),),

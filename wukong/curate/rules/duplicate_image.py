@@ -50,7 +50,7 @@ RULE = Rule(
     name="duplicate_image",
     place=90,
     title="picture not seen before",
-    version=0,
+    version=1,
     settings=DuplicateImageSettings,
     enabled=lambda settings: settings.duplicate_images != "keep",
     stored=(Column("image_hash", "uint64", place=40, nullable=True),),

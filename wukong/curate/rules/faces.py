@@ -100,7 +100,6 @@ RULE = Rule[Any](
     unchecked=message("No model looked for faces: how many masked names stand beside a face is not known."),
     version=1,
     settings=FacesSettings,
-    added=("faces",),
     enabled=lambda settings: settings.faces is not None,
     stored=(Column("faces", _type, place=64, optional=True),),
     from_pictures=(

@@ -134,7 +134,6 @@ RULE = Rule(
     title="picture on no list of forbidden ones",
     unchecked=message("No list of forbidden pictures was obeyed."),
     version=1,
-    added=("forbidden",),
     settings=ForbiddenSettings,
     enabled=_on,
     load=load,

@@ -64,7 +64,6 @@ RULE = Rule(
     unchecked=message("Near duplicates were not looked for."),
     version=1,
     settings=NearDuplicateSettings,
-    added=("near_duplicates",),
     enabled=lambda settings: settings.near_duplicates is not None,
     stored=(Column(_COSINE, "float32", place=60, optional=True),),
     from_pictures=(
