@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from infra.corpus import HOST
 from wukong.errors import StackError
 from wukong.runtime import environment
+from wukong.store.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -156,13 +157,8 @@ def load(home: Path) -> Stack:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with whole_file(path, mode=0o600) as stream:
+        stream.write(text.encode())
 
 
 @contextmanager

@@ -14,11 +14,9 @@ is not waited for.
 import errno
 import json
 import logging
-import os
 import shutil
 import stat
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -43,6 +41,7 @@ from wukong.store import (
 from wukong.store.address import Address
 from wukong.store.conditional_store import ChangedError, UnconditionalError
 from wukong.store.local_paths import local_path
+from wukong.store.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -313,9 +312,7 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
         conditional_store.write(address.of_environment(), _key(uri), data, expected)
         return
     with _explained("write", uri):
-        written = conditional_files.write(Path(path), data, expected)
-    if not written:
-        raise ChangedError(f"{uri} was written by somebody else")
+        conditional_files.write(Path(path), data, expected)
 
 
 def update(uri: str, change: Callable[[Any], Any]) -> Any:
@@ -385,18 +382,8 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
         synced: whether a file on a local disk must be complete under its name even if the machine loses its power.
     """
     if (path := _local_path(uri)) is not None:
-        partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
-        with _explained("write", uri):
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as stream:
-                    yield stream
-                    stream.flush()
-                    if synced:
-                        os.fsync(stream.fileno())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with _explained("write", uri), whole_file(Path(path), synced=synced) as stream:
+            yield stream
         return
     # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
     # written to a temporary local file first.
