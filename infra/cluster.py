@@ -137,7 +137,7 @@ def make_mlflow_users(users: Mapping[str, Mapping[str, str]], team: str = "") ->
         MlflowError: it refuses.
     """
     if team:
-        availability.until_answered(lambda: _is_new(Server(""), "POST", "workspaces", {"name": team}, "3.0"))
+        availability.MLFLOW.until_answered(lambda: _is_new(Server(""), "POST", "workspaces", {"name": team}, "3.0"))
     for kind, permissions in MLFLOW_USERS.items():
         user = users[kind]
         if user["USERNAME"] == os.environ.get("MLFLOW_TRACKING_USERNAME"):
@@ -167,7 +167,7 @@ def delete_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
                 raise
 
     for kind in MLFLOW_USERS:
-        availability.until_answered(partial(delete, users[kind]["USERNAME"]))
+        availability.MLFLOW.until_answered(partial(delete, users[kind]["USERNAME"]))
         log.info("MLflow has no user %s any more", users[kind]["USERNAME"])
 
 
@@ -196,7 +196,7 @@ def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], 
             role = _role_of_makers(server, workspace or "default")
             _is_new(server, "POST", "roles/assign", {"username": name, "role_id": role}, "3.0")
 
-    availability.until_answered(make)
+    availability.MLFLOW.until_answered(make)
     said = ", ".join(f"{kind} {permission}" for kind, permission in permissions.items())
     log.info("MLflow's user %s has the permissions %s", name, said)
 

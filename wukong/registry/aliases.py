@@ -103,7 +103,7 @@ def register(
     version = model_versions.register(experiment, run_id, model, evaluation, tags)
     registered = ModelRegistry(Server(), registry.model_name, registry.alias, evaluate)
     by = f"the pipeline of {experiment.name}"
-    decision = availability.until_answered(lambda: registered.promote(version, by=by))
+    decision = availability.MLFLOW.until_answered(lambda: registered.promote(version, by=by))
     log.info("version %s of %s: %s", version, registry.model_name, decision.says)
     return {
         "version": float(version),

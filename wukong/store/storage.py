@@ -97,7 +97,7 @@ def read_with(uri: str, read: "Callable[[pafs.FileSystem, str], _Answer]") -> _A
     with _explained("read", uri):
         if _is_local(store):
             _refuse_pipe(path)
-        return patient_store.until_answered(lambda: read(store, path))
+        return patient_store.STORE.until_answered(lambda: read(store, path))
 
 
 def _refuse_pipe(path: str) -> None:

@@ -23,12 +23,12 @@ from wukong.tracking.availability import (
     AT_END,
     AT_START,
     AT_START_ON_CLUSTER,
+    MLFLOW,
     answers,
     enabled,
     mlflow_client,
     page,
     unless_away,
-    until_answered,
 )
 from wukong.tracking.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.tracking.tags import (
@@ -78,7 +78,7 @@ def stage_run(
     server = Server()
     open_runs = partial(_open, server, experiment, run, stage, tags or {})
     if needed:
-        parent, nested = until_answered(open_runs)
+        parent, nested = MLFLOW.until_answered(open_runs)
     else:
         within = AT_START
         if os.environ.get("WUKONG_CLUSTER") and not answers(AT_START):
@@ -146,7 +146,7 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
                 server.end(entry.run_id, "FINISHED")
 
     if enabled():
-        until_answered(complete)
+        MLFLOW.until_answered(complete)
 
 
 def _nested(server: Server, parent: Run) -> list[Run]:

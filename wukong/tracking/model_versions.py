@@ -12,10 +12,10 @@ from wukong.runtime import environment
 from wukong.store import storage
 from wukong.store.manifest import Manifest, code_revision, digest_of
 from wukong.tracking.availability import (
+    MLFLOW,
     mlflow_client,
     page,
     refuse_untracked,
-    until_answered,
 )
 from wukong.tracking.mlflow_rest import Server
 from wukong.tracking.tags import EVALUATION_TAG, PARENT_TAG
@@ -58,7 +58,8 @@ def register(
         "wukong.value": repr(evaluation.metrics[registry.metric]),
         "wukong.revision": code_revision(),
     }
-    return until_answered(lambda: _register(mlflow_client(), registry.model_name, run_id, model, {**own, **tags}))
+    said, name = {**own, **tags}, registry.model_name
+    return MLFLOW.until_answered(lambda: _register(mlflow_client(), name, run_id, model, said))
 
 
 def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, tags: Mapping[str, str]) -> str:
