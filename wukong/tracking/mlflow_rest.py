@@ -40,6 +40,9 @@ MOST_PARAMS = 100
 MOST_METRICS = 500
 """Values of metrics in one request."""
 
+MISSING, EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
+"""Codes of MLflow's errors."""
+
 _BUSY = (408, 429, 500, 502, 503, 504)
 _MOST_RUNS = 1000
 
@@ -137,21 +140,15 @@ class Server:
         """Return the ID of an experiment, which is made if there is none."""
         if known := self.find_experiment(name):
             return known
-        try:
-            return str(self.ask("POST", "experiments/create", {"name": name})["experiment_id"])
-        except MlflowError as error:
-            if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster, or the answer to this request was lost
-                raise
-        return self._experiment_id(name)
+        made = self.ask("POST", "experiments/create", {"name": name}, but=EXISTS)
+        if not made:  # somebody was faster, or the answer to this request was lost
+            made = self.ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+        return str(made["experiment_id"])
 
     def find_experiment(self, name: str) -> str | None:
         """Return the ID of an experiment, or None if there is none."""
-        try:
-            return self._experiment_id(name)
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
+        found = self.ask("GET", "experiments/get-by-name", {"experiment_name": name}, but=MISSING)
+        return str(found["experiment"]["experiment_id"]) if found else None
 
     def model_version(self, name: str, version: str) -> dict[str, Any]:
         """A registered model's version, which is a number or ``@ALIAS``: ``source``, ``tags`` and more."""
@@ -223,17 +220,12 @@ class Server:
             run: the run.
             below: the folder to list; empty for all.
         """
-        page = ""
-        while True:
-            asked = {"run_id": run.run_id, "path": below, "page_token": page}
-            answer = self.ask("GET", "artifacts/list", {name: value for name, value in asked.items() if value})
-            for entry in answer.get("files", []):
-                if entry.get("is_dir"):
-                    yield from self.files(run, entry["path"])
-                else:
-                    yield entry["path"]
-            if not (page := answer.get("next_page_token", "")):
-                return
+        asked = {"run_id": run.run_id} | ({"path": below} if below else {})
+        for entry in self._pages("artifacts/list", asked, "files", method="GET"):
+            if entry.get("is_dir"):
+                yield from self.files(run, entry["path"])
+            else:
+                yield entry["path"]
 
     def delete_file(self, run: Run, path: str) -> None:
         """Delete a file of a run, where the server passes files on to its store.
@@ -271,13 +263,7 @@ class Server:
         if location.scheme != "mlflow-artifacts":
             raise MlflowError(f"MLflow at {self.address} passes no files on: those of {run.name} lie elsewhere", 501)
         below = quote(f"{location.path.strip('/')}/{path}")
-        response = _session().request(
-            method,
-            f"{self.address}/api/2.0/mlflow-artifacts/artifacts/{below}",
-            data=data,
-            timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
-            **_identity(self._workspace),
-        )
+        response = self._request(method, f"2.0/mlflow-artifacts/artifacts/{below}", data=data)
         if not response.ok:
             raise _explained(f"{method} {below}", response, {})
         return bytes(response.content)
@@ -345,7 +331,9 @@ class Server:
             for entry in history
         ]
 
-    def ask(self, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0") -> dict[str, Any]:
+    def ask(
+        self, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0", but: str = ""
+    ) -> dict[str, Any]:
         """Make a request and return the answer's JSON.
 
         Args:
@@ -353,25 +341,25 @@ class Server:
             endpoint: below ``/api/VERSION/mlflow/``.
             values: in the address for GET, otherwise the JSON that is sent.
             version: version of the API.
+            but: code of an error that is no error here: for it nothing is returned.
         """
-        response = _session().request(
-            method,
-            f"{self.address}/api/{version}/mlflow/{endpoint}",
-            params=dict(values) if method == "GET" else None,
-            json=None if method == "GET" else dict(values),
-            timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
-            **_identity(self._workspace),
-        )
+        given = {"params" if method == "GET" else "json": dict(values)}
+        response = self._request(method, f"{version}/mlflow/{endpoint}", **given)
         try:
             answer = response.json()
         except ValueError:
             answer = None
         if response.ok and isinstance(answer, dict):
             return answer
-        raise _explained(endpoint, response, answer if isinstance(answer, dict) else {})
+        error = _explained(endpoint, response, answer if isinstance(answer, dict) else {})
+        if but and error.code == but:
+            return {}
+        raise error
 
-    def _experiment_id(self, name: str) -> str:
-        return str(self.ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"])
+    def _request(self, method: str, path: str, **content: Any) -> "Response":
+        bound = float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT"))
+        url = f"{self.address}/api/{path}"
+        return _session().request(method, url, timeout=bound, **content, **_identity(self._workspace))
 
 
 def _bound(name: str) -> str:
