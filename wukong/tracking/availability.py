@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from urllib.parse import urlencode
 
 from wukong.errors import ConfigError
@@ -22,9 +22,6 @@ from wukong.runtime.language import message
 from wukong.store import patience
 from wukong.tracking import mlflow_rest
 from wukong.tracking.mlflow_rest import MlflowError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
@@ -130,15 +127,3 @@ def page(path: str, **asked: str) -> str:
     if workspace := os.environ.get(mlflow_rest.WORKSPACE):
         asked["workspace"] = workspace
     return f"{public_address()}/#/{path}" + (f"?{urlencode(asked)}" if asked else "")
-
-
-def mlflow_client() -> "MlflowClient":
-    """MLflow's own client, for artifacts and models; its import takes seconds."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name, value in mlflow_rest.BOUNDS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    return MlflowClient()
