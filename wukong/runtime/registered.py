@@ -30,10 +30,10 @@ def registered(package: str, attribute: str, *kinds: type[_Kind]) -> dict[str, _
     for module in pkgutil.iter_modules(sys.modules[package].__path__):
         each = getattr(import_module(f"{package}.{module.name}"), attribute, None)
         if not isinstance(each, kinds) or re.sub("[-.]", "_", each.name) != module.name:
-            allowed = " or ".join(kind.__name__ for kind in kinds)
+            folder, kind = package.replace(".", "/"), " or ".join(each.__name__ for each in kinds)
             raise TypeError(
-                f"{package.replace('.', '/')}/{module.name}.py assigns no {allowed} with the name {module.name!r} to "
-                f"{attribute}: each file here assigns one"
+                f"{folder}/{module.name}.py assigns no {kind} with the name {module.name!r} to {attribute}: each file "
+                "here assigns one"
             )
         found[each.name] = each
     return found
