@@ -33,7 +33,7 @@ from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 from wukong.store.patience import AwayError
 from wukong.tracking import availability, mlflow_runs, model_versions, run_links
-from wukong.tracking.mlflow_rest import MlflowError, Server
+from wukong.tracking.mlflow_rest import MISSING, MlflowError, Server
 from wukong.tracking.tags import EVALUATION_TAG, HISTORY_TAG, RUN_TAG
 
 GATE, ORIGIN, ROLLED_BACK = "wukong.gate", "wukong.origin", "wukong.rolled_back"
@@ -102,7 +102,7 @@ def register(
     version = model_versions.register(experiment, run_id, model, evaluation, tags)
     registered = ModelRegistry(Server(), registry.model_name, registry.alias, evaluate)
     by = f"the pipeline of {experiment.name}"
-    decision = availability.until_answered(lambda: registered.promote(version, by=by))
+    decision = availability.MLFLOW.until_answered(lambda: registered.promote(version, by=by))
     log.info("version %s of %s: %s", version, registry.model_name, decision.says)
     return {
         "version": float(version),
@@ -138,12 +138,9 @@ class ModelRegistry:
             ConfigError: there is none.
         """
         if number:
-            try:
-                answer = self._server.ask("GET", "model-versions/get", {"name": self.model, "version": number})
-            except MlflowError as error:
-                if error.code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                raise ConfigError(f"MLflow at {self._server.address} has no model {self.model}/{number}") from error
+            asked = {"name": self.model, "version": number}
+            if not (answer := self._server.ask("GET", "model-versions/get", asked, but=MISSING)):
+                raise ConfigError(f"MLflow at {self._server.address} has no model {self.model}/{number}")
             return _version(answer["model_version"])
         quoted = self.model.replace("'", "\\'")
         values = {"filter": f"name = '{quoted}'", "order_by": "version_number DESC", "max_results": 1}
@@ -158,12 +155,9 @@ class ModelRegistry:
         Raises:
             ConfigError: there is no such model.
         """
-        try:
-            registered = self._server.ask("GET", "registered-models/get", {"name": self.model})["registered_model"]
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise ConfigError(f"MLflow at {self._server.address} has no model {self.model!r}") from error
+        if not (answer := self._server.ask("GET", "registered-models/get", {"name": self.model}, but=MISSING)):
+            raise ConfigError(f"MLflow at {self._server.address} has no model {self.model!r}")
+        registered = answer["registered_model"]
         held = {entry["alias"]: str(entry["version"]) for entry in registered.get("aliases", [])}
         return held.get(self.alias, ""), {entry["key"]: entry["value"] for entry in registered.get("tags", [])}
 
@@ -210,7 +204,7 @@ class ModelRegistry:
             try:
                 theirs = self._evaluated_anew(candidate, held, evaluation)
             except WukongError as error:
-                gone = isinstance(error, MlflowError) and error.code == "RESOURCE_DOES_NOT_EXIST"
+                gone = isinstance(error, MlflowError) and error.code == MISSING
                 if isinstance(error, AwayError | MlflowError) and not gone:
                     raise
                 return no(
@@ -373,7 +367,7 @@ def needed_versions(server: Server) -> dict[str, dict[str, str]]:
                 try:
                     needed[f"models:/{each['name']}/{version}"] = server.model_tags(each["name"], version)
                 except MlflowError as error:
-                    if error.code != "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it
+                    if error.code != MISSING:  # somebody deleted it
                         raise
     return needed
 

@@ -14,10 +14,8 @@ is not waited for.
 import errno
 import json
 import logging
-import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -42,6 +40,7 @@ from wukong.store import (
 from wukong.store.address import Address
 from wukong.store.conditional_store import ChangedError, UnconditionalError
 from wukong.store.local_paths import local_path, refuse_pipe
+from wukong.store.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,7 +96,7 @@ def read_with(uri: str, read: "Callable[[pafs.FileSystem, str], _Answer]") -> _A
     with _explained("read", uri):
         if _is_local(store):
             refuse_pipe(path)
-        return patient_store.until_answered(lambda: read(store, path))
+        return patient_store.STORE.until_answered(lambda: read(store, path))
 
 
 def _bare(uri: str) -> "tuple[pafs.FileSystem, str]":
@@ -302,9 +301,7 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
         conditional_store.write(address.of_environment(), _key(uri), data, expected)
         return
     with _explained("write", uri):
-        written = conditional_files.write(Path(path), data, expected)
-    if not written:
-        raise ChangedError(f"{uri} was written by somebody else")
+        conditional_files.write(Path(path), data, expected)
 
 
 def update(uri: str, change: Callable[[Any], Any]) -> Any:
@@ -374,18 +371,8 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
         synced: whether a file on a local disk must be complete under its name even if the machine loses its power.
     """
     if (path := _local_path(uri)) is not None:
-        partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
-        with _explained("write", uri):
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as stream:
-                    yield stream
-                    stream.flush()
-                    if synced:
-                        os.fsync(stream.fileno())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with _explained("write", uri), whole_file(Path(path), synced=synced) as stream:
+            yield stream
         return
     # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
     # written to a temporary local file first.

@@ -242,7 +242,7 @@ def test_a_store_that_answers_reads_and_refuses_to_write_is_called_full(
 ) -> None:
     monkeypatch.setattr(patience, "_LASTING", 0.5)
     monkeypatch.setattr(patient_filesystem, "_ATTEMPTS", 1)
-    monkeypatch.setattr(patient_store.OUTAGE, "_began", None)
+    monkeypatch.setattr(patient_store.STORE, "_began", None)
     storage._s3.cache_clear()
     monkeypatch.setenv(patience.VARIABLE, "3")
     answers((200, ""))
@@ -312,12 +312,12 @@ def away() -> OSError:
 
 def test_a_deletion_whose_answer_was_lost_has_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(patience.VARIABLE, "30")
-    assert patient_store.until_answered(failing([away()])) == "answer"
-    assert patient_store.until_answered(failing([away(), FileNotFoundError()]), deletes=True) is None
+    assert patient_store.STORE.until_answered(failing([away()])) == "answer"
+    assert patient_store.STORE.until_answered(failing([away(), FileNotFoundError()]), deletes=True) is None
     with pytest.raises(FileNotFoundError):
-        patient_store.until_answered(failing([FileNotFoundError()]), deletes=True)
+        patient_store.STORE.until_answered(failing([FileNotFoundError()]), deletes=True)
     with pytest.raises(FileNotFoundError):
-        patient_store.until_answered(failing([away(), FileNotFoundError()]))
+        patient_store.STORE.until_answered(failing([away(), FileNotFoundError()]))
 
 
 @pytest.mark.parametrize("code", [60, 3])

@@ -171,8 +171,8 @@ def test_a_new_rule_is_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("RULE = Rule(", "OTHER = Rule("), "shouting.py assigns no Rule to RULE"),
-        (("place=45", "place=50"), "share a name or a place"),
+        (("RULE = Rule(", "OTHER = Rule("), "rules/shouting.py assigns no Rule with the name 'shouting' to RULE"),
+        (("place=45", "place=50"), "share a place"),
         (("max_marks", "min_side"), "both have the setting min_side"),
         (('Column("marks"', 'Column("length"'), "both store the column length"),
     ],
