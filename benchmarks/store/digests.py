@@ -42,6 +42,7 @@ from wukong.store.manifest import Manifest, Stage
 
 PART = 1000
 TOWER = "tf_efficientnet_lite0"
+STORED = {"dtype": "float16", "precision": "float32"}
 
 
 def played(task: Callable[..., Any]) -> Any:
@@ -124,7 +125,9 @@ def main() -> None:
         work = list(features._work(filtered, "train", 0))[:1]
         measured(
             f"features of {sum(each.rows for each in work)} pictures",
-            lambda place: features._compute(Stage(place, "features", {}), filtered.uri, work, model, None, "cpu", 0),
+            lambda place: features._compute(
+                Stage(place, "features", STORED), filtered.uri, work, model, None, "cpu", 0
+            ),
             f"{root}/c",
         )
         trained, tokenizer = Stage(root, "pretrain", {}), Tokenizer(packaged_vocabulary())
