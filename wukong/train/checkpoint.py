@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wukong.errors import DataError, StorageError
-from wukong.runtime.language import message
 from wukong.store import fence, storage
 
 _MODEL, _OPTIMIZER, _PROGRESS, _MANIFEST = (
@@ -285,7 +284,7 @@ def _explained(uri: str, goes_with: str = "") -> Iterator[None]:
 
 
 def _unreadable(uri: str, error: Exception, goes_with: str) -> DataError:
-    gone = goes_with or message("it")
+    gone = goes_with or uri
     return DataError(
         f"the checkpoint {uri} cannot be read ({error}): delete {gone} and run its stage again, which goes on from the "
         "checkpoint before it, or from the start"
