@@ -54,8 +54,7 @@ class Classes:
 
     def texts(self) -> Iterator[Texts]:
         """Read the pieces in order: the texts of ``len(vectors) // prompts`` classes each, [texts, tokens, d]."""
-        for piece in self.pieces if self.files else ():
-            stored = self.files.read(piece, mapped=True)
+        for stored in (self.files.read(piece, mapped=True) for piece in self.pieces) if self.files else ():
             yield Texts(stored["vectors"], stored["counted"])
 
 
