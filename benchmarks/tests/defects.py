@@ -110,7 +110,7 @@ def copied() -> Iterator[Path]:
         folder = Path(temporary, "checkout")
         # A commit of what is not committed, or nothing where all is.
         now = git("stash", "create", folder=ROOT) or "HEAD"
-        git("worktree", "add", "--detach", str(folder), now, folder=ROOT)
+        git("worktree", "add", "--quiet", "--detach", str(folder), now, folder=ROOT)
         try:
             (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
             yield folder

@@ -41,7 +41,7 @@ from wukong.publish import takedown, takedown_plan
 from wukong.runtime.environment import CONNECT_TO
 from wukong.stages import places
 from wukong.store import storage
-from wukong.store.manifest import Manifest, load
+from wukong.store.manifest import Manifest, describe, load
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -725,6 +725,7 @@ def test_a_damaged_file_of_a_crawl_is_made_again_and_nothing_else_is_asked_for(
     site.requested()
     again = crawl.run(e, {})
     assert digests(again) == digests(first)
+    assert all(describe(again.uri, part.path, part.rows) == part for part in again.parts), "each file is there again"
     asked = site.requested()
     assert asked["picture"] <= (5 if kind in ("parts", "tars") else 0)
     assert bool(asked["search"]) == (kind == "search")
