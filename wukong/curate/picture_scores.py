@@ -85,7 +85,8 @@ class ModelRule(Rule):
 
     def drops(self, pairs: Pairs, settings: Any) -> Dropped:
         """Compare the scores with the first key that decides."""
-        scores, limit = pairs[self.column.name], getattr(self.section(settings), self.decides[0])
+        scores = pairs[self.column.name]
+        limit: float = getattr(self.section(settings), self.decides[0])
         return scores < limit if self.decides[0].startswith("min_") else scores > limit
 
     def counts(self, pairs: Pairs, settings: Any) -> Mapping[str, int]:

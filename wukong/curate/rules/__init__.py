@@ -336,7 +336,7 @@ def decide(columns: pl.DataFrame, settings: Strict, when: Decided | Literal["spl
     import polars as pl
 
     if when == "split":
-        drops = {HELD_BACK: columns["split"] == HELD_BACK}
+        drops: dict[str, Any] = {HELD_BACK: columns["split"] == HELD_BACK}
     else:
         drops = {rule.name: rule.drops(columns, settings) for rule in decided(when, settings)}
     reasons = [pl.when(name).then(pl.lit(name)) for name in drops]
