@@ -53,6 +53,12 @@ def test_each_rule_is_known_by_its_file():
     assert {rule.name for rule in rules.REGISTRY} == files
 
 
+def test_the_page_for_contributors_shows_a_whole_rule():
+    size = Path(rules.__file__).with_name("size.py")
+    page = Path(rules.__file__).parents[3] / "CONTRIBUTING.md"
+    assert f"```python\n{size.read_text(encoding='utf-8')}```" in page.read_text(encoding="utf-8")
+
+
 def test_a_pair_in_no_split_is_held_back_unless_it_was_dropped():
     columns = pl.DataFrame({"split": ["train", "held_back", "held_back"], "dropped_by": [None, None, "size"]})
     assert rules.decide(columns, Filter(), "split").to_list() == [None, HELD_BACK, "size"]
