@@ -21,7 +21,7 @@ from wukong.runs.run_records import Record
 from wukong.runtime import cancel, events, logs
 from wukong.runtime.language import message
 from wukong.stages import run_paths
-from wukong.store import manifest, storage, takedowns
+from wukong.store import damage, manifest, storage, takedowns
 from wukong.store.manifest import Manifest
 from wukong.store.patience import AwayError
 from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results
@@ -312,6 +312,7 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
 def load_artifact(path: str) -> Manifest:
     """Read a manifest that an earlier component wrote as its artifact. One with very many parts is read at its URI."""
     value = json.loads(Path(path).read_text(encoding="utf-8"))
+    damage.refuse_other_format(value, manifest.FORMAT, path)
     return Manifest.model_validate(value) if "parts" in value else manifest.load(value["uri"])
 
 

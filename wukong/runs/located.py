@@ -114,7 +114,7 @@ def _parts(crawl: Manifest, keys: Sequence[str]) -> list[str]:
     names = storage.list_names(crawl.uri)
     if "parts" not in names:
         return []  # of an attempt that failed, whose files another one has taken over
-    if not crawl.parts:
+    if not crawl.parts or previous.INDEX not in names:
         return _files(crawl, "parts")
     index = storage.read_table(storage.join(crawl.uri, previous.INDEX))
     bounds = zip(index["part"].to_pylist(), index["first_key"].to_pylist(), index["last_key"].to_pylist(), strict=True)

@@ -448,23 +448,6 @@ def test_what_is_stored_is_what_every_reader_opens(hostile_part) -> None:
                 assert not {"exif", "icc_profile", "comment", "xmp", "mp"} & set(opened.info)
 
 
-def test_pictures_of_an_earlier_crawl_lose_their_metadata(web, crawl_config, picture, tmp_path) -> None:
-    """One whose bytes cannot be stored any more is requested again."""
-    exif = Image.Exif()
-    exif[0x010E] = "SECRET"
-    urls = [f"{SITE}/{name}.jpg" for name in "ab"]
-    web.bytes_at("/b.jpg", picture(250, 200))
-    columns = {"status": "success", "stored_width": 250, "stored_height": 200, "width": 250, "height": 200}
-    stored_before = [picture(250, 200, exif=exif), b"\xff\xd8\xff\xe1"]
-    known = [(key_of(url), columns, data) for url, data in zip(urls, stored_before, strict=True)]
-    rows = download(urls, crawl_config(), ConnectTo({HOST: web.connect_to}), tmp_path / "0", known=known)
-    assert {row["status"] for row in rows.values()} == {"success"}
-    assert "/a.jpg" not in web.requests
-    assert web.requests["/b.jpg"] == 1
-    files = members(tmp_path / "0")
-    assert [files[f"{key_of(url)}.jpg"] for url in urls] == [picture(250, 200)] * 2
-
-
 def test_a_row_that_cannot_be_written_does_not_end_the_part(web, crawl_config, picture, tmp_path, monkeypatch) -> None:
     """Whatever number gets through, for instance from an engine or a decoder of tomorrow."""
     web.bytes_at("/good.jpg", picture())
