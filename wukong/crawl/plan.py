@@ -116,7 +116,7 @@ def write_range(uri: str, planned: pa.Table, part_size: int) -> list[tuple[int, 
 
 def with_several(planned: pa.Table) -> int:
     """Return how many URLs have several captions."""
-    return len(planned) - planned["captions"].null_count
+    return int(len(planned) - planned["captions"].null_count)
 
 
 def read_part(uri: str, row_group: int) -> pa.Table:

@@ -512,8 +512,10 @@ def _pages(stage: Manifest, keys: Set[str], *, lost: bool) -> tuple[dict[str, in
             docs = storage.list_files(storage.join(stage.uri, "docs"))
             deleted += [path for path in (uri[len(stage.uri) + 1 :] for uri in docs) if path != card.PATH]
     if stage.parts.has(card.PATH):
-        shown = card.read(stage.uri)
-        if (shown.docs and deleted) or shown.shows_any(keys):
+        if not storage.exists(storage.join(stage.uri, card.DATA_PATH)):
+            # A copy that was made by the manifest has no data of the card: nobody can tell which pairs it shows.
+            deleted += [card.PATH] if lost or deleted else []
+        elif ((shown := card.read(stage.uri)).docs and deleted) or shown.shows_any(keys):
             rewritten[card.PATH] = 0
     return rewritten, tuple(deleted)
 
