@@ -1,6 +1,5 @@
 """``wukong takedown``: remove pairs from a released set, and from all that an experiment stored of them."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -57,13 +56,9 @@ def takedown(
     ] = None,
     like: alike.LikeOption = None,
     like_hashes: alike.LikeHashesOption = None,
-    confirm: alike.ConfirmOption = None,
-    yes: alike.YesOption = False,
     distance: alike.DistanceOption = alike.DISTANCE,
     cosine: alike.CosineOption = alike.COSINE,
     model: alike.ModelOption = None,
-    sheet: alike.SheetOption = None,
-    show: alike.ShowOption = False,
 ) -> None:
     """Remove pairs from a released set, and from the crawl and the shards that it was made from.
 
@@ -79,10 +74,10 @@ def takedown(
 
         wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
 
-    With --like, what is near a picture is listed: equal files, hashes that differ in few bits, and vectors. What a
-    person confirms is taken out. Example:
+    With --like, what is near a picture is printed as a LIST: equal files, hashes that differ in few bits, and vectors,
+    these behind a #. Delete what is to stay, and take down the rest by the list. Example:
 
-        wukong takedown --like sent.jpg --config my.yaml --reason "case 2026-17" --sheet near.html
+        wukong takedown --like sent.jpg --config my.yaml > near.txt
     """
     from wukong.publish import takedown as library
     from wukong.publish import takedown_plan
@@ -90,18 +85,18 @@ def takedown(
     by_example = bool(like or like_hashes)
     if (listed is None) != by_example:
         raise ConfigError("give a LIST, or --like PICTURE, one of them: `wukong takedown --help` has examples")
-    if listed is not None and (confirm or yes or sheet or show):
-        raise ConfigError("--confirm, --yes, --sheet and --show go with --like: a list is taken down as a whole")
-    if like_hashes and sheet:
-        raise ConfigError("--sheet shows pictures, and nobody may see those of --like-hashes: leave one of them out")
-    if reason is None and not dry_run:
+    if reason is None and not dry_run and not by_example:
         raise ConfigError('say why, for the record: --reason "case 2026-17"; to look only, say --dry-run')
     experiment = chosen(config_file, data, run, overrides or []).experiment
     root = uri_of(at).rstrip("/") if at else experiment.root
     use_embedded_store(root)
+    indexes = _roots_of_indexes(experiment.storage if root.startswith(experiment.storage) else None, index)
+    if listed is None:
+        pictures, hashes = [uri_of(each) for each in like or ()], [uri_of(each) for each in like_hashes or ()]
+        alike.print_near(root, pictures, hashes, indexes, distance=distance, cosine=cosine, model=model)
+        return
     console = Console(highlight=False, soft_wrap=True)
     tell = partial(console.out, translated("Deleted"))
-    indexes = _roots_of_indexes(experiment.storage if root.startswith(experiment.storage) else None, index)
     copies = [] if at else _copies(experiment.name, root)
     copies.append(partial(_update_indexes, indexes, root))
     shown = () if at else _files_of_copies(experiment.name)
@@ -111,19 +106,7 @@ def takedown(
     elif takedowns.is_begun(root) and not dry_run:
         with takedowns.begun(root):  # nothing was changed yet, or all: what was begun is at its end
             pass
-    if listed is None:
-        pictures, hashes = [uri_of(each) for each in like or ()], [uri_of(each) for each in like_hashes or ()]
-        asked = alike.Asked(pictures, hashes, distance, cosine, indexes, model, sheet, show)
-        confirmed = alike.confirmed(console, root, asked, confirm, yes=yes, ask=not dry_run)
-        if confirmed is None:
-            return
-        # It is kept like a list that is given: a takedown by it that is killed goes on.
-        list_uri = storage.join(root, takedowns.FOLDER, f"alike-{hashlib.sha256(confirmed).hexdigest()[:16]}.txt")
-        if not dry_run:
-            storage.write_bytes(list_uri, confirmed)
-    else:
-        list_uri, confirmed = uri_of(listed), None
-    planned = takedown_plan.plan(root, list_uri, reason or "", datetime.now(UTC), shown, confirmed)
+    planned = takedown_plan.plan(root, uri_of(listed), reason or "", datetime.now(UTC), shown)
     if planned.models and availability.enabled():
         planned = planned.model_copy(update={"models": _registered(planned.models)})
     if not _print_plan(console, planned, root):
@@ -133,11 +116,6 @@ def takedown(
         return
     library.carry_out(root, planned, copies, tell)
     console.print(f"Taken down. Record: {escape(storage.join(root, takedowns.FOLDER, planned.id))}.json")
-    if listed is None:
-        console.print(
-            f"Add {escape(list_uri)} to the list that crawl.politeness.opt_out names, so that no later crawl keeps "
-            "these pictures"
-        )
     if not at and not availability.enabled():
         console.print("MLFLOW_TRACKING_URI is not set: MLflow's copies of pages were not looked at")
 

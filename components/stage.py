@@ -115,7 +115,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
                 from wukong.registry import aliases  # its libraries are of no use to the other components
 
                 outcome = aliases.register(parsed, run_id, load_artifact(model), evaluated, evaluate_champion)
-        document = storage.read_json(storage.join(evaluated.uri, DOCUMENT))
+        document = storage.read_json(*evaluated.file(DOCUMENT))
         mlflow_runs.complete_run(parsed, run, headlines_of(document))
     return outcome
 
@@ -159,7 +159,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         shown = run_report.contents(
             parsed,
             manifests,
-            storage.read_json(storage.join(evaluated.uri, DOCUMENT)),
+            storage.read_json(*evaluated.file(DOCUMENT)),
             links,
             run_report.pictures_of(manifests["filter"]),
             run,
@@ -169,7 +169,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             cost.note_run(parsed, run),
         )
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
-        measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html").decode()
+        measured = storage.read_bytes(*evaluated.file("evaluation.html")).decode()
         _place(parsed, run, "evaluation.html", measured, _pages(docs=bool(docs)))
         _check_untouched(parsed, run, manifests)
         framed = run_report.render(shown, framed=True)

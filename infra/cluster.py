@@ -26,7 +26,7 @@ from wukong.runtime import logs
 from wukong.stages import access
 from wukong.store import manifest, storage
 from wukong.tracking import availability
-from wukong.tracking.mlflow_rest import MlflowError, Server
+from wukong.tracking.mlflow_rest import EXISTS, MISSING, Server
 
 # What a bucket's data is found again by. The data itself (tars, Parquet, weights) is not copied.
 _SMALL = ("manifest.json", "/experiments/", "/runs/")
@@ -128,7 +128,7 @@ def make_mlflow_users(users: Mapping[str, Mapping[str, str]], team: str = "") ->
         MlflowError: it refuses.
     """
     if team:
-        availability.until_answered(lambda: _is_new(Server(""), "POST", "workspaces", {"name": team}, "3.0"))
+        availability.MLFLOW.until_answered(partial(Server("").ask, "POST", "workspaces", {"name": team}, "3.0", EXISTS))
     for kind, permissions in MLFLOW_USERS.items():
         _make_mlflow_user(users[kind]["USERNAME"], users[kind]["PASSWORD"], permissions, team)
 
@@ -143,28 +143,10 @@ def delete_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
         StorageError: the server did not come up.
         MlflowError: it refuses.
     """
-
-    def delete(name: str) -> None:
-        try:
-            Server("").ask("DELETE", "users/delete", {"username": name})
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-
     for kind in MLFLOW_USERS:
-        availability.until_answered(partial(delete, users[kind]["USERNAME"]))
-        log.info("MLflow has no user %s any more", users[kind]["USERNAME"])
-
-
-def _is_new(server: Server, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0") -> bool:
-    """Have MLflow make something; return whether it was not there before."""
-    try:
-        server.ask(method, endpoint, values, version)
-    except MlflowError as error:
-        if error.code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return False
-    return True
+        user = {"username": users[kind]["USERNAME"]}
+        availability.MLFLOW.until_answered(partial(Server("").ask, "DELETE", "users/delete", user, but=MISSING))
+        log.info("MLflow has no user %s any more", user["username"])
 
 
 def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], workspace: str) -> None:
@@ -172,16 +154,16 @@ def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], 
 
     def make() -> None:
         user = {"username": name, "password": password}
-        if not _is_new(server, "POST", "users/create", user):
+        if not server.ask("POST", "users/create", user, but=EXISTS):
             server.ask("PATCH", "users/update-password", user)
         for kind, permission in permissions.items():
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
-            _is_new(server, "POST", "users/permissions/grant", grant, "3.0")
+            server.ask("POST", "users/permissions/grant", grant, "3.0", EXISTS)
         if "EDIT" in permissions.values():
             role = _role_of_makers(server, workspace or "default")
-            _is_new(server, "POST", "roles/assign", {"username": name, "role_id": role}, "3.0")
+            server.ask("POST", "roles/assign", {"username": name, "role_id": role}, "3.0", EXISTS)
 
-    availability.until_answered(make)
+    availability.MLFLOW.until_answered(make)
     said = ", ".join(f"{kind} {permission}" for kind, permission in permissions.items())
     log.info("MLflow's user %s has the permissions %s", name, said)
 
@@ -189,11 +171,11 @@ def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], 
 def _role_of_makers(server: Server, workspace: str) -> int:
     """The ID of the role that may make experiments and models in a workspace. It reads none that others have made."""
     named = {"workspace": workspace, "name": "makers"}
-    _is_new(server, "POST", "roles/create", named, "3.0")
+    server.ask("POST", "roles/create", named, "3.0", EXISTS)
     roles = server.ask("GET", "roles/list", {"workspace": workspace}, "3.0")["roles"]
     (role,) = (int(role["id"]) for role in roles if role["name"] == named["name"])
     grant = {"role_id": role, "resource_type": "workspace", "resource_pattern": "*", "permission": "USE"}
-    _is_new(server, "POST", "roles/permissions/add", grant, "3.0")
+    server.ask("POST", "roles/permissions/add", grant, "3.0", EXISTS)
     return role
 
 

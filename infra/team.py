@@ -38,8 +38,6 @@ HOME = "wukong"
 LABEL = "wukong/team"
 """Label of a team's namespace, by which policies know it; its value is the team's name."""
 MANIFESTS = Path(__file__).parents[1] / "k8s" / "team"
-RUNNER = "default-editor"
-"""The account that KFP gives to runs in multi-user mode (``DEFAULTPIPELINERUNNERSERVICEACCOUNT`` in its manifests)."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,28}[a-z0-9])")
 _TAKEN = (HOME, "default", "kubeflow", "monitoring", "kuberay-system", "workspaces", "api", "ajax-api", "static-files")

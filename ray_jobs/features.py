@@ -125,14 +125,14 @@ def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
     holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
     splits = ["train"] if pairs == "train" else holdouts
     rows = {part.path: part.rows for part in filtered.parts.below(suffix=".parquet")}
-    digest = {part.path: part.sha256 for part in filtered.parts}.get
+    digest = filtered.parts.sha256
     work = [
         _Work(
             PurePosixPath(f"{path}.tar"),
             view,
             rows[f"{path}.parquet"],
-            digest(f"{path}.tar", ""),
-            digest(f"{path}.parquet", ""),
+            digest(f"{path}.tar"),
+            digest(f"{path}.parquet"),
         )
         for split in splits
         for path in (f"{split}/{shard}" for shard in shards.names_of(filtered, split))

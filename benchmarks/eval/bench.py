@@ -1,13 +1,12 @@
 """Compare evaluation results with other evaluators, and measure time and memory of scoring and retrieval.
 
     python benchmarks/eval/bench.py [--threads 2] [--only peers coverage classes retrieval token] [--record]
-        [--model MODEL] [--token-model MODEL]
+        [--model MODEL]
 
 The first run installs Chinese-CLIP, CLIP_benchmark and MTEB into a separate folder in ``--work``, by default in the
 user's cache. ``--record`` writes what they make of made-up scores to the tests' ``peers.json``. Token-wise scoring and
-retrieval are measured on a part, and the time of the whole is in proportion; memory is that of the whole. ``--model``
-and ``--token-model``, a global and a token-wise model of ``make run``, add the rows of ``trained.py``. Results are
-printed and written to ``results.json``.
+retrieval are measured on a part, and the time of the whole is in proportion; memory is that of the whole. ``--model``,
+a model of ``make run``, adds the rows of ``trained.py``. Results are printed and written to ``results.json``.
 """
 
 import argparse
@@ -148,9 +147,9 @@ def token_retrieval(threads: int) -> dict[str, float]:
     }
 
 
-def trained(work: str, model: str) -> None:
+def trained(model: str) -> None:
     """Print what ``trained.py`` prints."""
-    subprocess.run([sys.executable, HERE / "trained.py", work, "--model", model], check=True)
+    subprocess.run([sys.executable, HERE / "trained.py", "--model", model], check=True)
 
 
 def main() -> None:
@@ -159,7 +158,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-eval").expanduser())
     parser.add_argument("--only", nargs="+", choices=["peers", "coverage", "classes", "retrieval", "token"])
     parser.add_argument("--model", help="a model of make run: its results under each protocol")
-    parser.add_argument("--token-model", help="a token-wise model of make run: the pointing game")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -174,9 +172,8 @@ def main() -> None:
     for name, part in (("classes", classes), ("retrieval", global_retrieval), ("token", token_retrieval)):
         if name in wanted:
             figures |= part(options.threads)
-    for work, model in (("protocols", options.model), ("pointing", options.token_model)):
-        if model:
-            trained(work, model)
+    if options.model:
+        trained(options.model)
     (options.work / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
     missed = 0
     for name, (what, target) in TARGETS.items():

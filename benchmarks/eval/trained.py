@@ -1,13 +1,11 @@
-"""Measure a trained model: the pointing game on the demo corpus, and its results under each named protocol.
+"""Measure a trained model: its results under each named protocol.
 
-    python benchmarks/eval/trained.py pointing --model MODEL [--collages 200] [--picture FILE.png --titles 猫 …]
-    python benchmarks/eval/trained.py protocols --model MODEL [--config configs/demo.yaml] [--limit IMAGES]
+    python benchmarks/eval/trained.py --model MODEL [--config configs/demo.yaml] [--limit IMAGES]
         [--only fashion-mnist tuxpaint HOLD-OUT …]
 
 ``MODEL`` is what ``wukong evaluate --model`` takes: a folder, or for instance ``models:/demo@champion`` after
-``make run``. The pointing game needs a token-wise model: ``make run ARGS='--set model.similarity=token'``. Hold-outs
-are those of the newest run of the experiment in ``--config``. Tables are printed in Markdown; the last line of output
-is JSON.
+``make run``. Hold-outs are those of the newest run of the experiment in ``--config``. The table is printed in Markdown;
+the last line of output is JSON.
 """
 
 import argparse
@@ -21,28 +19,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import wukong
 from infra import corpus
 from infra.corpus import packages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.data import images, shards
-from wukong.evaluate import adapters, alignment, answers, classification, prompts, retrieval, sets
+from wukong.evaluate import adapters, answers, classification, prompts, retrieval, sets
 from wukong.evaluate.blocks import Files
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
-from wukong.model.saved_model import SavedModel
 from wukong.runs import run_records
 from wukong.runtime import environment
 from wukong.store import manifest, storage
 
 BATCH = 64
-GROUPS = {
-    "trained on, but for a fifth of the words: Noto emoji, IconPark, Tux Paint": ("noto", "iconpark", "tuxpaint"),
-    "never trained on: Fluent 3D emoji": ("fluent",),
-}
 EMBEDDED = {
     "fashion-mnist": (packages.FASHION_MNIST, "usr/share/datasets/fashion-mnist"),
     "tuxpaint": (packages.STAMPS, "usr/share/tuxpaint"),
@@ -50,54 +42,6 @@ EMBEDDED = {
 
 Measure = Callable[[Model, Protocol], dict[str, Interval]]
 Seen = dict[str, Tensor]
-
-
-def pointing(saved: SavedModel, collages: int, seed: int) -> dict[str, Any]:
-    """Play the pointing game on collages of each group of the demo corpus."""
-    demo = corpus.prepare(progress=False)
-    found = {}
-    print("| pictures | words | best patch in the right quarter | 95 % interval | chance |\n|---|---|---|---|---|")
-    for title, sources in GROUPS.items():
-        entries = [each for each in demo.entries if each.source in sources and readable(saved, each.title)]
-        game = alignment.pointing_game(
-            saved,
-            [demo.file(each) for each in entries],
-            [each.title for each in entries],
-            [marks(each) for each in entries],
-            collages,
-            seed,
-        )
-        low, value, high = (f"{100 * share:.1f} %" for share in (game.right.low, game.right.value, game.right.high))
-        print(f"| {title} | {game.words} | {value} | {low} to {high} | 25 % |", flush=True)
-        found[title] = {"pictures": len(entries), **asdict(game)}
-    return found
-
-
-def readable(saved: SavedModel, word: str) -> bool:
-    """Whether the model reads the whole word: it is not too long, and the vocabulary has each character."""
-    (ids,) = saved.tokenizer.encode([word])
-    return 2 < len(ids) <= saved.tokenizer.max_tokens and saved.tokenizer.unknown not in ids
-
-
-def marks(entry: corpus.Entry) -> set[str]:
-    """Return what tells a picture from others: each character of its title and of its keywords."""
-    return {character for text in (entry.title, *entry.keywords) for character in text if not character.isspace()}
-
-
-def collage(saved: SavedModel, word: str, others: Sequence[str], file: Path, font: Path | None) -> None:
-    """Draw the alignment of one word on a collage of its picture and three others, all named by their titles."""
-    demo = corpus.prepare(progress=False)
-    half = saved.model.settings.image.image_size // 2
-    page = Image.new("RGB", (2 * half, 2 * half), (255, 255, 255))
-    for corner, title in enumerate((word, *others)):
-        entry = next((each for each in demo.entries if each.title == title), None)
-        if entry is None:
-            raise SystemExit(f"no picture of the demo corpus has the title {title}")
-        with Image.open(demo.file(entry)) as opened:
-            shown = images.evaluation_view(images.to_rgb(opened), half, "whole")
-        page.paste(shown, (half * (corner % 2), half * (corner // 2)))
-    alignment.draw(alignment.align(saved, page, "".join((word, *others)), word), font).save(file)
-    print(f"alignment picture in {file}")
 
 
 def protocols(model: Model, experiment: Experiment, limit: int, cache: Path, only: Sequence[str]) -> dict[str, Any]:
@@ -221,26 +165,14 @@ def encoded(model: Model, pictures: Iterable[Image.Image], protocol: Protocol) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["pointing", "protocols"])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--collages", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path)
-    parser.add_argument("--titles", nargs=4, help="of the collage in --picture; the first is the word asked for")
-    parser.add_argument("--font", type=Path, help="with Chinese characters, where the system has none")
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
     parser.add_argument("--limit", type=int, default=10_000, help="images of fashion-mnist")
     parser.add_argument("--only", nargs="+", help="names of embedded sets and hold-outs; by default all")
     options = parser.parse_args()
-    if options.work == "pointing":
-        saved = wukong.load(options.model)
-        found = pointing(saved, options.collages, options.seed)
-        if options.picture:
-            collage(saved, options.titles[0], options.titles[1:], options.picture, options.font)
-    else:
-        model = adapters.load(options.model)
-        cache = corpus.cache_folder().with_name("classes")
-        found = protocols(model, documents.load(options.config, []), options.limit, cache, options.only or [])
+    cache = corpus.cache_folder().with_name("classes")
+    experiment = documents.load(options.config, [])
+    found = protocols(adapters.load(options.model), experiment, options.limit, cache, options.only or [])
     print(json.dumps(found, ensure_ascii=False))
 
 

@@ -21,7 +21,6 @@ import table
 import trespass
 import yaml
 
-from infra.team import RUNNER
 from wukong.store import storage
 from wukong.tracking.mlflow_rest import Server
 
@@ -259,9 +258,9 @@ def tried(services: runs.Services, own: str, other: str, theirs: Mapping[str, An
     done = {f"S3 key {name}": trespass.s3(client(key), other, own) for name, key in keys_of(own).items()}
     for secret in ("wukong-mlflow", "runs-mlflow", "search-mlflow"):
         done[f"user of {secret}"] = trespass.mlflow(services.mlflow, kube.secret(secret, own), own, theirs["mlflow"])
-    for account in ("submitter", RUNNER):
+    for account in ("submitter", "default-editor"):
         done[f"token of {account}"] = trespass.kfp(services.kfp, token_of(own, account), other, theirs["kfp"])
-    for account in ("submitter", RUNNER, "ray"):
+    for account in ("submitter", "default-editor", "ray"):
         for place in (other, "wukong", "kubeflow"):
             may = reviewed(f"system:serviceaccount:{own}:{account}")
             done[f"account {account} in {place}"] = trespass.kubernetes(may, place)

@@ -29,7 +29,7 @@ from wukong.curate import pdq
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 HOST = "pictures.test"
 WORDS = ("风景", "静物", "花园", "街道", "海边", "山谷")
@@ -326,7 +326,7 @@ def test_the_release_has_none_of_them(run: Run, tmp_path: Path) -> None:
     described = json.loads((tmp_path / "set/croissant.json").read_text(encoding="utf-8"))
     assert described["license"] == "CC-BY-4.0"
     summary = english((tmp_path / "set/docs/training_summary.html").read_text(encoding="utf-8"))
-    assert f"{ORDINARY}" in words(summary) and (tmp_path / "set/training_summary.json").is_file()
+    assert f"{ORDINARY}" in words(summary)
     card = words(english((tmp_path / "set/docs/card.html").read_text(encoding="utf-8")))
     assert all(re.search(rf"{title} [\d,]+ −{rows}\b", card) for title, rows in TITLES.items())
 

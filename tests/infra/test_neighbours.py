@@ -23,7 +23,7 @@ from infra.corpus import catalogue
 from infra.stack import processes, services
 from infra.stack.state import Stack, folder_id
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NOBODY = 65534
 KEY, DATA = "测试/only-mine.bin", b"what others must neither read nor change"

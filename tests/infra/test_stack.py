@@ -520,6 +520,7 @@ class TestRunning:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(request, timeout=120)
 
+    @pytest.mark.long
     def test_ray_runs_tasks_only_with_the_token(self, running: Stack) -> None:
         code = (
             "import os, ray\n"
@@ -595,7 +596,6 @@ class TestRunning:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_kills_leave_no_process_and_keep_the_data(own_home: Path) -> None:
     process = starter(own_home)
     try:
@@ -627,7 +627,7 @@ def test_kills_leave_no_process_and_keep_the_data(own_home: Path) -> None:
     assert s3(again).get_object(Bucket="wukong", Key="kept")["Body"].read() == b"as it was"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [0.5, 3.0])
 def test_down_finds_the_processes_of_a_killed_start(own_home: Path, seconds: float) -> None:
     process = starter(own_home)
@@ -640,7 +640,7 @@ def test_down_finds_the_processes_of_a_killed_start(own_home: Path, seconds: flo
     assert marked(own_home) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_starts_at_a_time_give_one_stack(own_home: Path) -> None:
     code = f"import pathlib; from infra import stack; print(stack.up(pathlib.Path({str(own_home)!r})).environment())"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -30,7 +30,7 @@ PLACES = {
     **{f"{name}/manifest": f"{ROOT}/{name}/KEY/manifest.json" for name in FOLDERS},
     **{f"{name}/data": f"{ROOT}/{name}/KEY/parts/00000.tar" for name in FOLDERS},
     "filter/forbidden": f"{ROOT}/filter/KEY/forbidden.txt",
-    "takedowns": f"{ROOT}/takedowns/alike-0.txt",
+    "takedowns": f"{ROOT}/takedowns/pending.json",
     "sweeps": f"{ROOT}/sweeps/a.json",
     **{f"runs/{name}": f"{ROOT}/runs/first/{name}.json" for name in RECORDS},
     "elsewhere": f"notes-of-{ROOT}/a.txt",

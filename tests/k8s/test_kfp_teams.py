@@ -89,7 +89,7 @@ def test_both_submit_the_same_pipeline_and_each_has_its_own(
     for name in TEAMS:
         (workflow,) = server.ask("GET", f"/apis/argoproj.io/v1alpha1/namespaces/{name}/workflows")["items"]
         assert workflow["metadata"]["labels"]["pipeline/runid"] == submitted[name]["run"]
-        assert workflow["spec"]["serviceAccountName"] == team.RUNNER
+        assert workflow["spec"]["serviceAccountName"] == "default-editor"
 
 
 @pytest.mark.parametrize(("own", "other"), [TEAMS, TEAMS[::-1]])

@@ -21,7 +21,7 @@ from wukong.tracking.mlflow_rest import MlflowError, Server
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("flask_wtf", reason="MLflow's server with users needs Flask-WTF: pip install 'mlflow[auth]'")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 
 

@@ -144,8 +144,8 @@ def test_components_find_settings_and_credentials(name: str) -> None:
         assert {entry["configMapKey"] for entry in of_map["keyToEnv"]} <= settings.keys()
         assert {"WUKONG_CLUSTER", "NO_COLOR"} <= {entry["envVar"] for entry in of_map["keyToEnv"]}
         secrets = {entry["secretName"]: entry.get("optional", False) for entry in executor["secretAsEnv"]}
-        # Only who registers a model signs it, and tells others.
-        own = {"wukong-webhook": True, "wukong-signing": True} if key == "exec-register" else {}
+        # Only who registers a model signs it.
+        own = {"wukong-signing": True} if key == "exec-register" else {}
         name = re.sub(r"^exec-|-\d+$|-pairs$", "", key)
         needed = NEEDED.get(name, {f"component-{name}-s3", "runs-mlflow"})
         assert secrets == dict.fromkeys(needed, False) | own

@@ -74,7 +74,7 @@ def rows_with_repeats():
     return [row | {"sha256": f"{n // 30 if n % 5 == 0 else n + 1000:016x}" * 4} for n, row in enumerate(rows)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("in_this_process")
 def test_a_filter_that_is_killed_at_every_write_comes_to_the_same_bytes(tmp_path, make_crawl) -> None:
     crawl = make_crawl(rows_with_repeats(), part_size=70)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import polars as pl
 import pytest
 from crawled import complete, corpus, experiment
+from english import english
 
 from infra.stack import ports, processes, services
 from infra.stack.state import Stack
@@ -199,8 +200,8 @@ def test_the_domains_of_a_release_are_those_of_its_pairs(made):
     told = storage.read_bytes(f"{released.uri}/docs/domains.tsv").decode().splitlines()
     host, pairs, _ = told[1].split("\t")
     assert len(told) == 2 and int(pairs) == hosts[host] == max(hosts.values())
-    summary = storage.read_json(f"{released.uri}/training_summary.json")
-    assert (summary["domains"]["all"], summary["domains"]["listed"]) == (len(hosts), 1)
+    summary = english(storage.read_bytes(f"{released.uri}/docs/training_summary.html").decode())
+    assert f"are of {len(hosts)} domains" in summary and "Listed are the 1 with" in summary
     assert not storage.list_files(f"{released.uri}/_work")
 
 
@@ -371,7 +372,7 @@ def keys_of(filtered):
     return {(uri.rsplit("/", 2)[1], key) for uri in uris for key in storage.read_table(uri, ["key"])["key"].to_pylist()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeypatch):
     e, *_, listed, folder = restored
     monkeypatch.setattr(parallel, "_THREADS", 1)
@@ -440,7 +441,7 @@ takedown.carry_out(place, planned)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(restored, object_store):
     e, *_, listed, folder = restored
     place = f"{object_store}/store/{e.name}"
@@ -479,7 +480,7 @@ def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(resto
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(restored, object_store, tmp_path):
     from typer.testing import CliRunner
 

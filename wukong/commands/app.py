@@ -24,7 +24,6 @@ from wukong.commands import (
     init,
     model,
     models,
-    note,
     panels,
     paper,
     plan,
@@ -139,7 +138,6 @@ app.command(rich_help_panel=panels.EVALUATE)(promote.promote)
 app.command(rich_help_panel=panels.EVALUATE)(promote.rollback)
 app.command(rich_help_panel=panels.LOOK)(runs.runs)
 app.command(rich_help_panel=panels.LOOK)(runs.report)
-app.command(rich_help_panel=panels.LOOK)(note.note)
 app.command(rich_help_panel=panels.LOOK)(models.models)
 app.command(rich_help_panel=panels.LOOK)(show.show)
 app.command(rich_help_panel=panels.LOOK)(diff.diff)

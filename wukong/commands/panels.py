@@ -13,7 +13,7 @@ STACK = message("The local stack")
 ORDER = {
     TRAIN: ("run", "init", "plan", "sweep", "reproduce", "config"),
     DATA: ("release", "takedown", "queries", "weights", "hashes", "gc"),
-    LOOK: ("runs", "report", "note", "logs", "models", "show", "diff"),
+    LOOK: ("runs", "report", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
     SERVE: ("search", "serve", "model", "index"),
     CLUSTER: ("check", "submit"),

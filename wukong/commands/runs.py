@@ -13,7 +13,6 @@ from wukong import stages
 from wukong.commands.output import Console, JsonOption, Table, echo, print_data, print_json, wide
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs import notes
 from wukong.runs.listing import StoredRun, Summary
 from wukong.runtime import environment
 from wukong.runtime.language import message, translated
@@ -39,13 +38,10 @@ def runs(
         str | None, typer.Argument(metavar="EXPERIMENT", help="Only the runs of this experiment; by default of all.")
     ] = None,
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many runs, the newest first.")] = 20,
-    tag: Annotated[
-        str | None, typer.Option("--tag", metavar="KEY[=VALUE]", help="Only runs with this tag (`wukong note`).")
-    ] = None,
     place: StorageOption = STORAGE,
     as_json: JsonOption = False,
 ) -> None:
-    """List runs, the newest first: state, stages done and reused, main metrics, the model's version, note and tags.
+    """List runs, the newest first: state, stages done and reused, main metrics, the model's version.
 
     The metrics are the means over the experiment's hold-outs. `wukong show RUN` says more about one. Example:
 
@@ -61,14 +57,11 @@ def runs(
             f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}"
             + environment.elsewhere()
         )
-    stored = library.with_tag(stored, tag) if tag else stored
     listed = library.summaries(stored[:last])
     if as_json:
         print_json([asdict(run) for run in listed])
     elif listed:
         _print(listed, len(stored))
-    elif tag:
-        echo(f"No run in {place} has the tag {tag}.")
     else:
         echo(f"No runs in {place} yet: `wukong run` makes one.")
 
@@ -147,11 +140,9 @@ def _print(listed: Sequence[Summary], found: int) -> None:
     for title in titles:
         table.add_column(Text(title), justify="right", no_wrap=True)
     table.add_column("model", no_wrap=True)
-    if any(map(_written, listed)):
-        table.add_column("note", no_wrap=True)
     for run in listed:
         measured = (f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names)
-        table.add_row(*_cells(run), *measured, run.model or "", *([Text(_written(run))] if _written(run) else []))
+        table.add_row(*_cells(run), *measured, run.model or "")
     console = Console()
     unbroken = wide(console)
     if not console.is_terminal or unbroken.measure(table).maximum <= console.width:
@@ -165,7 +156,7 @@ def _print(listed: Sequence[Summary], found: int) -> None:
                 for name, title in zip(names, titles, strict=True)
                 if name in run.metrics
             ]
-            rest = [*shown, *([run.model] if run.model else []), *([_written(run)] if _written(run) else [])]
+            rest = [*shown, *([run.model] if run.model else [])]
             if rest:
                 console.out(f"  {' · '.join(rest)}", highlight=False)
     if found > len(listed):
@@ -185,8 +176,3 @@ def _cells(run: Summary) -> tuple[str, str, str, Text, str]:
         Text(translated(run.state), _COLOURS[run.state]),
         ended + (translated(f", failed: {', '.join(failed)}") if failed else ""),
     )
-
-
-def _written(run: Summary) -> str:
-    """Return the note and the tags of a run, in one line."""
-    return "  ".join([*([" ".join(run.note.split())] if run.note else []), *notes.in_words(run.tags)])

@@ -1,9 +1,9 @@
 """The section ``registry`` of an experiment."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from wukong.config.section import Strict
 
@@ -35,19 +35,6 @@ class Registry(Strict):
         description="what the first model of all must be to take the alias: better than chance by more than noise, or "
         "nothing, for trials with so few pairs that no model can show it",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _the_webhook_is_the_operators(cls, value: Any) -> Any:
-        """An experiment that an earlier version stored has the section, empty where nobody was told."""
-        if not isinstance(value, dict) or not isinstance(section := value.get("webhook"), dict):
-            return value
-        if section.get("url"):
-            raise ValueError(
-                "webhook: who is told is not the experiment's to say, because MLflow and KFP show it to everybody: set "
-                "the variables WUKONG_WEBHOOK_URL and WUKONG_WEBHOOK_SECRET where the alias is moved"
-            )
-        return {key: entry for key, entry in value.items() if key != "webhook"}
 
     @field_validator("model_name")
     @classmethod

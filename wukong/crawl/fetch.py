@@ -1,7 +1,6 @@
 """Polite fetching: robots.txt, opt-out list, rate limit for each host, redirects and retries."""
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -23,8 +22,6 @@ from wukong.crawl.transport import Response, Transport, Watcher
 from wukong.crawl.unexpected import unexpected
 from wukong.crawl.url import normalise
 from wukong.errors import WukongError
-
-logger = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
 _FIRST_BACKOFF = 0.5

@@ -6,7 +6,6 @@ nor another large library is installed, so this module and the rules' files impo
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,7 +174,7 @@ class Check(NamedTuple):
     place: int | None = None
 
 
-class Rule(ABC):
+class Rule:
     """Why pairs are dropped. A rule gives itself a place and a title, says what it drops, and overrides what it needs.
 
     ``settings`` are the whole section ``filter``, ``gate`` is the whole section ``validation``; ``loaded`` is what
@@ -230,9 +229,9 @@ class Rule(ABC):
         """Compute columns from text and sides; it never raises on any caption, and applies no threshold."""
         return {}
 
-    @abstractmethod
     def drops(self, pairs: Pairs, settings: Any) -> Dropped:
         """Decide over the columns; of all methods this one alone applies thresholds."""
+        raise NotImplementedError
 
     def check(self, settings: Any, gate: Any) -> Check | None:
         """What the gate expects, if anything."""
@@ -262,7 +261,7 @@ class Rule(ABC):
         """Say why a URI that one of ``uris`` names cannot be used, in words that name it; empty if it can."""
         return ""
 
-    def verify(self, settings: Any) -> None:  # noqa: B027 - most rules have nothing to compare
+    def verify(self, settings: Any) -> None:
         """Compare files that settings name with what they say of them; for preflight checks, as it may read much.
 
         Raises:
@@ -302,13 +301,13 @@ class Comparison(Rule):
     decided = "corpus"
     column: str
 
-    @abstractmethod
     def values(self, pairs: Pairs, settings: Any) -> Hashes:
         """The value of each pair, from the stored columns."""
+        raise NotImplementedError
 
-    @abstractmethod
     def distance(self, settings: Any) -> int:
         """The distance in bits, 0 to 3."""
+        raise NotImplementedError
 
 
 class Nearness(Rule):
@@ -324,9 +323,9 @@ class Nearness(Rule):
     decided = "corpus"
     vector: str
 
-    @abstractmethod
     def scores(self, pairs: Pairs, settings: Any) -> pl.Series:
         """The score of each pair, from the stored columns and those of pictures.
 
         Of two near pairs the one with the higher score is preferred, of equal ones the first by key.
         """
+        raise NotImplementedError

@@ -1,24 +1,20 @@
 """Word-patch alignment (section 5.4, Figure 4): which token of a text each patch of a picture matches best.
 
-``align`` computes it, ``draw`` makes a picture of it, and ``pointing_game`` measures it: whether a word's best patch
-lies in the quarter of a collage that shows it.
+``align`` computes it, ``draw`` makes a picture of it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from wukong.data import images
 from wukong.errors import ConfigError, DataError
-from wukong.evaluate import interval
-from wukong.evaluate.interval import Interval
 from wukong.model.pooling import square_side
-from wukong.model.saved_model import Picture, SavedModel, open_picture
+from wukong.model.saved_model import SavedModel
 
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
                  "/System/Library/Fonts", "/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
@@ -26,7 +22,6 @@ _FONTS = ("NotoSansCJK-Regular*", "NotoSansSC*", "SourceHanSans*", "wqy-*", "Dro
           "Hiragino Sans GB*", "msyh*", "simhei*", "NotoSerifCJK-Regular*")  # fmt: skip
 _RED, _GREY, _BLACK, _WHITE = (200, 16, 16), (90, 90, 90), (0, 0, 0), (255, 255, 255)
 _SIDE, _LEGEND, _MARGIN = 640, 300, 20
-_MAX_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -192,94 +187,3 @@ def draw(found: Alignment, file: Path | None = None) -> Image.Image:
         pen.text((left + 50, top), token, colour, words)
         pen.text((left + _LEGEND, top), f"{counts[number]}", _GREY, words, "ra")
     return page
-
-
-@dataclass(frozen=True)
-class Pointing:
-    """The result of the pointing game.
-
-    Attributes:
-        right: share of words whose best patch lies in the right quarter.
-        words: number of words asked.
-        chance: the share that a patch chosen at random gives.
-    """
-
-    right: Interval
-    words: int
-    chance: float = 0.25
-
-
-@torch.inference_mode()
-def pointing_game(
-    saved: SavedModel,
-    pictures: Sequence[Picture],
-    words: Sequence[str],
-    marks: Sequence[Collection[str]] | None = None,
-    collages: int = 200,
-    seed: int = 0,
-) -> Pointing:
-    """Play the pointing game on collages of four pictures: ask for each one's word, look where its best patch lies.
-
-    A patch's score is its mean similarity to the word's tokens, without [CLS] and [SEP]. Patches that lie on the
-    border of two quarters are left out, so that chance is a quarter. The four words of a collage are one unit of the
-    interval, because they share the collage.
-
-    A word can be right in one quarter only: two pictures that share a mark are never in one collage. So 猫 and 猫脸 do
-    not meet, whose pictures show the same thing.
-
-    Args:
-        saved: a token-wise model with its image tower.
-        pictures: the pictures.
-        words: the word of each picture.
-        marks: what tells each picture's word from others; None for the characters of the word.
-        collages: number of collages.
-        seed: which pictures are together.
-
-    Raises:
-        DataError: the model is not token-wise, there are not as many words or marks as pictures, or no four pictures
-            without a common mark are found.
-    """
-    side = _side(saved)
-    told = [frozenset(each) for each in (words if marks is None else marks)]
-    if len(pictures) != len(words) or len(words) != len(told):
-        raise DataError(f"{len(pictures)} pictures, {len(words)} words and {len(told)} marks: give one of each")
-    half = saved.model.settings.image.image_size // 2
-    quarter = _quarters(side)
-    numbers = np.random.default_rng(seed)
-    tokens: dict[str, Tensor] = {}
-    hits = np.zeros(collages)
-    for collage in range(collages):
-        chosen = _told_apart(told, numbers)
-        page = Image.new("RGB", (2 * half, 2 * half), _WHITE)
-        for corner, square in enumerate(chosen):
-            shown = images.evaluation_view(open_picture(pictures[square]), half, "whole")
-            page.paste(shown, (half * (corner % 2), half * (corner // 2)))
-        patches = saved.encode_image([page], pool=False)[0]
-        for corner, square in enumerate(chosen):
-            word = words[square]
-            if word not in tokens:
-                tokens[word] = _text(saved, word)[1][1:-1]
-            scores = (patches @ tokens[word].T).mean(1).masked_fill(quarter < 0, -torch.inf)
-            hits[collage] += int(quarter[int(scores.argmax())]) == corner
-    (share,) = interval.of(hits, np.full(collages, 4.0))
-    return Pointing(share, 4 * collages)
-
-
-def _told_apart(marks: Sequence[frozenset[str]], numbers: np.random.Generator) -> list[int]:
-    """Draw four places without a common mark."""
-    for _ in range(_MAX_DRAWS if len(marks) >= 4 else 0):
-        chosen: list[int] = numbers.choice(len(marks), 4, replace=False).tolist()
-        if len(frozenset.union(*(marks[square] for square in chosen))) == sum(len(marks[square]) for square in chosen):
-            return chosen
-    raise DataError(
-        f"of {len(marks)} pictures, no four were found of which no two share a character or another mark: give more "
-        "pictures, of different things"
-    )
-
-
-def _quarters(side: int) -> Tensor:
-    """Return the quarter of each patch, int64 [patches]: 0 to 3 row by row, -1 on the border of two."""
-    half = torch.full((side,), -1)
-    half[: side // 2], half[(side + 1) // 2 :] = 0, 1
-    both = 2 * half[:, None] + half[None, :]
-    return both.masked_fill((half[:, None] < 0) | (half[None, :] < 0), -1).flatten()

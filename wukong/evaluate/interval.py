@@ -214,28 +214,6 @@ def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
     return McNemar(only_first, only_second, math.erfc(math.sqrt(max(0.0, square) / 2)), exact=False)
 
 
-def fisher(right: int, of: int, others_right: int, others: int) -> float:
-    """Test whether some items are right more often than others (Fisher's exact test, one-sided).
-
-    Args:
-        right: how many of them are right.
-        of: how many there are.
-        others_right: how many of the others are right.
-        others: how many others there are.
-
-    Returns:
-        The probability of so many right ones among them, or more, if being right does not depend on which they are.
-    """
-    every = right + others_right
-
-    def chosen(size: int, k: int) -> float:
-        return math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1)
-
-    whole = chosen(of + others, every)
-    more = range(max(right, every - others), min(of, every) + 1)
-    return min(1.0, math.fsum(math.exp(chosen(of, k) + chosen(others, every - k) - whole) for k in more))
-
-
 def sign_flip(gains: npt.ArrayLike) -> float:
     """Compute the one-sided p-value of the hypothesis that gains are as often positive as negative, at each size.
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wukong.config import evaluators
-from wukong.evaluate import interval, paired, trained_on
+from wukong.evaluate import paired, trained_on
 from wukong.evaluate.answers import Answers
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.trained_on import LEVELS, Pairs, Pictures, Seen
@@ -154,13 +154,16 @@ def _tests(answers: Answers, queries: _Mask) -> Iterator[tuple[str, float]]:
     CLIP's paper takes a binomial test, for which the clean result is no estimate but certain; with few overlapping
     queries Fisher's test gives the same.
     """
+    from scipy.stats import fisher_exact  # its import takes a second
+
     for name, values in answers.results.items():
         counts = np.isfinite(values)
         units = answers.units[counts]
         independent = len(np.unique(units)) == len(units) and np.isin(values[counts], (0, 1)).all()
         if independent and not evaluators.result_of(name).per_class:
             inside, outside = values[counts & queries], values[counts & ~queries]
-            yield name, interval.fisher(int(inside.sum()), len(inside), int(outside.sum()), len(outside))
+            table = [[each.sum(), (1 - each).sum()] for each in (inside, outside)]
+            yield name, float(fisher_exact(table, "greater").pvalue)
 
 
 def _json(value: Interval | None) -> dict[str, Any] | None:

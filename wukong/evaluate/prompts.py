@@ -2,7 +2,7 @@
 
 There are two translations: ``AUTHORS``, by the paper's authors, and ``PROMPTS``, by this project. The authors
 translated by hand, mostly more freely and with repetitions: 78 of their 80 are distinct. Six of ours are equal to
-theirs, ``OF_THE_PAPER``. A third list is Chinese-CLIP's own, read from its installed package.
+theirs. A third list is Chinese-CLIP's own, read from its installed package.
 
 Chinese has no articles. Where two English templates differ only in "a" and "the", the Chinese ones differ in "一个" and
 "这个" or in word order, so that there are 80 distinct prompts.
@@ -15,16 +15,6 @@ from collections.abc import Mapping
 
 from wukong.errors import ConfigError, DataError
 from wukong.runtime.installed import installed_file
-
-OF_THE_PAPER = (
-    "一张干净的{}的照片。",
-    "一幅{}的绘画。",
-    "一张{}的照片。",
-    "一张大{}的照片。",
-    "一张漂亮的{}的照片。",
-    "一张奇怪的{}的照片。",
-)
-"""The members of ``PROMPTS`` that are also in appendix A.1."""
 
 PROMPTS = (
     "一张糟糕的{}的照片。",

@@ -1,6 +1,5 @@
 """A finished evaluation as its stage left it: the document of its results and the answers that they were made from."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,11 +75,11 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     if not evaluated.parts.has(DOCUMENT):
         return Evaluation(uri=uri)
     tables = {}
-    for part in evaluated.parts.below(f"{answers.FOLDER}/", ".parquet"):
-        name, table_uri = PurePosixPath(part.path).stem, storage.join(evaluated.uri, part.path)
-        if tasks is None or name in tasks:
-            tables[name] = parse(storage.read_bytes(table_uri, part.sha256), table_uri)
-    document = storage.read_json(storage.join(evaluated.uri, DOCUMENT), evaluated.parts.sha256(DOCUMENT))
+    for path in evaluated.parts.below(f"{answers.FOLDER}/", ".parquet").paths:
+        if tasks is None or PurePosixPath(path).stem in tasks:
+            table_uri, sha256 = evaluated.file(path)
+            tables[PurePosixPath(path).stem] = parse(storage.read_bytes(table_uri, sha256), table_uri)
+    document = storage.read_json(*evaluated.file(DOCUMENT))
     return Evaluation(check(document, uri), tables, uri)
 
 

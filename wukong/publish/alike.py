@@ -9,7 +9,7 @@ list of hashes too, of pictures that nobody may see (``wukong.curate.hash_files`
 
 import asyncio
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -24,7 +24,7 @@ from wukong.crawl import uploads
 from wukong.crawl.status import Status
 from wukong.crawl.uploads import RefusedError, UploadDecoder
 from wukong.crawl.url import key_of
-from wukong.curate import hash_files, pdq, rules
+from wukong.curate import hash_files, pdq
 from wukong.curate.hash_search import HashSearch
 from wukong.data import shards
 from wukong.data.decoding import decode
@@ -95,6 +95,13 @@ class Hit:
         """What hits are sorted by, the nearest first."""
         return _LEVELS.index(self.level), self.distance, self.key
 
+    @property
+    def says(self) -> str:
+        """By what it is near, and how near."""
+        if self.level == "equal":
+            return "equal file"
+        return f"hash, {self.distance:.0f} bits" if self.level == "hash" else f"vector, cosine {1 - self.distance:.3f}"
+
 
 @dataclass(frozen=True)
 class Match:
@@ -105,8 +112,7 @@ class Match:
         url: the URL of its pair; empty if only a tar of a crawl that was killed has it.
         caption: the pair's caption.
         sha256: of the downloaded file; empty if that is not known.
-        where: what holds it, stage and path; if no table of pictures does, what holds its URL.
-        tars: URIs of the tars that hold its picture; none if nobody may see it.
+        where: the tables that hold it, stage and path.
     """
 
     hit: Hit
@@ -114,7 +120,6 @@ class Match:
     caption: str
     sha256: str
     where: tuple[str, ...]
-    tars: tuple[str, ...]
 
 
 class _Sought:
@@ -268,7 +273,7 @@ def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
             mine = [look for look in looks if stage.digest in {parent.digest for parent in look.parents}]
             for number, table in enumerate(stage.part_uris("parts/", ".parquet")):
                 hashed = (path for look in mine for path in look.part_uris(f"parts/{number:05d}.", ".parquet"))
-                yield _Piece(_tar_of(table), table, tuple(hashed))
+                yield _Piece(f"{table.removesuffix('.parquet')}.tar", table, tuple(hashed))
         elif stage.stage == "crawl":
             files = storage.list_files(storage.join(stage.uri, "parts"))
             tables = {uri for uri in files if uri.endswith(".parquet")}
@@ -278,10 +283,6 @@ def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
         elif stage.stage == "filter" and not crawls & {parent.digest for parent in stage.parents}:
             tars = stage.part_uris(suffix=".tar")
             yield from (_Piece(tar, f"{tar.removesuffix('.tar')}.parquet") for tar in tars)
-
-
-def _tar_of(table: str) -> str:
-    return f"{table.removesuffix('.parquet')}.tar"
 
 
 def _near(piece: _Piece, sought: _Sought) -> tuple[list[Hit], int]:
@@ -336,63 +337,29 @@ def has_vectors(place: str, outputs: Sequence[Manifest], roots: Iterable[str]) -
     return bool(finished(place, ["features"])) or any(uri in uris for uri in named)
 
 
-def made_of_pictures(place: str, outputs: Sequence[Manifest], roots: Iterable[str]) -> dict[str, list[str]]:
-    """Return what was made of the pictures of each table, features and indexes, by the table's URI."""
-    made: dict[str, list[str]] = {}
-    features = [manifest.load(uri) for uri in finished(place, ["features"])]
-    indexed = {uri for root in roots for uri, _ in superseded.made_of(root).values()}
-    for stage in outputs:
-        mine = [each for each in features if stage.digest in {parent.digest for parent in each.parents}]
-        shown = {path.partition(".")[0] for each in mine for path in each.parts.paths}
-        for tar in stage.parts.below(suffix=".tar").paths:
-            named = tar.removesuffix(".tar")
-            kinds = [f"features {named}"] if named in shown else []
-            made[storage.join(stage.uri, f"{named}.parquet")] = kinds + (["index"] if stage.uri in indexed else [])
-    return made
-
-
-def described(outputs: Sequence[Manifest], hits: Sequence[Hit], further: Mapping[str, Collection[str]]) -> list[Match]:
+def described(outputs: Sequence[Manifest], hits: Sequence[Hit]) -> list[Match]:
     """Say of hits what their pairs are and where they lie; only the tables are read that may hold them.
 
     Args:
         outputs: what ``outputs_at`` returned.
-        hits: the hits, one for a key.
-        further: what else is made of the pictures of a table, for instance its features, by the table's URI.
+        hits: the hits.
 
     Raises:
         StorageError: a table cannot be read.
     """
-    keys = sorted(hit.key for hit in hits)
+    keys = sorted({hit.key for hit in hits})
     tables = [(stage, path) for stage in outputs for path in located.tables(stage, keys)]
     facts = {key: {"url": "", "caption": "", "sha256": ""} for key in keys}
     where: dict[str, dict[str, None]] = {key: {} for key in keys}
-    found: dict[str, dict[str, None]] = {key: {} for key in keys}
-    tars: dict[str, list[str]] = {key: [] for key in keys}
-    secret: set[str] = set()
     rows_of = for_each("say where they lie", tables, partial(_rows, keys=keys))
     for (stage, path), rows in zip(tables, rows_of, strict=True):
         for row in rows.iter_rows(named=True):
-            key, status = row["key"], row.get("status")
-            if row.get("dropped_by") in rules.never_shown():
-                secret.add(key)
-            facts[key] |= {name: row[name] for name in facts[key] if row.get(name) and not facts[key][name]}
-            folder = path.partition("/")[0]
-            if folder in _OF_URLS or status not in (None, Status.SUCCESS):
-                found[key][f"{stage.stage} {path}"] = None
-                continue
-            uri = storage.join(stage.uri, path)
-            where[key] |= dict.fromkeys([f"{stage.stage} {path}", *further.get(uri, ())])
-            if stage.stage == "crawl" or stage.parts.has(_tar_of(path)):
-                tars[key].append(_tar_of(uri))
-    return [
-        Match(
-            hit,
-            **facts[hit.key],
-            where=tuple(where[hit.key] or found[hit.key]),
-            tars=() if hit.key in secret else tuple(tars[hit.key]),
-        )
-        for hit in sorted(hits, key=lambda hit: hit.rank)
-    ]
+            known = facts[row["key"]]
+            known |= {name: row[name] for name in known if row.get(name) and not known[name]}
+            if path.partition("/")[0] not in _OF_URLS and row.get("status") in (None, Status.SUCCESS):
+                where[row["key"]][f"{stage.stage} {path}"] = None
+    ranked = sorted(hits, key=lambda hit: hit.rank)
+    return [Match(hit, **facts[hit.key], where=tuple(where[hit.key])) for hit in ranked]
 
 
 def _rows(table: tuple[Manifest, str], keys: Sequence[str]) -> pl.DataFrame:
@@ -405,30 +372,15 @@ def _rows(table: tuple[Manifest, str], keys: Sequence[str]) -> pl.DataFrame:
     return named.filter(pl.col("key").is_in(keys))
 
 
-def pictures(matches: Iterable[Match]) -> dict[str, Image.Image]:
-    """Read the pictures of matches, RGB, by key; those that cannot be decoded are left out.
+def as_list(matches: Iterable[Match]) -> str:
+    """Return matches as a list that a takedown takes: the digest of each picture, below a line that tells of it.
 
-    Raises:
-        DataError: a tar is damaged.
+    What is near by vectors alone is a comment. A crawl that was killed may have no digest: then the URL is the entry.
     """
-    wanted: dict[str, set[str]] = {}
+    lines = ["# Delete what is to stay. Take the # away before an entry that is near by its vector and is to go."]
     for match in matches:
-        for tar in match.tars[:1]:
-            wanted.setdefault(tar, set()).add(match.hit.key)
-    found: dict[str, Image.Image] = {}
-    for tar, keys in wanted.items():
-        for key, data in shards.pictures(tar):
-            if key in keys and (picture := _opened(key, data)):
-                found[key] = picture
-    return found
-
-
-def list_of(matches: Iterable[Match], examples: Sequence[Example]) -> bytes:
-    """Return the list of confirmed pictures, in the form of an opt-out list; equal pictures give equal bytes.
-
-    It has the digest of each picture's file, so that it names no URL. Only where a crawl was killed before it stored
-    the digest, the URL stands in its place.
-    """
-    entries = sorted({match.sha256 or match.url for match in matches})
-    shown = sorted({example.sha256[:12] or example.name.rpartition("/")[2] for example in examples})
-    return "\n".join([f"# pictures like {', '.join(shown)}, confirmed by a person", *entries, ""]).encode()
+        facts = (match.hit.key, match.hit.says, match.caption, match.url, ", ".join(match.where))
+        entry = match.sha256 or match.url
+        lines += [f"# {' · '.join(filter(None, facts))}", f"# {entry}" if match.hit.level == "vector" else entry]
+    # A caption or a URL of many lines would be entries of its own.
+    return "".join(f"{' '.join(line.split())}\n" for line in lines)

@@ -101,7 +101,7 @@ def _release(
     if not pairs:
         raise DataError(f"all {left_out} training pairs are on the opt-out list {list_uri}: nothing is left to release")
 
-    of_set = statistics.read(storage.join(validated.uri, statistics.PATH))[TRAIN]
+    of_set = statistics.read(validated)[TRAIN]
     opted_out = [statistics.Statistics.from_json(record["statistics"]) for record in records if record["left_out"]]
     counted = of_set.without(statistics.merge(opted_out))
     step = Step(OPTED_OUT, message("not opted out"), pairs, left_out)
@@ -124,8 +124,8 @@ def _release(
     found, ordered = hosts.ordered(counted_hosts, stage.path(_HOSTS))
     largest = hosts.largest(found, ordered, small_publisher=settings.small_publisher)
     domains = training_summary.write_domains(stage, found, largest)
-    parts += [stage.describe(training_summary.DOMAINS)]
-    parts += training_summary.write(stage, experiment, crawl, filtered, counted, left_out, domains)
+    summary = training_summary.write(stage, settings, shown, crawl, filtered, counted, left_out, domains)
+    parts += [stage.describe(training_summary.DOMAINS), summary]
     storage.write_bytes(stage.path(SUMS), sums(parts))
     parts += [stage.describe(SUMS)]
     return stage.commit(parts, counts={"pairs": pairs}, dropped={OPTED_OUT: left_out})
@@ -133,7 +133,7 @@ def _release(
 
 def _removed(experiment: Experiment, filtered: Manifest, validated: Manifest, listed: OptOut) -> Removed:
     """Return what the gate counted of the dropped pairs, and those that may be shown, if the release shows any."""
-    found = removed.read(storage.join(validated.uri, removed.PATH))
+    found = removed.read(validated)
     for part in filtered.parts.below("dropped/", ".parquet") if experiment.release.show_dropped else ():
         uri = storage.join(filtered.uri, part.path)
         rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"], part.sha256))
@@ -178,7 +178,7 @@ def read_csv(uri: str) -> pl.DataFrame:
         rows = pl.read_csv(storage.read_bytes(uri), infer_schema=False)
         return _of_release(rows).fill_null("")
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{uri} is not a file of a release: {error}") from error
+        raise DataError(f"{uri} is not a file of a release ({error}): {damage.remedy(uri)}") from error
 
 
 def sums(parts: Sequence[Part]) -> bytes:

@@ -39,16 +39,17 @@ class Listed(BaseModel):
     pieces: tuple[tuple[str, ...], ...]
 
 
-def listed(folder: str) -> Listed:
+def listed(folder: str, sha256: str = "") -> Listed:
     """Return which shards an index has.
 
     Args:
         folder: URI of the index.
+        sha256: digest that ``shards.json`` must have; empty for any.
 
     Raises:
-        StorageError: ``shards.json`` cannot be read.
+        StorageError: ``shards.json`` cannot be read, or was altered.
     """
-    return Listed.model_validate(storage.read_json(storage.join(folder, SHARDS)))
+    return Listed.model_validate(storage.read_json(storage.join(folder, SHARDS), sha256))
 
 
 def shard_uri(folder: str, key: str) -> str:

@@ -124,8 +124,10 @@ def _carry_out(
         told.append(facts | {"digest_before": change.before, "digest_after": after[change.before]})
     for folder in planned.unfinished:
         _delete(folder)
-    for half in _half_written(place):
-        storage.delete(half)
+    # Killed processes leave the files that they were writing on a local disk, which may hold pairs.
+    for output in versions(place) if place.startswith("file://") else ():
+        for half in storage.list_files(output, ".partial"):
+            storage.delete(half)
     removers: list[Callable[[Traces], Sequence[str]]] = [partial(remove_traces, planned.traced), *copies]
     for remove in removers:
         for page in remove(planned.traces):
@@ -135,12 +137,6 @@ def _carry_out(
         storage.write_json(storage.join(place, FOLDER, f"{planned.id}.json"), record)
     storage.delete(storage.join(place, PENDING))
     return record
-
-
-def _half_written(place: str) -> list[str]:
-    """Return the files that killed processes were writing in outputs on a local disk; they may hold pairs."""
-    outputs = versions(place) if place.startswith("file://") else ()
-    return [uri for output in outputs for uri in storage.list_files(output, ".partial")]
 
 
 def _delete(uri: str) -> None:

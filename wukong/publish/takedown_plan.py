@@ -203,7 +203,9 @@ def plan(
     with_all_captions = Traces(keys, words, captions)
     naming = traced(place, with_all_captions) if whole else []
     if begun is None:  # else not all that may show them is given
-        captions = _shown(naming, copies, with_all_captions)
+        # Those that files show, and that decide whether these files, or records in them, go.
+        files = chain(((uri, storage.read_bytes(uri)) for uri in naming), copies if captions else ())
+        captions = set().union(*(with_all_captions.captions_in(name, data) for name, data in files))
     captions = _of_no_other(holders, keys, captions)
     trained = (manifest.load(uri) for uri in finished(place, stages.TRAININGS)) if whole else ()
     models = {model.uri: model for model in trained_on(trained, sorted(keys))}
@@ -294,12 +296,6 @@ def _naming(files: Sequence[str], traces: Traces) -> list[str]:
 
     hits = for_each("look for what names them", files, names, many=False)
     return [uri for uri, hit in zip(files, hits, strict=True) if hit]
-
-
-def _shown(naming: Sequence[str], copies: Iterable[tuple[str, bytes]], traces: Traces) -> set[str]:
-    """Return the captions that files show and that decide whether these files, or records in them, go."""
-    files = chain(((uri, storage.read_bytes(uri)) for uri in naming), copies if traces.captions else ())
-    return set().union(*(traces.captions_in(name, data) for name, data in files))
 
 
 def _of_no_other(outputs: Sequence[Manifest], keys: Set[str], captions: set[str]) -> set[str]:
@@ -487,11 +483,8 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
         counts = {"pairs": pairs, "kept": pairs, folder: pairs, **several}
     counts |= count_near(hit)
     files = {name: rows for name, rows in files.items() if rows}
-    return _Lost(files, counts, dropped, pairs, _texts(hit, _WORDS), {*_captions(hit)} - {None, ""})
-
-
-def _texts(rows: pl.DataFrame, columns: Sequence[str]) -> set[str]:
-    return {text for name in columns if name in rows.columns for text in rows[name] if text}
+    words = {text for name in _WORDS if name in hit.columns for text in hit[name] if text}
+    return _Lost(files, counts, dropped, pairs, words, {*_captions(hit)} - {None, ""})
 
 
 def _pages(stage: Manifest, keys: Set[str], *, lost: bool) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -37,7 +37,7 @@ from wukong.crawl import attempt
 from wukong.runtime.language import message
 from wukong.store import fence, lease, manifest, storage, takedowns
 
-HOUR, DAY = 3600.0, 86_400.0
+DAY = 86_400.0
 
 _MANIFESTS = ("manifest.json", attempt.FAILED)
 _STAGES = tuple(entry.name for entry in stages.TABLE if entry.version)

@@ -23,7 +23,7 @@ from wukong.config.registry import Registry
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate import stored
 from wukong.evaluate.stored import Evaluation
-from wukong.registry import choices, promotion, webhook
+from wukong.registry import choices, promotion
 from wukong.registry.choices import Choice
 from wukong.registry.promotion import Anew, Decision, Rules
 from wukong.runs import listing
@@ -33,7 +33,7 @@ from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 from wukong.store.patience import AwayError
 from wukong.tracking import availability, mlflow_runs, model_versions, run_links
-from wukong.tracking.mlflow_rest import MlflowError, Server
+from wukong.tracking.mlflow_rest import MISSING, MlflowError, Server
 from wukong.tracking.tags import EVALUATION_TAG, HISTORY_TAG, RUN_TAG
 
 GATE, ORIGIN, ROLLED_BACK = "wukong.gate", "wukong.origin", "wukong.rolled_back"
@@ -102,7 +102,7 @@ def register(
     version = model_versions.register(experiment, run_id, model, evaluation, tags)
     registered = ModelRegistry(Server(), registry.model_name, registry.alias, evaluate)
     by = f"the pipeline of {experiment.name}"
-    decision = availability.until_answered(lambda: registered.promote(version, by=by))
+    decision = availability.MLFLOW.until_answered(lambda: registered.promote(version, by=by))
     log.info("version %s of %s: %s", version, registry.model_name, decision.says)
     return {
         "version": float(version),
@@ -138,12 +138,9 @@ class ModelRegistry:
             ConfigError: there is none.
         """
         if number:
-            try:
-                answer = self._server.ask("GET", "model-versions/get", {"name": self.model, "version": number})
-            except MlflowError as error:
-                if error.code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                raise ConfigError(f"MLflow at {self._server.address} has no model {self.model}/{number}") from error
+            asked = {"name": self.model, "version": number}
+            if not (answer := self._server.ask("GET", "model-versions/get", asked, but=MISSING)):
+                raise ConfigError(f"MLflow at {self._server.address} has no model {self.model}/{number}")
             return _version(answer["model_version"])
         quoted = self.model.replace("'", "\\'")
         values = {"filter": f"name = '{quoted}'", "order_by": "version_number DESC", "max_results": 1}
@@ -158,12 +155,9 @@ class ModelRegistry:
         Raises:
             ConfigError: there is no such model.
         """
-        try:
-            registered = self._server.ask("GET", "registered-models/get", {"name": self.model})["registered_model"]
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise ConfigError(f"MLflow at {self._server.address} has no model {self.model!r}") from error
+        if not (answer := self._server.ask("GET", "registered-models/get", {"name": self.model}, but=MISSING)):
+            raise ConfigError(f"MLflow at {self._server.address} has no model {self.model!r}")
+        registered = answer["registered_model"]
         held = {entry["alias"]: str(entry["version"]) for entry in registered.get("aliases", [])}
         return held.get(self.alias, ""), {entry["key"]: entry["value"] for entry in registered.get("tags", [])}
 
@@ -210,7 +204,7 @@ class ModelRegistry:
             try:
                 theirs = self._evaluated_anew(candidate, held, evaluation)
             except WukongError as error:
-                gone = isinstance(error, MlflowError) and error.code == "RESOURCE_DOES_NOT_EXIST"
+                gone = isinstance(error, MlflowError) and error.code == MISSING
                 if isinstance(error, AwayError | MlflowError) and not gone:
                     raise
                 return no(
@@ -230,7 +224,7 @@ class ModelRegistry:
     def promote(self, number: str = "", *, forced: str = "", by: str = "") -> Decision:
         """Ask the gate about a version, the newest by default, and move the alias if it says yes.
 
-        The decision is logged as a page of the version's run, the move is recorded, and the webhook is told.
+        The decision is logged as a page of the version's run, and the move is recorded.
 
         Args:
             number: the version.
@@ -255,13 +249,11 @@ class ModelRegistry:
             decision = self.decide(candidate["version"])
         if decision.holder == decision.candidate:
             return decision  # the page of the decision by which it took the alias stays
-        moves = decision.promoted
-        address = self._log(candidate, decision)
-        decided = {"promoted": moves, "says": decision.says[:_LONGEST_REASON], "holder": decision.holder}
+        self._log(candidate, decision)
+        decided = {"promoted": decision.promoted, "says": decision.says[:_LONGEST_REASON], "holder": decision.holder}
         self._tag_version(candidate["version"], DECISION, json.dumps(decided, ensure_ascii=False))
-        if moves:
+        if decision.promoted:
             self._move("promote", candidate, decision.holder, forced or decision.says, by)
-        webhook.send("alias.moved" if moves else "alias.kept", decision.as_json() | {"page": address})
         return decision
 
     def rollback(self, reason: str, by: str = "") -> tuple[str, str]:
@@ -279,8 +271,6 @@ class ModelRegistry:
             )
         self._move("rollback", self.version(before), holder, reason, by)
         self._tag_version(holder, ROLLED_BACK, f"{_now()}: {reason}" if reason else _now())
-        content = {"model": self.model, "alias": self.alias, "from": holder, "to": before, "reason": reason}
-        webhook.send("alias.rolled_back", content)
         return holder, before
 
     def _evaluated_anew(
@@ -334,8 +324,8 @@ class ModelRegistry:
         values = {"name": self.model, "alias": self.alias, "version": version["version"]}
         self._server.ask("POST", "registered-models/alias", values)
 
-    def _log(self, candidate: Mapping[str, Any], decision: Decision) -> str:
-        """Log the decision's page to the version's run; return its address, empty if the run is gone."""
+    def _log(self, candidate: Mapping[str, Any], decision: Decision) -> None:
+        """Log the decision's page to the version's run, unless the run is gone."""
         from wukong.report import promotion as page
 
         try:
@@ -344,12 +334,11 @@ class ModelRegistry:
                 "promotion.html": page.render(decision.as_json()),
                 "promotion.json": json.dumps(decision.as_json(), ensure_ascii=False, indent=2),
             }
-            return mlflow_runs.log_files(self._server, run, files)
+            mlflow_runs.log_files(self._server, run, files)
         except MlflowError as error:
             if error.status >= 500:
                 raise
             log.warning("the page of the decision is not logged: %s", error)
-            return ""
 
     def _tag(self, key: str, value: str) -> None:
         self._server.ask("POST", "registered-models/set-tag", {"name": self.model, "key": key, "value": value})
@@ -378,7 +367,7 @@ def needed_versions(server: Server) -> dict[str, dict[str, str]]:
                 try:
                     needed[f"models:/{each['name']}/{version}"] = server.model_tags(each["name"], version)
                 except MlflowError as error:
-                    if error.code != "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it
+                    if error.code != MISSING:  # somebody deleted it
                         raise
     return needed
 

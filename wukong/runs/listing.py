@@ -6,7 +6,7 @@ run without an end is still at work or was killed, and which model it registered
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow.fs as pafs
@@ -16,8 +16,6 @@ from wukong.config import documents
 from wukong.config.evaluators import HOLDOUTS
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
-from wukong.runs import notes
-from wukong.runs.notes import Note
 from wukong.runs.run_records import Record
 from wukong.runtime import environment
 from wukong.store import manifest, storage
@@ -58,8 +56,6 @@ class Summary:
         model: ``models:/NAME/VERSION``, if a model was registered.
         report: URI of its report, if it has one.
         mlflow: address of its page in MLflow, if it is tracked there.
-        note: what people have written on it (``wukong.runs.notes``).
-        tags: and by key.
     """
 
     name: str
@@ -72,8 +68,6 @@ class Summary:
     model: str | None
     report: str | None
     mlflow: str | None
-    note: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 def experiments_in(place: str) -> list[str]:
@@ -140,20 +134,6 @@ def experiment_of(uri: str) -> Experiment:
         raise DataError(f"{uri} is of another version of Wukong: {error}") from error
 
 
-def with_tag(runs: Sequence[StoredRun], tag: str) -> list[StoredRun]:
-    """Return the runs that have a tag.
-
-    Args:
-        runs: the runs.
-        tag: ``KEY``, or ``KEY=VALUE`` for those with this value.
-    """
-    key, given, value = tag.partition("=")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        tags = [note.tags for note in pool.map(lambda run: notes.read(run.uri), runs)]
-    has = ((key in each and (not given or each[key] == value)) for each in tags)
-    return [run for run, chosen in zip(runs, has, strict=True) if chosen]
-
-
 def summaries(runs: Sequence[StoredRun]) -> list[Summary]:
     """Return what a list shows of some runs, in their order. If MLflow is away, its part is left out."""
     names = {run.uri.rsplit("/", 3)[1] for run in runs}
@@ -169,7 +149,6 @@ def _summary(run: StoredRun, tracked: dict[str, Tracked]) -> Summary:
     evaluated = next((record.manifest for record in records if record.stage == "evaluate" and record.manifest), None)
     metrics = manifest.load(evaluated).metrics if evaluated and storage.exists(evaluated) else {}
     report = storage.join(run.uri, "report.html") if "report.html" in files else None
-    written = notes.read(run.uri) if notes.FILE in files else Note()
     return Summary(
         name=run.name,
         experiment=run.uri.rsplit("/", 3)[1],
@@ -183,8 +162,6 @@ def _summary(run: StoredRun, tracked: dict[str, Tracked]) -> Summary:
         model=known.model if known else None,
         report=report,
         mlflow=known.url if known else None,
-        note=written.text,
-        tags=written.tags,
     )
 
 

@@ -70,10 +70,7 @@ MLFLOW_USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 Which Secrets a pod gets, ``wukong.stages.access`` says."""
 
 OPTIONAL_SECRETS = {
-    "register": {
-        "wukong-webhook": ("WUKONG_WEBHOOK_URL", "WUKONG_WEBHOOK_SECRET"),
-        "wukong-signing": ("WUKONG_SIGNING_KEY_FILE", "WUKONG_SIGNING_PASSWORD"),
-    }
+    "register": {"wukong-signing": ("WUKONG_SIGNING_KEY_FILE", "WUKONG_SIGNING_PASSWORD")},
 }
 """To single stages' components on a cluster: Secrets that need not exist, by the stage."""
 

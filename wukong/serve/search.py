@@ -235,10 +235,6 @@ class Searcher:
             return self._pictures.read(torch.tensor([row]))[0]
         return self.index.picture_tokens.read(torch.tensor([row]))[0]
 
-    def label_scores(self, picture: Tensor, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Compare an encoded picture with labels; see ``label_scores``."""
-        return label_scores(self.model, picture, labels)
-
 
 @torch.inference_mode()
 def label_scores(model: OwnModel, picture: Tensor, labels: Sequence[str]) -> tuple[Tensor, Tensor]:

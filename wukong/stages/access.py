@@ -26,7 +26,7 @@ BUCKET = "wukong"
 _PLAIN = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9@%+=:,._-]+")  # what the launcher lets into a RayJob's command
 EVERYTHING = "*"
 _INPUTS = "inputs/*"  # what people put into the bucket: lists, weights, published sets
-_OPT_OUT = ("*/takedowns/*", "*/filter/*/forbidden.txt*")  # lists that we make of what is to be left out
+_OPT_OUT = "*/filter/*/forbidden.txt*"  # a list that we make of what is to be left out
 _TAKEDOWN = ("*/takedowns/begun.json*", "*/takedowns/_lease.json*")  # that one goes on; what it removes stands beside
 _EXPERIMENTS, _RUNS = "*/experiments/*", "*/runs/*"
 _OF_RUN = ("*/runs/*/cost.json*", "*/runs/*/run.json*")  # what it has cost so far, and that it was terminated
@@ -122,7 +122,7 @@ def _of_job(name: str) -> Access:
     before = [each for of in entries for each in (*of.parents, *of.key_parents, *of.shows)]
     further = [each for each in stages.needed_for(name) if each not in (*made, *before)]
     manifests = (f"{folder}/manifest*" for folder in _folders(further))
-    lists = (_INPUTS, *(_OPT_OUT if "release" in entry.sections else ()))
+    lists = (_INPUTS, *((_OPT_OUT,) if "release" in entry.sections else ()))
     own = (*_folders(made), *_of_records((name, *entry.records), _OF_RECORD), *_ended_by(name))
     return Access((*lists, *_TAKEDOWN, _EXPERIMENTS, *_folders((*before, *entry.continues)), *manifests, *own), own)
 

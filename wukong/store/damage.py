@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _OUTPUT = re.compile(r"(.+/[^/]+/[0-9a-f]{16})/.+")
 _MANIFESTS = ("manifest.json", "failed.json")
+"""A crawl may have either, or both."""
 _READ_BYTES = 1 << 20
 
 
@@ -34,6 +35,11 @@ def remedy(uri: str) -> str:
         return message("put a whole copy of it there")
     if uri.removeprefix(f"{output}/") in _MANIFESTS:
         return message("delete it and run its stage again: what is whole is used")
+    if output.split("/")[-2] == "crawl":
+        return message(
+            f"delete it, and {output}/manifest.json and {output}/failed.json if they are there, and run its stage "
+            "again: what is whole is used"
+        )
     return message(
         f"delete it, and {output}/manifest.json if that is there, and run its stage again: what is whole is used"
     )

@@ -127,6 +127,10 @@ class Manifest(BaseModel):
         sha.update(parts[-1:].encode() + after.encode())
         return sha.hexdigest()
 
+    def file(self, path: str) -> tuple[str, str]:
+        """URI and SHA-256 of a part, as its readers take them; the digest of one that is not listed is empty."""
+        return storage.join(self.uri, path), self.parts.sha256(path)
+
     def part_uris(self, prefix: str = "", suffix: str = "") -> list[str]:
         """URIs of the parts whose path starts with ``prefix`` and ends with ``suffix``, in the manifest's order."""
         return [storage.join(self.uri, path) for path in self.parts.below(prefix, suffix).paths]

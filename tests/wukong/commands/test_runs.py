@@ -2,7 +2,6 @@
 
 import json
 import re
-import uuid
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from wukong.runs.run_records import Record
 from wukong.stages import run_paths
 from wukong.store import storage
 from wukong.store.manifest import Stage
-from wukong.tracking import mlflow_runs
-from wukong.tracking.mlflow_rest import Server
 from wukong.tracking.run_links import Tracked
 
 RECALL = "eval/retrieval/holdouts/mean_recall"
@@ -86,41 +83,6 @@ def test_the_list_for_people_has_what_matters(place: str, monkeypatch: pytest.Mo
     assert "3 of 8, failed: validate" in lines[1]
     assert "8 of 8, 8 reused" in lines[2] and "0.250" in lines[2]
     assert lines[3] == "1 older ones: --last 3"
-
-
-def test_a_note_and_tags_stand_in_the_list_and_choose_from_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    at = ("--storage", place)
-    assert wukong("note", "first", *at) == ""
-    assert wukong("note", "first", "两倍的批量 [64]", "--tag", "purpose=baseline", "--tag", "keep", *at) == (
-        "两倍的批量 [64]\nkeep\npurpose=baseline\n"
-    )
-    wukong("note", "second", "--tag", "purpose=ablation", *at)
-    lines = [line.rstrip() for line in wukong("runs", "one", *at).splitlines()]
-    assert lines[0].split()[-1] == "note" and len(lines) == 4
-    assert lines[3].endswith("两倍的批量 [64]  keep  purpose=baseline") and lines[2].endswith("purpose=ablation")
-
-    def names(tag: str) -> list[str]:
-        return [run["name"] for run in json.loads(wukong("runs", "--tag", tag, "--json", *at))]
-
-    assert (names("purpose"), names("purpose=baseline")) == (["second", "first"], ["first"])
-    assert (names("keep"), names("keep=1"), names("none")) == (["first"], [], [])
-    assert wukong("runs", "--tag", "none", *at) == f"No run in {place} has the tag none.\n"
-    taken = json.loads(wukong("note", "first", "", "--remove", "keep", "--json", *at))
-    assert taken == {"text": "", "tags": {"purpose": "baseline"}}
-
-
-@pytest.mark.slow
-def test_mlflow_gets_them_as_tags(place: str, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
-    experiment = made(f"noted-{uuid.uuid4().hex[:8]}", place)
-    begin(experiment, "noted", 2)
-    tracked = mlflow_runs.pipeline_run(Server(), experiment, "noted")
-    before = Server().run(tracked.run_id).tags
-    wukong("note", "noted", "好", "--tag", "purpose=baseline", "--tag", "keep", "--storage", place)
-    assert Server().run(tracked.run_id).tags == {**before, "note": "好", "purpose": "baseline", "keep": ""}
-    wukong("note", "noted", "", "--remove", "keep", "--remove", "none", "--storage", place)
-    assert Server().run(tracked.run_id).tags == {**before, "purpose": "baseline"}
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -1,4 +1,3 @@
-import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,7 +176,6 @@ def test_a_list_needs_no_queries(tmp_path: Path) -> None:
         ("registry.level=0.7", ["registry.level", "0.7", "0.5"]),
         ("registry.guards={eval/retrieval/holdouts/mean_recall: 2}", ["registry.guards", "less than 1"]),
         ("registry.guards={accuracy: 0.1}", ["registry.guards", "'accuracy'", "does not measure"]),
-        ("registry.webhook.url=http://hook.test/?token=x", ["registry", "WUKONG_WEBHOOK_URL", "everybody"]),
         ("registry.alias=latest", ["registry.alias", "'latest'", "letters, digits"]),
         ("registry.alias=v1", ["registry.alias", "'v1'"]),
         ("registry.alias=my champion", ["registry.alias", "'my champion'"]),
@@ -205,17 +203,6 @@ def test_what_values_can_never_mean_is_refused(tmp_path: Path, override: str, na
         documents.load(write(tmp_path, MINIMAL), [override])
     for text in named:
         assert text in str(caught.value)
-
-
-def test_an_experiment_holds_no_webhook(tmp_path: Path) -> None:
-    """MLflow and KFP show every key. What an earlier version stored is read if nobody was to be told."""
-    with pytest.raises(ConfigError) as caught:
-        documents.load(write(tmp_path, MINIMAL), ["registry.webhook.url=https://hook.test/?token=geheim"])
-    assert "geheim" not in str(caught.value)
-    stored = documents.load(write(tmp_path, MINIMAL)).model_dump(mode="json")
-    assert "webhook" not in json.dumps(stored)
-    stored["registry"]["webhook"] = {"url": "", "secret_env": "WUKONG_WEBHOOK_SECRET"}
-    assert documents.parse(stored) == documents.load(write(tmp_path, MINIMAL))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
 from wukong.data import decoding
+from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import CRAWLED
 from wukong.store import storage
 
@@ -719,11 +720,7 @@ def test_a_part_that_waits_for_slow_hosts_is_stored_and_goes_on_to_the_same_byte
             fetcher = Fetcher(config, connect_to)
             try:
                 uri = storage.from_path(tmp_path / target)
-                known = (
-                    previous.outcomes([previous.EarlierPart(uri)], planned, False)
-                    if options.pop("again", False)
-                    else ()
-                )
+                known = previous.outcomes([CrawlPart(uri)], planned, False) if options.pop("again", False) else ()
                 return await download_part(uri, list(planned.values()), fetcher, config, known, **options)
             finally:
                 fetcher.close()
@@ -769,7 +766,7 @@ def test_a_part_that_is_put_back_leaves_no_request_behind(web, crawl_config, pic
         assert (begun["urls"], begun["left"]) == (web.requests.total(), 5 - web.requests.total())
         assert 0 < begun["left"] < 5
         web.fallback = answering(picture(300, 300))
-        known = previous.outcomes([previous.EarlierPart(uri)], set(planned), False)
+        known = previous.outcomes([CrawlPart(uri)], set(planned), False)
         ended = await download_part(uri, list(planned.values()), fetchers[1], config, known)
         for fetcher in fetchers:
             fetcher.close()

@@ -21,8 +21,7 @@ def test_the_authors_prompts_are_those_that_cn_clip_carries() -> None:
 def test_our_prompts_are_80_distinct_ones_and_six_are_the_authors() -> None:
     assert prompts.of("ours") is prompts.PROMPTS
     assert len(set(prompts.of("ours"))) == len(prompts.of("ours")) == 80
-    assert tuple(prompt for prompt in prompts.of("ours") if prompt in carried()) == prompts.OF_THE_PAPER
-    assert len(prompts.OF_THE_PAPER) == 6
+    assert sum(prompt in carried() for prompt in prompts.of("ours")) == 6
 
 
 def test_chinese_clips_prompts_are_those_that_its_own_script_takes() -> None:

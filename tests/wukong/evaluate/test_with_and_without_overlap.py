@@ -72,17 +72,10 @@ def test_the_mean_over_classes_is_that_of_the_classes_that_are_left() -> None:
     assert found["mean_per_class"]["clean"] == {**vars(shares)}
 
 
-@pytest.mark.parametrize(("of", "others"), [(1, 5), (7, 7), (30, 12), (12, 3000)])
-def test_the_test_is_scipys(of: int, others: int) -> None:
-    for right in {0, 1, of // 2, of}:
-        for rest in {0, others // 3, others}:
-            expected = stats.fisher_exact([[right, of - right], [rest, others - rest]], "greater").pvalue
-            assert interval.fisher(right, of, rest, others) == pytest.approx(expected, abs=1e-9)
-
-
-def test_with_few_overlapping_pictures_it_is_the_binomial_test_of_clips_paper() -> None:
+def test_with_few_overlapping_pictures_the_test_is_the_binomial_one_of_clips_paper() -> None:
+    found = measured(classified([1] * 9 + [0] + [1, 1, 1, 0, 0] * 2_000), *(f"p{number}" for number in range(10)))
     of_clip = stats.binomtest(9, 10, 0.6, "greater").pvalue
-    assert interval.fisher(9, 10, 60_000, 100_000) == pytest.approx(of_clip, rel=1e-3)
+    assert found["top1"]["p"] == pytest.approx(of_clip, rel=5e-3)
 
 
 def test_the_difference_has_the_paired_interval() -> None:

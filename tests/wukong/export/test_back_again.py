@@ -22,7 +22,7 @@ from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel
 from wukong.store import storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TEXT = {"layers": 2, "heads": 4, "width": 64}
 VIT = {"image": {"name": "test_vit", "image_size": 32, "weights": "random"}, "text": TEXT, "embedding": 32}

@@ -127,6 +127,7 @@ def test_an_existing_device_is_used(saved: Path) -> None:
     assert loaded.model_config["device"] == "cpu"
 
 
+@pytest.mark.long
 def test_it_can_be_loaded_where_the_project_is_not_installed(saved: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.path = [p for p in sys.path if p]\n"
@@ -142,6 +143,7 @@ def test_it_can_be_loaded_where_the_project_is_not_installed(saved: Path, tmp_pa
     assert ended.stdout.split() == [str(saved / "code" / "wukong" / "__init__.py"), "8"], ended.stderr
 
 
+@pytest.mark.long
 def test_its_requirements_can_be_installed(saved: Path) -> None:
     """Each requirement can be on an index, is not the other package named wukong, and is the version installed here."""
     lines = (saved / "requirements.txt").read_text().split()

@@ -1,24 +1,23 @@
 """Takedown by example: what is near a picture is found wherever it lies, and nothing of what is confirmed is left."""
 
-import base64
 import hashlib
 import io
 import json
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pdqhash
 import pyarrow as pa
 import pytest
 import shown_pictures as shown
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from trace_search import found
 from typer.testing import CliRunner, Result
@@ -27,9 +26,10 @@ from cli import alike as command
 from cli import takedown as takedown_command
 from cli.main import app
 from wukong.crawl import attempt
+from wukong.crawl.optout import OptOut
 from wukong.curate import pdq
 from wukong.errors import ConfigError, DataError
-from wukong.publish import alike, parallel, superseded, takedown
+from wukong.publish import alike, parallel, superseded
 from wukong.publish.trained_models import TrainedModel
 from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
@@ -66,9 +66,8 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
         )
     )
 
-    def called(*arguments: str, typed: str | None = None) -> Result:
-        command_line = ["takedown", "--config", str(tmp_path / "e.json"), *arguments]
-        return CliRunner().invoke(app, command_line, input=typed)
+    def called(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["takedown", "--config", str(tmp_path / "e.json"), *arguments])
 
     return called
 
@@ -83,7 +82,7 @@ def near(root: str, picture: Path, distance: int = command.DISTANCE) -> dict[str
     hits, unread = alike.by_pictures(root, outputs, examples, distance)
     assert not unread
     names = {pair.key: pair.name for pair in shown.pairs()}
-    return {names[match.hit.key]: match for match in alike.described(outputs, hits, {})}
+    return {names[match.hit.key]: match for match in alike.described(outputs, hits)}
 
 
 def traces(names: set[str]) -> dict[str, str]:
@@ -153,32 +152,19 @@ def test_hashes_that_the_filter_stored_are_used_and_their_tars_not_read(root: st
 
 
 @pytest.mark.parametrize("kind", ["pdq", "md5"])
-def test_pictures_of_a_list_of_hashes_are_found_and_never_shown(
-    root: str, tmp_path: Path, call: Call, kind: str
-) -> None:
+def test_pictures_of_a_list_of_hashes_are_found(root: str, tmp_path: Path, call: Call, kind: str) -> None:
     (half,) = shown.of_names(["half"]).values()
     bits, _ = pdqhash.compute(np.asarray(Image.open(io.BytesIO(half.data)).convert("RGB")))
     listed = tmp_path / "forbidden.txt"
     listed.write_text({"pdq": np.packbits(bits).tobytes().hex(), "md5": md5(half.data).hex()}[kind] + "\n")
-    looked = call("--like-hashes", str(listed), "--dry-run")
+    looked = call("--like-hashes", str(listed))
     gone = PLANTED if kind == "pdq" else {"half"}
-    assert {p.name for p in shown.pairs() if p.key in looked.output} == gone
-    shown_page = call("--like-hashes", str(listed), "--dry-run", "--sheet", str(tmp_path / "near.html"))
-    assert shown_page.exit_code != 0 and not (tmp_path / "near.html").exists()
-    done = call("--like-hashes", str(listed), "--reason", "case 1", "--yes")
+    assert {p.name for p in shown.pairs() if p.key in looked.stdout} == gone
+    near_list = tmp_path / "near.txt"
+    near_list.write_text(looked.stdout)
+    done = call(str(near_list), "--reason", "case 1")
     assert done.exit_code == 0, done.output
     check_nothing_is_left(tmp_path / "store", gone)
-
-
-def test_a_picture_that_the_filter_found_forbidden_is_on_no_sheet(root: str, sent: Path) -> None:
-    (filtered,) = (stage for stage in alike.outputs_at(root) if stage.stage == "filter")
-    uri = f"{filtered.uri}/dropped/00000.parquet"
-    table = storage.read_table(uri)
-    reasons = pa.array(["forbidden"] * len(table), pa.string())
-    storage.write_table(uri, table.set_column(table.column_names.index("dropped_by"), "dropped_by", reasons))
-    matches = near(root, sent)
-    keys = {matches[name].hit.key for name in PLANTED - {"half"}}
-    assert set(alike.pictures(matches.values())) == keys
 
 
 def test_crawls_that_failed_or_were_killed_are_searched(tmp_path: Path, sent: Path) -> None:
@@ -191,8 +177,8 @@ def test_crawls_that_failed_or_were_killed_are_searched(tmp_path: Path, sent: Pa
     matches = near(root, sent)
     assert set(matches) == PLANTED
     assert matches["mirror"].url == "http://a.site.test/mirror.jpg" and not matches["mirror"].sha256
-    listed = alike.list_of([matches["mirror"], matches["half"]], alike.read_examples([storage.from_path(sent)]))
-    assert set(listed.decode().splitlines()[1:]) == {matches["mirror"].url, matches["half"].sha256}
+    listed = OptOut.parse(alike.as_list([matches["mirror"], matches["half"]]).encode(), "")
+    assert listed == OptOut(urls=frozenset([matches["mirror"].url]), digests=frozenset([matches["half"].sha256]))
 
 
 def test_a_crawl_that_failed_is_searched_as_long_as_it_has_its_files(root: str, sent: Path) -> None:
@@ -217,7 +203,7 @@ def test_in_processes_it_finds_the_same(root: str, sent: Path, monkeypatch: pyte
     assert set(near(root, sent)) == PLANTED
 
 
-def test_what_is_confirmed_is_taken_out_of_everything_and_models_are_named(
+def test_what_is_left_in_the_list_is_taken_out_of_everything_and_models_are_named(
     root: str, sent: Path, call: Call, tmp_path: Path
 ) -> None:
     filtered = next(stage for stage in alike.outputs_at(root) if stage.stage == "filter")
@@ -229,10 +215,16 @@ def test_what_is_confirmed_is_taken_out_of_everything_and_models_are_named(
     features = Stage(root, "features", {}, [filtered])
     storage.write_bytes(features.path("train/00000.view00.safetensors"), b"of pictures")
     features.commit([features.describe("train/00000.view00.safetensors")])
-    keys = {name: pair.key for name, pair in shown.of_names(sorted(PLANTED)).items()}
+    before = files_of(tmp_path / "store")
+    looked = call("--like", str(sent), "--cosine", "1")
+    assert looked.exit_code == 0 and files_of(tmp_path / "store") == before, looked.output
+    turned = shown.of_names(["turned"])["turned"].sha256
+    kept = [line for line in looked.stdout.splitlines() if line != turned]
+    assert len(kept) == len(looked.stdout.splitlines()) - 1
+    near_list = tmp_path / "near.txt"
+    near_list.write_text("\n".join(kept))
     gone = PLANTED - {"turned"}
-    confirm = ["--confirm", f"{keys['equal']},{keys['half']}", "--confirm", f"{keys['mirror']},{keys['re-encoded']}"]
-    done = call("--like", str(sent), "--reason", "case 1", "--cosine", "1", *confirm)
+    done = call(str(near_list), "--reason", "case 1")
     assert done.exit_code == 0, done.output
     check_nothing_is_left(tmp_path / "store", gone)
     assert not storage.list_files(features.uri)
@@ -250,11 +242,8 @@ def test_what_is_confirmed_is_taken_out_of_everything_and_models_are_named(
     assert "A model was trained on 2 of them" in done.output and "wukong rollback" in done.output
     released = storage.list_files(f"{root}/release", f"takedowns/{record['id']}.json")
     assert len(released) == 1 and "models" not in storage.read_json(released[0])
-    (listed,) = storage.list_files(f"{root}/takedowns", ".txt")
-    assert set(storage.read_bytes(listed).decode().splitlines()[1:]) == {
-        pair.sha256 for name, pair in shown.of_names(sorted(gone)).items()
-    }
-    assert listed in done.output
+    again = call("--like", str(sent), "--cosine", "1").stdout
+    assert {pair.name for pair in shown.pairs() if pair.key in again} == {"turned"}
 
 
 def test_registered_versions_of_a_model_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,83 +258,6 @@ def test_registered_versions_of_a_model_are_named(monkeypatch: pytest.MonkeyPatc
     models = [TrainedModel(uri=f"s3://b/{name}", digest="0", pairs=1) for name in "xz"]
     named = [model.registered for model in takedown_command._registered(models)]
     assert named == [("models:/demo/1", "models:/best/7"), ()]
-
-
-def test_all_that_is_near_by_hash_goes_without_a_question_if_so_said(
-    root: str, sent: Path, call: Call, tmp_path: Path
-) -> None:
-    looked = call("--like", str(sent), "--dry-run", "--cosine", "1", "--yes")
-    assert looked.exit_code == 0 and "covers 5 URLs" in looked.output and "Nothing was changed" in looked.output
-    assert not storage.list_files(f"{root}/takedowns")
-    done = call("--like", str(sent), "--reason", "case 1", "--cosine", "1", "--yes")
-    assert done.exit_code == 0, done.output
-    check_nothing_is_left(tmp_path / "store", PLANTED)
-    again = call("--like", str(sent), "--reason", "case 1", "--cosine", "1", "--yes")
-    assert again.exit_code == 0 and "Nothing is near" in again.output
-
-
-def test_a_person_is_asked_for_each_at_a_terminal_only(
-    root: str, sent: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = files_of(tmp_path / "store")
-    done = call("--like", str(sent), "--reason", "case 1", "--cosine", "1")
-    assert done.exit_code == 0 and "--confirm KEY,KEY" in done.output
-    assert files_of(tmp_path / "store") == before
-    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(command, "sys", terminal)
-    refused = call("--like", str(sent), "--reason", "case 1", "--cosine", "1", typed="n\n" * 5)
-    assert refused.exit_code == 0 and "nothing is changed" in refused.output
-    assert files_of(tmp_path / "store") == before
-    some = call("--like", str(sent), "--reason", "case 1", "--cosine", "1", typed="y\nn\nn\nn\nn\n")
-    assert some.exit_code == 0, some.output
-    check_nothing_is_left(tmp_path / "store", {"equal"})  # the nearest comes first
-
-
-@pytest.mark.parametrize("write", [0, 1, 6, 12, 18])
-def test_one_that_is_killed_goes_on_from_its_list(
-    root: str, sent: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
-) -> None:
-    written: list[str] = []
-    original = storage.open_output
-
-    @contextmanager
-    def dying(uri: str) -> Iterator[IO[bytes]]:
-        if len(written) == write:
-            raise KeyboardInterrupt
-        with original(uri) as stream:
-            yield stream
-        written.append(uri)
-
-    command_line = ("--like", str(sent), "--reason", "case 1", "--cosine", "1", "--yes")
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "open_output", dying)
-        patch.setattr(parallel, "_THREADS", 1)
-        assert call(*command_line).exit_code != 0
-    assert len(written) == write
-    assert (takedown.pending(root) is not None) == (write > 1)  # the list is written before the plan
-    done = call(*command_line)
-    assert done.exit_code == 0, done.output
-    assert ("Finishing the takedown by alike-" in done.output) == (write > 1)
-    assert takedown.pending(root) is None
-    check_nothing_is_left(tmp_path / "store", PLANTED)
-
-
-def test_the_sheet_shows_pictures_blurred_unless_asked(root: str, sent: Path, call: Call, tmp_path: Path) -> None:
-    def pictures(*options: str) -> dict[str, npt.NDArray[np.float64]]:
-        sheet = tmp_path / "near.html"
-        done = call("--like", str(sent), "--dry-run", "--cosine", "1", "--sheet", str(sheet), *options)
-        assert done.exit_code == 0, done.output
-        page = sheet.read_text(encoding="utf-8")
-        entries = re.findall(r'data-key="(\w+)">\s*<img src="data:image/jpeg;base64,([^"]+)"', page)
-        opened = {key: Image.open(io.BytesIO(base64.b64decode(data))).convert("L") for key, data in entries}
-        return {key: np.asarray(image, float) for key, image in opened.items()}
-
-    blurred, whole = pictures(), pictures("--show")
-    assert blurred.keys() == whole.keys() == {pair.key for pair in shown.of_names(sorted(PLANTED)).values()}
-    for key, picture in whole.items():
-        assert blurred[key].shape == picture.shape
-        steps, left = (np.abs(np.diff(each, axis=1)).mean() for each in (picture, blurred[key]))
-        assert left < steps / 3, "the bytes of the page themselves are blurred"
 
 
 def bomb(side: int) -> bytes:
@@ -377,6 +289,12 @@ def test_what_is_no_picture_is_refused(root: str, tmp_path: Path, call: Call, co
     assert call("--like", str(path), "--dry-run").exit_code != 0
 
 
+@given(st.text(), st.text())
+def test_no_caption_and_no_url_is_an_entry_of_its_own(caption: str, url: str) -> None:
+    match = alike.Match(alike.Hit("0" * 20, "vector", 0.1, "x"), url, caption, "0" * 64, (f"crawl {url}",))
+    assert OptOut.parse(alike.as_list([match]).encode(), "") == OptOut()
+
+
 def test_a_picture_of_one_colour_is_found_by_its_file_alone(root: str, tmp_path: Path) -> None:
     path = tmp_path / "white.png"
     Image.new("RGB", (300, 300), "white").save(path)
@@ -397,14 +315,12 @@ def test_a_place_without_pictures_is_refused(root: str, sent: Path, call: Call, 
         (["--dry-run"], "give a LIST, or --like"),
         (["list.txt", "--like", "x.jpg", "--dry-run"], "one of them"),
         (["list.txt"], "say why"),
-        (["list.txt", "--yes", "--dry-run"], "go with --like"),
-        (["--like", "SENT", "--dry-run", "--confirm", "0" * 20], "is not among what is near"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    root: str, sent: Path, call: Call, tmp_path: Path, arguments: list[str], why: str
+    root: str, call: Call, tmp_path: Path, arguments: list[str], why: str
 ) -> None:
     before = files_of(tmp_path / "store")
-    done = call(*(str(sent) if each == "SENT" else each for each in arguments))
+    done = call(*arguments)
     assert done.exit_code != 0 and re.search(why, f"{done.output} {done.exception}")
     assert files_of(tmp_path / "store") == before

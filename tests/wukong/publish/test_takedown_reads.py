@@ -240,7 +240,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_in_processes_it_writes_the_same_also_when_it_is_killed(root: str, tmp_path: Path) -> None:
     pristine, folder = tmp_path / "pristine", folder_of(root)
     shutil.copytree(folder, pristine)

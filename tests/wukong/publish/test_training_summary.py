@@ -1,5 +1,6 @@
 """The EU's summary has the template's sections in their order, what the manifests know, and "not known" elsewhere."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from english import english
 from wukong.config import documents
 from wukong.publish import training_summary
 from wukong.publish.hosts import Host
+from wukong.report import card, checks
+from wukong.report.funnel import Step
 from wukong.report.statistics import Statistics, measure
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
@@ -68,24 +71,30 @@ def summarised(folder: Path, crawl: Manifest = CRAWL, counted: Statistics = COUN
     stage = Stage(root, "release", {})
     first = iter([Host("a.cn", 10, 5_000), Host("b.cn", 30, 400)])
     domains = training_summary.write_domains(stage, 17, first)
-    parts = training_summary.write(stage, experiment, crawl, FILTERED, counted, 3, domains)
-    assert [part.path for part in parts] == ["training_summary.json", "docs/training_summary.html"]
-    value: dict[str, Any] = storage.read_json(stage.path(parts[0].path))
-    return value | {"page": storage.read_bytes(stage.path(parts[1].path)).decode(), "uri": stage.uri}
+    shown = card.make("demo", counted, [Step("crawl", "a", 2, 0)] * 2, [], {}, "邮票", experiment.sources).model_copy(
+        update={"found": checks.found(FILTERED), "unchecked": checks.unchecked(FILTERED)}
+    )
+    part = training_summary.write(stage, experiment.release, shown, crawl, FILTERED, counted, 3, domains)
+    assert part.path == "docs/training_summary.html"
+    return {"page": storage.read_bytes(stage.path(part.path)).decode(), "uri": stage.uri}
 
 
 def answers(value: dict[str, Any]) -> dict[str, list[str]]:
-    return {each["question"]: each["sentences"] for section in value["sections"] for each in section["answers"]}
+    """The sentences by question; none where the page says that it is not known."""
+    found = re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", english(value["page"]), re.DOTALL)
+    told = {question: re.findall(r"<p>(.*?)</p>", answer, re.DOTALL) for question, answer in found}
+    assert all(
+        sentences or "not known</p>" in answer for (_, answer), sentences in zip(found, told.values(), strict=True)
+    )
+    return {html.unescape(each): [html.unescape(re.sub("<.*?>", "", one)) for one in told[each]] for each in told}
 
 
 def test_the_sections_are_the_templates(tmp_path: Path) -> None:
     value = summarised(tmp_path)
-    assert [section["heading"] for section in value["sections"]] == HEADINGS
-    for section in value["sections"]:
-        assert section["depth"] == section["heading"].split(" ")[0].rstrip(".").count(".") + 1
-    page = english(value["page"])
-    places = [page.index(f">{heading}<") for heading in HEADINGS]
-    assert places == sorted(places)
+    found = re.findall(r"<h(\d)>(\d.*?)</h", english(value["page"]))
+    assert [heading for _, heading in found] == HEADINGS
+    for depth, heading in found:
+        assert int(depth) == heading.split(" ")[0].rstrip(".").count(".") + 2
 
 
 def test_what_the_manifests_know_is_filled_in(tmp_path: Path) -> None:
@@ -112,7 +121,8 @@ def test_what_the_manifests_know_is_filled_in(tmp_path: Path) -> None:
     illegal = told["General description of measures taken"]
     assert "The rule sensitive removed 50 pairs." in illegal[0]
     assert "No model looked whether captions fit their pictures." in illegal
-    assert (value["version"], value["updated"]) == ("2.0.0", "2026-11-30")
+    assert "version of the summary: 2.0.0" in english(value["page"])
+    assert "last update: 2026-11-30" in english(value["page"])
     assert "17 domains" in told["Summary of the most relevant domain names crawled"][0]
     assert "2 with most bytes of pictures, 10 % of them" in told["Summary of the most relevant domain names crawled"][1]
 

@@ -231,5 +231,6 @@ def _summary(folder: Path) -> str:
     stage = Stage(root, "release", {})
     counted = measure(pl.DataFrame({"caption": ["一只猫"], "width": [300], "height": [300], "length": [3]}))
     domains = training_summary.write_domains(stage, 12, iter([Host("a.cn", 3, 400)]))
-    training_summary.write(stage, experiment, crawl, _filtered(), counted, 1, domains)
+    shown = card.make("demo", counted, [Step("crawl", "a", 2, 0)] * 2, [], {}, sources=experiment.sources)
+    training_summary.write(stage, experiment.release, shown, crawl, _filtered(), counted, 1, domains)
     return storage.read_bytes(stage.path(training_summary.PAGE)).decode()

@@ -6,7 +6,6 @@ from pathlib import Path
 import yaml
 
 from wukong.model import signature
-from wukong.registry import webhook
 from wukong.runtime import environment, events, forwarded
 from wukong.store import address, fence, patience
 from wukong.tracking import mlflow_rest
@@ -19,7 +18,6 @@ SECRET |= {name for each in forwarded.OPTIONAL_SECRETS.values() for names in eac
 def test_names_are_those_that_are_read() -> None:
     assert {environment.CONNECT_TO, events.VARIABLE} < set(forwarded.TO_JOBS)
     assert {fence.VARIABLE, patience.VARIABLE} < set(forwarded.TO_WORKERS)
-    assert forwarded.OPTIONAL_SECRETS["register"]["wukong-webhook"] == (webhook.URL, webhook.SECRET)
     assert forwarded.OPTIONAL_SECRETS["register"]["wukong-signing"] == (signature.KEY_FILE, signature.PASSWORD)
     assert forwarded.OPTIONAL_TO_COMPONENTS == (address.CERTIFICATES, mlflow_rest.WORKSPACE)
     assert address.ADDRESSING in {*forwarded.TO_WORKERS} & {*forwarded.TO_COMPONENTS}

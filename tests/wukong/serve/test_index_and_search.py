@@ -78,7 +78,7 @@ def test_a_picture_finds_its_caption_and_itself(searcher: Searcher) -> None:
 
 def test_labels_share_the_probability(searcher: Searcher) -> None:
     vectors = searcher.model.saved.encode_image([colours.picture("绿")])[0]
-    scores, probabilities = searcher.label_scores(vectors, ["红", "绿", "蓝"])
+    scores, probabilities = search.label_scores(searcher.model, vectors, ["红", "绿", "蓝"])
     assert int(scores.argmax()) == 1
     assert float(probabilities.sum()) == pytest.approx(1.0)
     ratio = np.exp(searcher.model.scale * float(scores[1] - scores[0]))

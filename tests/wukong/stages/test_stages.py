@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from pipelines.training import component_of
 from wukong import stages
@@ -149,6 +150,21 @@ def test_the_config_of_a_stage_changes_with_what_decides_it_alone() -> None:
     assert changed == {"filter", "validate"}
     for entry in stages.TABLE:
         json.dumps(entry.config(before))  # it is stored
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # no choice among words has this other one
+@pytest.mark.parametrize("name", stages.TRAININGS)
+def test_each_setting_of_a_training_is_in_its_key_but_those_that_decide_nothing(name: str) -> None:
+    given, entry = experiment(), stages.of(name)
+    left_out = set()
+    for key, value in getattr(given, name):
+        if isinstance(value, BaseModel):
+            continue
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "other"
+        changed = getattr(given, name).model_copy(update={key: other})
+        if entry.config(given.model_copy(update={name: changed})) == entry.config(given):
+            left_out.add(key)
+    assert left_out == {"from_model", "log_every", "max_failures", "min_workers", "threads"}
 
 
 def test_a_validation_is_in_the_key_only_if_it_decides() -> None:

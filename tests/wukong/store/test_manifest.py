@@ -53,6 +53,8 @@ def test_the_digest_ignores_where_and_when_but_nothing_else(tmp_path: Path) -> N
     first, second = commit(tmp_path / "a"), commit(tmp_path / "b")
     assert first.uri != second.uri
     assert first.digest == second.digest
+    children = [commit(tmp_path / each, "filter", parents=(of,)) for each, of in (("a", first), ("b", second))]
+    assert children[0].digest == children[1].digest, "where its parents lie is left out too"
     assert first.model_copy(update={"counts": {"pairs": 6}}).digest != first.digest
     assert first.model_copy(update={"parts": ()}).digest != first.digest
 

@@ -13,11 +13,9 @@ import polars, which takes 0.15 s, inside the functions that use it.
 from __future__ import annotations
 
 import itertools
-import pkgutil
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import import_module
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +25,7 @@ from wukong.config.section import Strict
 from wukong.curate.rule import HELD_BACK, Batch, Check, Column, Decided, FromPictures, Nearness, PictureBatch, Rule
 from wukong.errors import ConfigError
 from wukong.runtime.language import message
+from wukong.runtime.registered import registered
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,20 +37,14 @@ _PICTURES, _PICTURES_ON_GPU = 64, 256
 """Pictures of a batch."""
 
 
-def _registered() -> tuple[Rule, ...]:
+def _ordered() -> tuple[Rule, ...]:
     """The rule of every module of this folder, in the order of their places.
 
     Raises:
         TypeError: a module has no ``RULE``, or two rules share a place, a setting or a stored column.
     """
-    registered: list[Rule] = []
-    for module in pkgutil.iter_modules(__path__):
-        rule = getattr(import_module(f"{__name__}.{module.name}"), "RULE", None)
-        if not isinstance(rule, Rule):
-            raise TypeError(f"wukong/curate/rules/{module.name}.py assigns no Rule to RULE: each file here is one rule")
-        registered.append(rule)
-    registered.sort(key=lambda rule: rule.place)
-    for first, second in itertools.combinations(registered, 2):
+    rules = sorted(registered(__name__, "RULE", Rule).values(), key=lambda rule: rule.place)
+    for first, second in itertools.combinations(rules, 2):
         if first.place == second.place:
             raise TypeError(f"the rules {first.name!r} and {second.name!r} share a place: each has its own")
         for a, b in ((first.Settings, second.Settings), (first.GateSettings, second.GateSettings)):
@@ -59,10 +52,10 @@ def _registered() -> tuple[Rule, ...]:
                 raise TypeError(f"the rules {first.name!r} and {second.name!r} both have the setting {min(shared)}")
         if shared := {column.name for column in first.stored} & {column.name for column in second.stored}:
             raise TypeError(f"the rules {first.name!r} and {second.name!r} both store the column {min(shared)}")
-    return tuple(registered)
+    return tuple(rules)
 
 
-REGISTRY = _registered()
+REGISTRY = _ordered()
 """All rules, in the order in which they drop pairs."""
 
 

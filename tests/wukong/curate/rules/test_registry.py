@@ -167,7 +167,7 @@ def test_a_new_rule_is_one_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("RULE = ", "OTHER = "), "shouting.py assigns no Rule to RULE"),
+        (("RULE = ", "OTHER = "), "rules/shouting.py assigns no Rule with the name 'shouting' to RULE"),
         (("place = 45", "place = 50"), "share a place"),
         (("max_marks", "min_side"), "both have the setting min_side"),
         (('Column("marks"', 'Column("length"'), "both store the column length"),

@@ -21,7 +21,7 @@ from wukong.export.target import Options
 from wukong.export.targets import REGISTRY, hub
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = {
     "image": {"name": "test_vit", "image_size": 32, "weights": "random", "view": "crop"},

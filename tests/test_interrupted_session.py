@@ -1,0 +1,45 @@
+"""Ctrl-C ends whatever a session of tests has started."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SERVER = '''"""A test whose server has a session of its own."""
+
+import subprocess
+import time
+from pathlib import Path
+
+
+def test_that_waits() -> None:
+    server = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    Path(__file__).with_suffix(".pid").write_text(str(server.pid))
+    time.sleep(600)
+'''
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_it_ends_servers(tmp_path: Path, processes: str) -> None:
+    tests = [tmp_path / f"test_{number}.py" for number in range(max(int(processes), 1))]
+    for file in tests:
+        file.write_text(SERVER)
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "--rootdir", str(tmp_path), "-n", processes, "."]
+    begun = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, process_group=0
+    )
+    wanted = [file.with_suffix(".pid") for file in tests]
+    until = time.monotonic() + 60
+    while not all(file.exists() and file.read_text() for file in wanted):
+        assert time.monotonic() < until and begun.poll() is None
+        time.sleep(0.05)
+    os.killpg(begun.pid, signal.SIGINT)
+    assert begun.wait(60) == pytest.ExitCode.INTERRUPTED
+    servers = [psutil.Process(pid) for file in wanted if psutil.pid_exists(pid := int(file.read_text()))]
+    assert psutil.wait_procs(servers, timeout=10)[1] == []
