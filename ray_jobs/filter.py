@@ -62,7 +62,7 @@ from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import DROPPED, read_pairs, schema_of
-from wukong.curate.rule import HELD_BACK
+from wukong.curate.rule import HELD_BACK, Comparison
 from wukong.curate.text import clean
 from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import MORE_CAPTIONS
@@ -360,22 +360,19 @@ def _repeats(stage: Stage, groups: Sequence[Group], settings: Filter) -> dict[st
     """Find the pairs that repeat one with an earlier key, by each rule that compares pairs.
 
     Returns:
-        By the column of the rule's comparison, the keys of these pairs as numbers.
+        By the rule's column, the keys of these pairs as numbers.
     """
     repeats = {}
     for rule in rules.decided("corpus", settings):
-        if rule.comparison is not None:
-            distance = rule.comparison.distance(settings)
-            search = partial(duplicates.repeats, distance=distance)
-            repeats[rule.comparison.column] = ask_all(
-                rule.comparison.column, stage, groups, _bands, search, settings, rule.name, distance
-            )
+        if isinstance(rule, Comparison):
+            search = partial(duplicates.repeats, distance=rule.distance(settings))
+            repeats[rule.column] = ask_all(rule.column, stage, groups, _bands, search, settings, rule)
     return repeats
 
 
-def _bands(stage: Stage, group: Group, settings: Filter, rule: str, distance: int) -> pl.DataFrame:
+def _bands(stage: Stage, group: Group, settings: Filter, rule: Comparison) -> pl.DataFrame:
     kept = pl.concat(pairs_left(stage, group, settings, Compared()))
-    return duplicates.bands((rules.compared_values(rule, kept, settings), duplicates.numbers(kept["key"])), distance)
+    return duplicates.bands((rule.values(kept, settings), duplicates.numbers(kept["key"])), rule.distance(settings))
 
 
 def _near(experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[Group], repeats: Compared) -> Answers:

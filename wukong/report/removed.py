@@ -116,8 +116,7 @@ def count(table: pl.DataFrame, settings: Filter, sources: Sequence[Source]) -> R
     matches = [(source.name, re.compile(fnmatch.translate(source.pattern)).match) for source in sources]
     found = Removed(candidates=candidates(table, settings))
     for rule, rows in _by_rule(table):
-        if rule.kinds is not None:
-            kinds = rule.kinds(rows, settings, rule.load(settings) if rule.load else None)
+        if (kinds := rule.kinds(rows, settings)) is not None:
             found.kinds[rule.name] = Counter(kinds.drop_nulls().to_list())
         if matches:
             named = ([name for name, match in matches if match(url)] or [ELSEWHERE] for url in rows["url"])
@@ -136,7 +135,7 @@ def candidates(table: pl.DataFrame, settings: Filter) -> dict[str, list[tuple[in
     }
 
 
-def _by_rule(table: pl.DataFrame) -> Iterator[tuple[Rule[Any], pl.DataFrame]]:
+def _by_rule(table: pl.DataFrame) -> Iterator[tuple[Rule, pl.DataFrame]]:
     for rule in REGISTRY:
         rows = table.filter(pl.col("dropped_by") == rule.name)
         if len(rows):
