@@ -66,7 +66,6 @@ NOT_EXECUTED = {
     ): "needs models; tests/wukong/registry/test_aliases.py has some",
     ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/registry/test_aliases.py has some",
     ("docs/comparing.md", "wukong sweep"): "trains the demo; tests/cli/test_sweep_command.py has a sweep over seeds",
-    ("docs/comparing.md", "kubectl -n kubeflow create secret"): CLUSTER,
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/registry/test_sweep.py reads the sweep",
     ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
     ("docs/objectives.md", "python benchmarks/train/objectives.py prepare"): "takes hours",
@@ -239,9 +238,9 @@ def _spans(page: str) -> list[str]:
 
 
 def _commands(text: str) -> list[list[str]]:
-    """The words of each command of a shell text, comments left out."""
+    """The words of each command of a shell text, without comments and the file that its output goes to."""
     lines = (shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines())
-    return [words for words in lines if words]
+    return [words[: words.index(">")] if ">" in words else words for words in lines if words]
 
 
 # --- what is said without executing it

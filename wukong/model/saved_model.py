@@ -1,6 +1,5 @@
 """A trained model saved as a folder: ``model.safetensors`` (with the image tower), ``config.json``, ``vocab.txt``."""
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.runtime.language import message
 from wukong.store import damage, fence, storage
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "vocab.txt")
