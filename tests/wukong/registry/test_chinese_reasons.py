@@ -94,7 +94,7 @@ class Registered:
     def __init__(self, held: Mapping[str, str], candidate: Mapping[str, str], holder: str = "6") -> None:
         self.tags, self.holder = {"6": held, "7": candidate}, holder
 
-    def ask(self, _method: str, endpoint: str, values: Mapping[str, str]) -> dict[str, Any]:
+    def ask(self, _method: str, endpoint: str, values: Mapping[str, str], **_: str) -> dict[str, Any]:
         if endpoint == "registered-models/get":
             return {"registered_model": {"aliases": [{"alias": "champion", "version": self.holder}]}}
         version = values["version"]
