@@ -50,14 +50,14 @@ _FIRST = ("runs", "ray", "commands", *_KILLS)
 """Groups by when they begin: those that take longest first, so that no process is left with one alone at the end."""
 
 
-_SESSION = "WUKONG_TEST_SESSION"
+SESSION = "WUKONG_TESTSESSION"
 """In the environment of whatever a session of tests starts; inherited, so also of what these processes start."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the session to all that it starts."""
     if not hasattr(config, "workerinput"):
-        os.environ[_SESSION] = str(os.getpid())
+        os.environ[SESSION] = str(os.getpid())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -66,7 +66,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         return
     for process in psutil.process_iter():
         try:
-            if process.environ().get(_SESSION) == str(os.getpid()):
+            if process.environ().get(SESSION) == str(os.getpid()):
                 process.kill()
         except psutil.Error:
             continue

@@ -11,16 +11,20 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SERVER = '''"""A test whose server has a session of its own."""
+SERVERS = '''"""A server in a session of its own, and an object store, whose environment is not that of the tests."""
 
 import subprocess
 import time
 from pathlib import Path
 
+from object_store import ObjectStore
 
-def test_that_waits() -> None:
+
+def test_that_waits(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path / "store")
+    store.start()
     server = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    Path(__file__).with_suffix(".pid").write_text(str(server.pid))
+    Path(__file__).with_suffix(".pids").write_text(f"{server.pid} {store._process.pid}")
     time.sleep(600)
 '''
 
@@ -29,17 +33,22 @@ def test_that_waits() -> None:
 def test_it_ends_servers(tmp_path: Path, processes: str) -> None:
     tests = [tmp_path / f"test_{number}.py" for number in range(max(int(processes), 1))]
     for file in tests:
-        file.write_text(SERVER)
+        file.write_text(SERVERS)
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "--rootdir", str(tmp_path), "-n", processes, "."]
     begun = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, process_group=0
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/wukong/store'}"},
+        stdout=subprocess.DEVNULL,
+        process_group=0,
     )
-    wanted = [file.with_suffix(".pid") for file in tests]
+    wanted = [file.with_suffix(".pids") for file in tests]
     until = time.monotonic() + 60
     while not all(file.exists() and file.read_text() for file in wanted):
         assert time.monotonic() < until and begun.poll() is None
         time.sleep(0.05)
     os.killpg(begun.pid, signal.SIGINT)
     assert begun.wait(60) == pytest.ExitCode.INTERRUPTED
-    servers = [psutil.Process(pid) for file in wanted if psutil.pid_exists(pid := int(file.read_text()))]
+    started = [int(pid) for file in wanted for pid in file.read_text().split()]
+    servers = [psutil.Process(pid) for pid in started if psutil.pid_exists(pid)]
     assert psutil.wait_procs(servers, timeout=10)[1] == []

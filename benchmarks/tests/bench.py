@@ -1,7 +1,8 @@
 """Time `make test` and `make test-all`: where their seconds go, by folder, phase, test and kind of process.
 
-A selection of tests runs as the Makefile runs it. Twice a second the processes below it are looked at: what each
-is, whether it has loaded torch or Ray, and the seconds of a core that it has used. What no process uses is waiting.
+A selection of tests runs as the Makefile runs it. Twice a second all processes of its session are looked at, which
+``conftest.py`` marks: what each is, whether it has loaded torch or Ray, and the seconds of a core that it has used.
+What no process uses is waiting.
 """
 
 import argparse
@@ -19,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
-SELECTIONS = ("not long", "long")
-"""Marks of the tests of ``make test`` and of the others, which ``make test-all`` runs."""
+from benchmarks.tests.defects import ROOT, TEST, TEST_ALL, show
+from conftest import SESSION
+
 KINDS = (
     ("Ray: worker", r"^ray::|default_worker\.py"),
     ("Ray: services", r"raylet|gcs_server|ray/dashboard|ray/autoscaler|ray/_private|runtime_env"),
@@ -63,7 +64,7 @@ def main() -> int:
     parser.add_argument("paths", nargs="*", help="files or folders of tests; by default all")
     options = parser.parse_args()
     status = 0
-    for selection in options.tests or SELECTIONS:
+    for selection in options.tests or (TEST, TEST_ALL):
         status |= measure(selection, options.paths, options.most)
     return status
 
@@ -84,7 +85,7 @@ def measure(selection: str, paths: Iterable[str], most: int) -> int:
         watch.join()
         output.seek(0)
         lines = output.read().splitlines()
-    _print(f"\n## -m '{selection}': {wall:.0f} s on {os.cpu_count()} cores, {lines[-1].strip('= ')}\n")
+    show(f"\n## -m '{selection}': {wall:.0f} s on {os.cpu_count()} cores, {lines[-1].strip('= ')}\n")
     _print_processes(seen.values(), wall)
     _print_tests(lines, most)
     return status
@@ -107,17 +108,13 @@ def kind(command: str) -> str:
     return next(name for name, pattern in KINDS if re.search(pattern, command))
 
 
-def _watch(root: int, seen: dict[tuple[int, float], Seen], over: threading.Event) -> None:
+def _watch(session: int, seen: dict[tuple[int, float], Seen], over: threading.Event) -> None:
     while not over.wait(_LOOK_SECONDS):
-        try:
-            below = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-        except psutil.Error:
-            continue
-        ours = {process.pid for process in below}
-        # Services outlive what started them: they are found by a parent that was seen, or as orphans of this session.
-        for process in [*below, *(each for each in _orphans() if each.pid not in ours)]:
+        for process in psutil.process_iter():
             try:
                 with process.oneshot():
+                    if process.pid != session and process.environ().get(SESSION) != str(session):
+                        continue
                     times = process.cpu_times()
                     command = " ".join(process.cmdline()) or process.name()
                     seen[process.pid, process.create_time()] = Seen(
@@ -125,17 +122,6 @@ def _watch(root: int, seen: dict[tuple[int, float], Seen], over: threading.Event
                     )
             except (psutil.Error, OSError):
                 continue
-
-
-def _orphans() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter()
-        if process.ppid() == 1 and process.create_time() > _BEGAN and process.uids().real == os.getuid()
-    ]
-
-
-_BEGAN = time.time()
 
 
 def _loaded(pid: int) -> frozenset[str]:
@@ -147,15 +133,15 @@ def _print_processes(seen: Iterable[Seen], wall: float) -> None:
     by_kind: dict[str, list[Seen]] = defaultdict(list)
     for each in seen:
         by_kind[each.kind].append(each)
-    _print(f"{'processes':<18}{'started':>8}{'with torch':>12}{'with Ray':>10}{'core-s':>9}")
+    show(f"{'processes':<18}{'started':>8}{'with torch':>12}{'with Ray':>10}{'core-s':>9}")
     for name, _ in KINDS:
         of_kind = by_kind.get(name, [])
         loaded = Counter(library for each in of_kind for library in each.loaded)
         used = sum(each.cpu for each in of_kind)
         if of_kind:
-            _print(f"{name:<18}{len(of_kind):>8}{loaded['torch']:>12}{loaded['Ray']:>10}{used:>9.0f}")
+            show(f"{name:<18}{len(of_kind):>8}{loaded['torch']:>12}{loaded['Ray']:>10}{used:>9.0f}")
     used, there = sum(each.cpu for of_kind in by_kind.values() for each in of_kind), wall * (os.cpu_count() or 1)
-    _print(f"{'cores without work':<48}{max(there - used, 0):>9.0f}\n")
+    show(f"{'cores without work':<48}{max(there - used, 0):>9.0f}\n")
 
 
 def _print_tests(lines: Iterable[str], most: int) -> None:
@@ -168,22 +154,17 @@ def _print_tests(lines: Iterable[str], most: int) -> None:
         by_folder["/".join(Path(file).parts[1:-1][:2]) or "tests"][phase] += taken
         by_file[file] += taken
         by_test[test] += taken
-    _print(f"{'folder':<24}{'setup':>8}{'call':>8}{'teardown':>10}")
+    show(f"{'folder':<24}{'setup':>8}{'call':>8}{'teardown':>10}")
     for folder, phases in sorted(by_folder.items(), key=lambda each: -each[1].total()):
-        _print(f"{folder:<24}{phases['setup']:>8.0f}{phases['call']:>8.0f}{phases['teardown']:>10.0f}")
+        show(f"{folder:<24}{phases['setup']:>8.0f}{phases['call']:>8.0f}{phases['teardown']:>10.0f}")
     _print_most("file", by_file, most)
     _print_most("test", by_test, most)
 
 
 def _print_most(what: str, seconds: Mapping[str, float], most: int) -> None:
-    _print(f"\n{'seconds':>8}  {what}")
+    show(f"\n{'seconds':>8}  {what}")
     for name, taken in sorted(seconds.items(), key=lambda each: -each[1])[:most]:
-        _print(f"{taken:>8.1f}  {name}")
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+        show(f"{taken:>8.1f}  {name}")
 
 
 if __name__ == "__main__":
