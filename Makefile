@@ -13,6 +13,8 @@ TORCH ?=
 NEWEST ?=
 # Tests wait much: more of them go on at once than there are cores (conftest.py says which not).
 FILES_AT_A_TIME := --dist loadscope --no-loadscope-reorder --numprocesses 3
+# Folders with a benchmark that `make bench` runs by the folder's name.
+BENCHMARKS := $(patsubst benchmarks/%/bench.py,%,$(wildcard benchmarks/*/bench.py))
 # What `make cluster` and `make cluster-test` install.
 OVERLAY ?= k8s/overlays/kind
 
@@ -57,22 +59,18 @@ lint: $(INSTALLED) ## Lint, formatting, types, import rules
 	$(BIN)/lint-imports
 
 .PHONY: unit
-unit: $(INSTALLED) ## The tests that take seconds
+unit: $(INSTALLED) ## Only the tests that start no server and take seconds
 	$(BIN)/pytest -m 'not slow and not long' $(FILES_AT_A_TIME) $(ARGS)
 
-.PHONY: test-slow
-test-slow: $(INSTALLED) ## The tests that take longer, with an end-to-end run of the pipeline
-	$(BIN)/pytest -m 'slow and not long' $(FILES_AT_A_TIME) $(ARGS)
-
 .PHONY: tests
-tests: $(INSTALLED) ## Both kinds of tests, in one session: each of its processes imports everything once
+tests: $(INSTALLED) ## The tests of `make test`, without lint
 	$(BIN)/pytest -m 'not long' $(FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: test
-test: lint tests ## Lint, types, import rules, and both kinds of tests; with `make -k test` all, whatever fails
+test: lint tests ## Lint, types, import rules, quick tests, each stage and one whole run; `make -k test` goes on after a failure
 
-.PHONY: test-long
-test-long: $(INSTALLED) ## The tests that take minutes each: own pictures by the pages, a store in real time, kills of whole runs
+.PHONY: test-all
+test-all: $(INSTALLED) ## The other tests: kills at many moments, more whole runs, notebooks, the pages about own data
 	$(BIN)/pytest -m long $(FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: export-test
@@ -159,73 +157,11 @@ policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, infra/images with
 	.venv-checkov/bin/hadolint infra/images/Dockerfile
 	.venv-checkov/bin/shellcheck infra/images/*.sh
 
-.PHONY: bench-crawl
-bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run
-	$(BIN)/python benchmarks/crawl/bench.py $(ARGS)
-
-.PHONY: bench-stragglers
-bench-stragglers: $(INSTALLED) ## Simulate what slow parts cost a crawl, and weigh its driver at 1.66 million parts
-	$(BIN)/python benchmarks/scale/stragglers.py $(ARGS)
-
-.PHONY: bench-components
-bench-components: $(INSTALLED) ## Time a component until its RayJob is made, on a machine as it is; ARGS='--busy 4' makes it busy
-	$(BIN)/python benchmarks/components/bench.py $(ARGS)
-
-.PHONY: bench-images
-bench-images: $(INSTALLED) ## Measure the images and what containers cost; ARGS='--rebuild data' and ARGS=--runs measure more
-	$(BIN)/python benchmarks/images/bench.py $(ARGS)
-
-.PHONY: bench-curate
-bench-curate: $(INSTALLED) ## Time the text rules beside data-juicer, count 100 million captions, weigh memory by parts
-	$(BIN)/python benchmarks/curate/bench.py $(ARGS)
-
-.PHONY: bench-overlap
-bench-overlap: $(INSTALLED) ## Plant changed test pictures and count what is found; time hashes, searches, picture models, near duplicates, words
-	$(BIN)/python benchmarks/overlap/bench.py $(ARGS)
-	$(BIN)/python benchmarks/overlap/hashing.py
-	$(BIN)/python benchmarks/curate/picture_models.py
-	$(BIN)/python benchmarks/curate/near_duplicates.py
-	$(BIN)/python -m benchmarks.curate.words.bench
-
-.PHONY: bench-eval
-bench-eval: $(INSTALLED) ## Compare recall and accuracy with Chinese-CLIP, CLIP_benchmark and MTEB; time scoring and retrieval
-	$(BIN)/python benchmarks/eval/bench.py $(ARGS)
-
-.PHONY: bench-eval-blocks
-bench-eval-blocks: $(INSTALLED) ## Measure the rates of an evaluation on a core, and plan the blocks of the 22 sets by them
-	$(BIN)/python benchmarks/scale/evaluate.py $(or $(ARGS),plan)
-
-.PHONY: bench-store
-bench-store: $(INSTALLED) ## Measure the memory of the object store under a run's load, by limit of Go's heap
-	$(BIN)/python benchmarks/store/memory.py $(ARGS)
-
-.PHONY: bench-model
-bench-model: $(INSTALLED) ## Time the losses and the text step beside naive versions, Hugging Face's and open_clip's
-	$(BIN)/python benchmarks/model/bench.py $(ARGS)
-
-.PHONY: bench-train
-bench-train: $(INSTALLED) ## Measure a training's stream and checkpoints: memory, first batch, shuffle, kills, another number of workers
-	$(BIN)/python benchmarks/train/bench.py $(ARGS)
-
-.PHONY: bench-sweep
-bench-sweep: $(INSTALLED) ## Time a sweep of eight configurations beside their trainings alone
-	$(BIN)/python benchmarks/sweep/bench.py $(ARGS)
-
-.PHONY: bench-reuse
-bench-reuse: $(INSTALLED) ## Time a run in which all stages are reused: seconds, CPU seconds, processes
-	$(BIN)/python benchmarks/reuse/bench.py $(ARGS)
-
-.PHONY: bench-scale
-bench-scale: $(INSTALLED) ## Measure every stage at growing sizes, fit how it grows; ARGS='--rates .wukong/rates.json' for `wukong plan`
-	$(BIN)/python benchmarks/scale/bench.py $(ARGS)
-
-.PHONY: bench-serve
-bench-serve: $(INSTALLED) ## Measure the search page: latency, throughput, memory, start, and Ray Serve beside it
-	$(BIN)/python benchmarks/serve/bench.py $(ARGS)
-
-.PHONY: bench-search
-bench-search: $(INSTALLED) ## Measure the search over millions of made-up pictures; ARGS='--work FOLDER --pictures 10000000'
-	$(BIN)/python benchmarks/serve/search.py $(ARGS)
+.PHONY: bench
+bench: $(INSTALLED) ## Run a benchmark: NAME=crawl, NAME=scale/stragglers, ARGS=...; benchmarks/README.md has all
+	@test -f 'benchmarks/$(NAME)/bench.py' -o -f 'benchmarks/$(NAME).py' \
+	  || { echo "NAME= names none of benchmarks/; there are: $(BENCHMARKS)" >&2; exit 1; }
+	PYTHONPATH=. $(BIN)/python benchmarks/$(NAME)$(if $(wildcard benchmarks/$(NAME).py),,/bench).py $(ARGS)
 
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges), and their hashes

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -47,6 +48,28 @@ _GROUPS = {
 often in a stack of their own. Those that kill it again and again wait much, and each takes minutes: they fill gaps."""
 _FIRST = ("runs", "ray", "commands", *_KILLS)
 """Groups by when they begin: those that take longest first, so that no process is left with one alone at the end."""
+
+
+SESSION = "WUKONG_TESTSESSION"
+"""In the environment of whatever a session of tests starts; inherited, so also of what these processes start."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the session to all that it starts."""
+    if not hasattr(config, "workerinput"):
+        os.environ[SESSION] = str(os.getpid())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the tests have left: after Ctrl-C, xdist ends its processes before their fixtures do."""
+    if hasattr(config, "workerinput"):
+        return
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(SESSION) == str(os.getpid()):
+                process.kill()
+        except psutil.Error:
+            continue
 
 
 def _scope(nodeid: str) -> str:

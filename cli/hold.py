@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -26,6 +25,7 @@ from wukong.runs import run_records
 from wukong.runs.run_records import Claim
 from wukong.runtime.language import message
 from wukong.stages import run_paths
+from wukong.store import storage
 from wukong.tracking import mlflow_runs
 
 _LOCK, _RUNNING, _CLAIM = ".lock", "running.json", "experiment.json"
@@ -63,13 +63,14 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
     except Timeout as error:
         raise ConfigError(f"the run {run} is at work already: wait for its end, or choose another --name") from error
     with lock:
-        claim, running = folder / _CLAIM, folder / _RUNNING
+        running = folder / _RUNNING
         check(home, run, experiment)
         run_records.claim(experiment, run)
         value = experiment.model_dump(mode="json")
-        _write(claim, {"experiment": value})
+        storage.write_json(storage.from_path(folder / _CLAIM), {"experiment": value})
         began = datetime.now().astimezone().isoformat(timespec="seconds")
-        _write(running, {"experiment": value, "began": began, "pid": os.getpid()})
+        record = {"experiment": value, "began": began, "pid": os.getpid()}
+        storage.write_json(storage.from_path(running), record)
         try:
             yield folder
         finally:
@@ -123,9 +124,3 @@ def outlook(experiment: Experiment, run: str) -> str:
         f"A run with the same config reuses what is finished, and goes on with {stage} where it stopped."
     )
     return message(f"Finished and kept: {', '.join(done)}. {next_run}") if done else next_run
-
-
-def _write(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
-    partial.replace(path)

@@ -60,7 +60,7 @@ def release(
     use_embedded_store(of.experiment.storage)
     validated = of.output("validate", message("pairs that passed the gate"))
     released = library.release(of.experiment, manifest.load(validated.uri))
-    set_uri = _copied(released, uri_of(output)) if output else released.uri
+    set_uri = copied(released, uri_of(output)) if output else released.uri
     written = released.parts.below(suffix=".csv")
     left_out = released.dropped[library.OPTED_OUT]
     console = Console()
@@ -92,7 +92,7 @@ def use_embedded_store(place: str) -> None:
         os.environ.update(stack.load(stack.found()).environment())
 
 
-def _copied(released: Manifest, target: str) -> str:
+def copied(released: Manifest, target: str) -> str:
     """Copy a release, its manifest last.
 
     The data of its card are copied too, for a takedown from the copy needs them.
@@ -106,6 +106,6 @@ def _copied(released: Manifest, target: str) -> str:
     if storage.exists(storage.join(released.uri, card.DATA_PATH)):
         paths.append(card.DATA_PATH)
     for path in paths:
-        storage.write_bytes(storage.join(target, path), storage.read_bytes(storage.join(released.uri, path)))
+        storage.write_bytes(storage.join(target, path), storage.read_bytes(*released.file(path)))
     manifest.save(released, storage.join(target, "manifest.json"), storage.write_json)
     return target

@@ -45,7 +45,7 @@ def print_run(console: Console, run: str, records: list[Record], total: float, s
     if "filter" in manifests:
         _print_funnel(console, run, manifests)
     if "evaluate" in manifests:
-        _print_results(console, storage.read_json(storage.join(manifests["evaluate"].uri, "evaluation.json")))
+        _print_results(console, storage.read_json(*manifests["evaluate"].file("evaluation.json")))
     _print_times(console, records, total, setup)
 
 

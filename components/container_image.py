@@ -2,5 +2,5 @@
 
 import os
 
-DATA_IMAGE = os.environ.get("WUKONG_DATA_IMAGE", "localhost/wukong/data:0.1.0")
+DATA_IMAGE = os.environ.get("WUKONG_DATA_IMAGE", "localhost/wukong/data:0.2.0")
 """Set ``WUKONG_DATA_IMAGE`` when compiling for a registry of your own."""

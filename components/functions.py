@@ -268,7 +268,7 @@ def results(
 
     with warned(page.path):
         manifest = load_artifact(evaluate_manifest.path)
-        evaluation = storage.read_json(storage.join(manifest.uri, "evaluation.json"))
+        evaluation = storage.read_json(*manifest.file("evaluation.json"))
         Path(page.path).write_text(scores(evaluation), encoding="utf-8")
         for name, value in manifest.metrics.items():
             if name.startswith("eval/"):  # those of the pre-trained model stand on the report's page

@@ -21,7 +21,7 @@ from wukong.runs.run_records import Record
 from wukong.runtime import cancel, events, logs
 from wukong.runtime.language import message
 from wukong.stages import run_paths
-from wukong.store import manifest, storage, takedowns
+from wukong.store import damage, manifest, storage, takedowns
 from wukong.store.manifest import Manifest
 from wukong.store.patience import AwayError
 from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results
@@ -115,7 +115,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
                 from wukong.registry import aliases  # its libraries are of no use to the other components
 
                 outcome = aliases.register(parsed, run_id, load_artifact(model), evaluated, evaluate_champion)
-        document = storage.read_json(storage.join(evaluated.uri, DOCUMENT))
+        document = storage.read_json(*evaluated.file(DOCUMENT))
         mlflow_runs.complete_run(parsed, run, headlines_of(document))
     return outcome
 
@@ -159,7 +159,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         shown = run_report.contents(
             parsed,
             manifests,
-            storage.read_json(storage.join(evaluated.uri, DOCUMENT)),
+            storage.read_json(*evaluated.file(DOCUMENT)),
             links,
             run_report.pictures_of(manifests["filter"]),
             run,
@@ -169,7 +169,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             cost.note_run(parsed, run),
         )
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
-        measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html").decode()
+        measured = storage.read_bytes(*evaluated.file("evaluation.html")).decode()
         _place(parsed, run, "evaluation.html", measured, _pages(docs=bool(docs)))
         _check_untouched(parsed, run, manifests)
         framed = run_report.render(shown, framed=True)
@@ -312,6 +312,7 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
 def load_artifact(path: str) -> Manifest:
     """Read a manifest that an earlier component wrote as its artifact. One with very many parts is read at its URI."""
     value = json.loads(Path(path).read_text(encoding="utf-8"))
+    damage.refuse_other_format(value, manifest.FORMAT, path)
     return Manifest.model_validate(value) if "parts" in value else manifest.load(value["uri"])
 
 

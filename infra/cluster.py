@@ -27,12 +27,11 @@ from wukong.runtime import logs
 from wukong.stages import access
 from wukong.store import manifest, storage
 from wukong.tracking import availability
-from wukong.tracking.mlflow_rest import MlflowError, Server
+from wukong.tracking.mlflow_rest import EXISTS, MISSING, Server
 
 # What a bucket's data is found again by. The data itself (tars, Parquet, weights) is not copied.
 _SMALL = ("manifest.json", "/experiments/", "/runs/")
 _ARCHIVE = "manifests-%Y%m%dT%H%M%SZ.tar"
-_ONE_FOR_ALL = "wukong"  # the identity of installations with one S3 key
 MLFLOW_USERS = {
     "stages": {"experiment": "EDIT", "registered_model": "EDIT"},
     "runs": {"experiment": "EDIT", "registered_model": "READ"},
@@ -54,16 +53,13 @@ def make_credentials(namespace: str, kfp_namespace: str) -> None:
     stage's Ray pods, ``component-…-s3`` of components, ``search-s3`` of the search page, ``backup-s3`` of the backup,
     ``mlflow-s3`` of MLflow's server, for the bucket ``mlflow``, ``setup-s3`` of the setup job, which makes buckets, and
     ``wukong-s3``, all of the bucket ``wukong``, for people and for what deletes old outputs. If the operator made
-    ``wukong-s3``, the others are copies of it unless they exist as well. So they are where an earlier version made one
-    key for all.
+    ``wukong-s3``, the others are copies of it unless they exist as well.
 
     There are four users of MLflow: its administrator (``mlflow-admin``); ``stages``, who registers models
     (``wukong-mlflow``); ``runs`` of all other components and of trainings (``runs-mlflow``); and ``search`` of the
-    search page (``search-mlflow``); ``make_mlflow_users`` makes the last three. If ``wukong-mlflow`` is there and
-    ``mlflow-admin`` is not, an earlier version made one user for all, who stays both.
+    search page (``search-mlflow``); ``make_mlflow_users`` makes the last three.
 
-    The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it. Pipelines
-    of earlier versions look there for ``wukong-s3``: a copy that is there stays equal, and none is made.
+    The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it.
 
     SeaweedFS learns its keys when it starts. Where it ran with others before, it is started again.
 
@@ -77,16 +73,13 @@ def make_credentials(namespace: str, kfp_namespace: str) -> None:
     cluster = Secrets(Cluster())
     s3 = cluster.get_or_create(namespace, "wukong-s3", s3_key)
     known = json.loads((cluster.get(namespace, "object-store") or {}).get("s3.json", "{}")).get("identities", [])
-    earlier = any(identity["name"] == _ONE_FOR_ALL for identity in known)
-    shared = earlier or not cluster.made_here(namespace, "wukong-s3")
     others = (name for name in s3_keys.NAMES if name != "wukong-s3")
-    make = (lambda: s3) if shared else s3_key
+    make = s3_key if cluster.made_here(namespace, "wukong-s3") else lambda: s3
     keys = {"wukong-s3": s3} | {name: cluster.get_or_create(namespace, name, make) for name in others}
     identities = json.dumps({"identities": _identities(known, keys)})
     if cluster.put(namespace, "object-store", {"s3.json": identities}) and known:
         cluster.restart(namespace, "object-store", hashlib.sha256(identities.encode()).hexdigest()[:16])
-    one_user = cluster.get(namespace, "wukong-mlflow")
-    cluster.get_or_create(namespace, "mlflow-admin", lambda: one_user or mlflow_user("admin"))
+    cluster.get_or_create(namespace, "mlflow-admin", lambda: mlflow_user("admin"))
     users = {
         "wukong-mlflow": cluster.get_or_create(namespace, "wukong-mlflow", lambda: mlflow_user("stages")),
         "runs-mlflow": cluster.get_or_create(namespace, "runs-mlflow", lambda: mlflow_user("runs")),
@@ -95,8 +88,7 @@ def make_credentials(namespace: str, kfp_namespace: str) -> None:
     postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": random_text(32)})
     cluster.get_or_create(namespace, "mlflow-server", lambda: _mlflow_server(postgres["POSTGRES_PASSWORD"]))
     held = keys | users
-    copied = access.copied_to_components()
-    for name in (*copied, *(["wukong-s3"] if cluster.get(kfp_namespace, "wukong-s3") else [])):
+    for name in access.copied_to_components():
         cluster.put(kfp_namespace, name, held[name], owner="wukong-settings")
     # KFP's own manifests make this Secret; where its database is somebody else's, its backup is too.
     kfp = cluster.get(kfp_namespace, "mysql-secret")
@@ -123,8 +115,7 @@ def make_mlflow_users(users: Mapping[str, Mapping[str, str]], team: str = "") ->
 
     ``stages`` may make experiments and models, read and change all of them, and delete none that another has made;
     ``runs`` the same of experiments, and it reads models. ``search`` may read all of both. None gives permissions or
-    makes users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the administrator's. An administrator
-    of the same name is left as it is.
+    makes users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the administrator's.
 
     Where the server has workspaces, all this holds in one of them: in the team's, which is made if there is none, or in
     the one that is called default.
@@ -138,15 +129,9 @@ def make_mlflow_users(users: Mapping[str, Mapping[str, str]], team: str = "") ->
         MlflowError: it refuses.
     """
     if team:
-        availability.until_answered(lambda: _is_new(Server(""), "POST", "workspaces", {"name": team}, "3.0"))
+        availability.MLFLOW.until_answered(partial(Server("").ask, "POST", "workspaces", {"name": team}, "3.0", EXISTS))
     for kind, permissions in MLFLOW_USERS.items():
-        user = users[kind]
-        if user["USERNAME"] == os.environ.get("MLFLOW_TRACKING_USERNAME"):
-            log.warning(
-                "%s is MLflow's administrator; the page on clusters, Upgrade, says how to end that", user["USERNAME"]
-            )
-        else:
-            _make_mlflow_user(user["USERNAME"], user["PASSWORD"], permissions, team)
+        _make_mlflow_user(users[kind]["USERNAME"], users[kind]["PASSWORD"], permissions, team)
 
 
 def delete_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
@@ -159,28 +144,10 @@ def delete_mlflow_users(users: Mapping[str, Mapping[str, str]]) -> None:
         StorageError: the server did not come up.
         MlflowError: it refuses.
     """
-
-    def delete(name: str) -> None:
-        try:
-            Server("").ask("DELETE", "users/delete", {"username": name})
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-
     for kind in MLFLOW_USERS:
-        availability.until_answered(partial(delete, users[kind]["USERNAME"]))
-        log.info("MLflow has no user %s any more", users[kind]["USERNAME"])
-
-
-def _is_new(server: Server, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0") -> bool:
-    """Have MLflow make something; return whether it was not there before."""
-    try:
-        server.ask(method, endpoint, values, version)
-    except MlflowError as error:
-        if error.code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return False
-    return True
+        user = {"username": users[kind]["USERNAME"]}
+        availability.MLFLOW.until_answered(partial(Server("").ask, "DELETE", "users/delete", user, but=MISSING))
+        log.info("MLflow has no user %s any more", user["username"])
 
 
 def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], workspace: str) -> None:
@@ -188,16 +155,16 @@ def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], 
 
     def make() -> None:
         user = {"username": name, "password": password}
-        if not _is_new(server, "POST", "users/create", user):
+        if not server.ask("POST", "users/create", user, but=EXISTS):
             server.ask("PATCH", "users/update-password", user)
         for kind, permission in permissions.items():
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
-            _is_new(server, "POST", "users/permissions/grant", grant, "3.0")
+            server.ask("POST", "users/permissions/grant", grant, "3.0", EXISTS)
         if "EDIT" in permissions.values():
             role = _role_of_makers(server, workspace or "default")
-            _is_new(server, "POST", "roles/assign", {"username": name, "role_id": role}, "3.0")
+            server.ask("POST", "roles/assign", {"username": name, "role_id": role}, "3.0", EXISTS)
 
-    availability.until_answered(make)
+    availability.MLFLOW.until_answered(make)
     said = ", ".join(f"{kind} {permission}" for kind, permission in permissions.items())
     log.info("MLflow's user %s has the permissions %s", name, said)
 
@@ -205,11 +172,11 @@ def _make_mlflow_user(name: str, password: str, permissions: Mapping[str, str], 
 def _role_of_makers(server: Server, workspace: str) -> int:
     """The ID of the role that may make experiments and models in a workspace. It reads none that others have made."""
     named = {"workspace": workspace, "name": "makers"}
-    _is_new(server, "POST", "roles/create", named, "3.0")
+    server.ask("POST", "roles/create", named, "3.0", EXISTS)
     roles = server.ask("GET", "roles/list", {"workspace": workspace}, "3.0")["roles"]
     (role,) = (int(role["id"]) for role in roles if role["name"] == named["name"])
     grant = {"role_id": role, "resource_type": "workspace", "resource_pattern": "*", "permission": "USE"}
-    _is_new(server, "POST", "roles/permissions/add", grant, "3.0")
+    server.ask("POST", "roles/permissions/add", grant, "3.0", EXISTS)
     return role
 
 
@@ -273,7 +240,7 @@ def _identities(known: list[dict[str, Any]], keys: Mapping[str, Mapping[str, str
         known: the identities as they are.
         keys: the S3 keys by the names of their Secrets.
     """
-    others = [identity for identity in known if identity["name"] not in {_ONE_FOR_ALL, *s3_keys.NAMES}]
+    others = [identity for identity in known if identity["name"] not in s3_keys.NAMES]
     return [*others, *s3_keys.identities(keys, {name: s3_keys.actions_of(name) for name in keys})]
 
 

@@ -17,7 +17,7 @@ import psutil
 
 from wukong.errors import StackError
 
-RAY_IMAGE = os.environ.get("WUKONG_RAY_IMAGE", "localhost/wukong/ray:0.1.0")
+RAY_IMAGE = os.environ.get("WUKONG_RAY_IMAGE", "localhost/wukong/ray:0.2.0")
 """The image of the Ray head; the variable ``WUKONG_RAY_IMAGE`` names another one."""
 
 LABEL = "wukong.pipeline"

@@ -90,11 +90,8 @@ def steps(clusters: Collection[str], images: Collection[str], overlay: str = "k8
     # Large definitions do not fit the annotation of a client-side apply; a kind that was just defined needs a moment.
     apply = (*kubectl, "apply", "--server-side", "--force-conflicts")
     wait = (*kubectl, "wait", "--for=condition=established", "--timeout=120s", "crd/applications.app.k8s.io")
-    # Earlier versions had the operator in another namespace. Two of them would work on the same jobs.
-    earlier = ("--namespace=default", "delete", "deployment", "kuberay-operator", "--ignore-not-found")
     made += [
-        Step(message("Installing KubeRay"), (*kubectl, *earlier)),
-        Step("", (*apply, "-k", KUBERAY), 3),
+        Step(message("Installing KubeRay"), (*apply, "-k", KUBERAY), 3),
         Step(
             message("Installing Kubeflow Pipelines"), (*apply, "-k", KFP.format(folder="cluster-scoped-resources")), 3
         ),

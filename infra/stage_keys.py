@@ -171,7 +171,7 @@ def access_of(job: Mapping[str, Any]) -> Access | None:
         held = [(source.get("secretRef") or {}).get("name") for source in container.get("envFrom") or []]
         if access.key_of_ray_job(metadata["name"]) not in held:
             return None
-        arguments = shlex.split(spec["entrypoint"])
+        arguments = shlex.split(spec["entrypoint"].strip())  # of None, shlex would read standard input
         experiment, run = arguments[arguments.index("--experiment") + 1], metadata["annotations"]["wukong/run"]
         bucket, _, place = experiment.removeprefix("s3://").partition("/")
         root, separator, _ = place.partition("/experiments/")

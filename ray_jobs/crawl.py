@@ -36,7 +36,7 @@ from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
 from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.picture_fetcher import PictureFetcher
-from wukong.crawl.previous import EarlierPart, Previous
+from wukong.crawl.previous import Previous
 from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
 from wukong.crawl.source import Listed, Searched
@@ -44,6 +44,7 @@ from wukong.crawl.status import Status
 from wukong.crawl.turns import Turn, Turns
 from wukong.curate import exchange
 from wukong.curate.exchange import File, Source
+from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import CAPTIONS, MORE_CAPTIONS
 from wukong.errors import WukongError
 from wukong.runtime.language import message
@@ -132,7 +133,7 @@ class _Job:
         planned = self._plan([self._stage.path(path) for path in files], results)
         parts = ((record["plan"], group, *part) for record in planned for group, part in enumerate(record["parts"]))
         downloaded = Downloaded(parts)
-        several = sum(record.get("several", 0) for record in planned)
+        several = sum(record["several"] for record in planned)
         self._download(downloaded, several=several > 0)
 
         failed = {query: why for record in searched for query, why in record["failed"].items()}
@@ -267,7 +268,7 @@ class _Job:
                         metrics.add("wukong_crawl_urls", urls, status=str(status))
                 metrics.show("wukong_crawl_queue", left)
 
-    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[EarlierPart]]]:
+    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[CrawlPart]]]:
         """Return a task's parts: number, plan, row group in the plan, and the overlapping parts of an earlier crawl."""
         work = []
         for number in turn.parts:
@@ -467,7 +468,7 @@ def _download(
     retry_failed: bool,
     several: bool,
     slow: bool,
-    parts: list[tuple[int, str, int, list[EarlierPart]]],
+    parts: list[tuple[int, str, int, list[CrawlPart]]],
 ) -> list[tuple[int, dict[str, Any] | None]]:
     """Download parts, given as number, plan, row group in the plan, and the overlapping parts of an earlier crawl.
 
@@ -479,7 +480,7 @@ def _download(
     """
 
     async def download(
-        fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[EarlierPart]
+        fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[CrawlPart]
     ) -> dict[str, Any] | None:
         begun = stage.finished_task(_begun(number), lambda _: [name_of(number) + suffix for suffix in SUFFIXES])
         if begun is not None and not slow:
@@ -490,7 +491,7 @@ def _download(
         planned = [{**row, "engine": config.engine} for row in urls.to_pylist()]
         keys = {row["key"] for row in planned}
         known = (
-            previous.outcomes([EarlierPart(uri)], keys, False)
+            previous.outcomes([CrawlPart(uri)], keys, False)
             if begun
             else previous.outcomes(earlier, keys, retry_failed)
         )
@@ -512,7 +513,7 @@ def _download(
         under_way = asyncio.Semaphore(len(parts) if slow else AT_ONCE)
 
         async def one(
-            number: int, path: str, row_group: int, earlier: list[EarlierPart]
+            number: int, path: str, row_group: int, earlier: list[CrawlPart]
         ) -> tuple[int, dict[str, Any] | None]:
             async with under_way:
                 record = stage.finished_task(f"part-{number:05d}", _files)

@@ -142,7 +142,7 @@ def _evaluate(
 
     document = evaluation.document(models, [*used, _of_holdouts(experiment)], records, trained, answered)
     document["training"] = {
-        parent: storage.read_json(storage.join(parents[parent].uri, "history.json"))["history"]
+        parent: storage.read_json(*parents[parent].file("history.json"))["history"]
         for parent in places.EVALUATED.values()
     }
     metrics, before = (

@@ -125,14 +125,14 @@ def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
     holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
     splits = ["train"] if pairs == "train" else holdouts
     rows = {part.path: part.rows for part in filtered.parts.below(suffix=".parquet")}
-    digest = {part.path: part.sha256 for part in filtered.parts}.get
+    digest = filtered.parts.sha256
     work = [
         _Work(
             PurePosixPath(f"{path}.tar"),
             view,
             rows[f"{path}.parquet"],
-            digest(f"{path}.tar", ""),
-            digest(f"{path}.parquet", ""),
+            digest(f"{path}.tar"),
+            digest(f"{path}.parquet"),
         )
         for split in splits
         for path in (f"{split}/{shard}" for shard in shards.names_of(filtered, split))
@@ -172,7 +172,7 @@ def _compute(
     """Compute files that are not finished yet; commit each when it is. Return the records of all."""
     import torch
 
-    precision = stage.config.get("precision", "float32")
+    precision = stage.config["precision"]
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
     records = {entry.target: stage.finished_task(entry.target, _file) for entry in work}
@@ -187,7 +187,7 @@ def _compute(
         for entry in work
         if records[entry.target] is None
     ]
-    dtype = stage.config.get("dtype", "float16")
+    dtype = stage.config["dtype"]
     for file, rows in features.compute(files, model, dtype, precision, tower, torch.device(device), decoders):
         target = file.target.removeprefix(f"{stage.uri}/")
         record = stage.describe(target, rows).model_dump(mode="json")

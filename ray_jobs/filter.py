@@ -42,7 +42,6 @@ from ray_jobs import fingerprints, gpus, metrics, near_duplicates, overlaps, rep
 from ray_jobs.exchange import Answers
 from ray_jobs.groups import (
     Compared,
-    CrawlPart,
     Group,
     ask_all,
     columns_path,
@@ -62,9 +61,10 @@ from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import DROPPED, schema_of
-from wukong.curate.rule import HELD_BACK
+from wukong.curate.pairs import DROPPED, read_pairs, schema_of
+from wukong.curate.rule import HELD_BACK, Comparison
 from wukong.curate.text import clean
+from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
 from wukong.runtime.language import message
@@ -116,14 +116,20 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     )
     metrics.add("wukong_filter_rows", sum(record["pairs"] for record in judged))
     _show_dropped(judged)
-    by_pictures = []
+    by_pictures, compared = [], False
     if decides_late(settings):
+
+        def looked() -> tuple[Filter, Stage | None]:
+            nonlocal compared
+            computed, compared = _compute_from_pictures(experiment, crawl, groups, stage)
+            return settings, computed
+
         by_pictures = run_missing(
             "decide",
             stage,
             _apply_picture_rules,
             groups,
-            lambda: (settings, _compute_from_pictures(experiment, crawl, groups, stage)),
+            looked,
             work_files=lambda group: (judged_path(number, by_pictures=True) for number in group.numbers),
         )
         _show_dropped(by_pictures)
@@ -138,7 +144,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         work_files=lambda group: [_placed_path(group.number), *_overlap_files(group, settings)],
     )
     _show_dropped(assigned)
-    tars = _tars(stage, crawl, groups)
+    tars = _tars(stage, crawl, groups, compared=compared)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
     with waiting_place(stage, repacking.room(tars, buckets)) as place:
@@ -154,15 +160,15 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     counts = Counter({"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)})
     counts.update(overlaps.searched(stage, groups[0]))
     for record in [*by_pictures, *assigned]:
-        counts.update(record.get("counts", {}))  # records of earlier versions have none
+        counts.update(record["counts"])
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
     if MORE_CAPTIONS in crawl.counts:
         counts[MORE_CAPTIONS] = sum(record[MORE_CAPTIONS] for record in assigned)
     if not pairs:
         raise DataError(
-            f"no pair came in: the crawl at {crawl.uri} holds no picture, because all were taken down or it is an old "
-            "one that failed. Crawl anew, with other queries or another list"
+            f"no pair came in: the crawl at {crawl.uri} holds no picture, because all were taken down. Crawl anew, "
+            "with other queries or another list"
         )
     if not counts[split.TRAIN]:
         reasons = ", ".join(message(f"{rule} dropped {rows:d}") for rule, rows in dropped.items() if rows)
@@ -170,8 +176,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             f"no pair is left to train on: {pairs} came in; {reasons or message('all are held out')}. "
             "Loosen filter.* or filter.split, or crawl more"
         )
-    # Records of earlier versions have no bounds; such shards are looked through by a takedown.
-    lookup.write(stage.uri, (tuple(each) for record in repacked for each in record.get("bounds", [])), settings.seed)
+    lookup.write(stage.uri, (tuple(each) for record in repacked for each in record["bounds"]), settings.seed)
     parts = (Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"])
     of_tests = [overlaps.write(stage, groups, settings.decontaminate.action)] if settings.decontaminate else []
     return stage.commit(chain(parts, of_tests), counts=counts, dropped=dropped)
@@ -196,10 +201,17 @@ def _name_forbidden(stage: Stage, crawl: Manifest, records: Sequence[Mapping[str
         )
 
 
-def _tars(stage: Stage, crawl: Manifest, groups: Sequence[Group]) -> list[Tar]:
+def _tars(stage: Stage, crawl: Manifest, groups: Sequence[Group], *, compared: bool) -> list[Tar]:
+    """Return the tars of a crawl; those that this run has ``compared`` with their digests are not compared again."""
     sizes = {storage.join(crawl.uri, part.path): part.bytes for part in crawl.parts.below("parts/", ".tar")}
     return [
-        Tar(number, part.tar, sizes[part.tar], stage.path(_placed_path(group.number)), part.tar_sha256)
+        Tar(
+            number,
+            part.tar,
+            sizes[part.tar],
+            stage.path(_placed_path(group.number)),
+            "" if compared else part.tar_sha256,
+        )
         for group in groups
         for number, part in enumerate(group.parts, group.first)
     ]
@@ -215,7 +227,7 @@ def _count(stage: Stage, groups: Sequence[Group], settings: Filter) -> Answers:
 
 def _captions(stage: Stage, group: Group, settings: Filter) -> pl.DataFrame:
     def of_part(part: CrawlPart) -> Hashes:
-        rows = captions.apart(part.read())
+        rows = captions.apart(read_pairs(part.table, part.table_sha256))
         hashes = caption_counts.hashes(clean.cleaned(rows["caption"], settings))
         if captions.PAIR not in rows.columns:
             return hashes
@@ -230,7 +242,7 @@ def _apply_rules(stage: Stage, group: Group, settings: Filter, counted: Answers)
     counts = CaptionCounts.of_rows(counted.of(group.number))
     pairs, dropped = 0, dict.fromkeys((rule.name for rule in rules.decided("pairs", settings)), 0)
     for number, part in enumerate(group.parts, group.first):
-        judged = apply.apply_rules(part.read(), settings, counts, loaded)
+        judged = apply.apply_rules(read_pairs(part.table, part.table_sha256), settings, counts, loaded)
         storage.write_table(stage.path(judged_path(number)), judged.to_arrow())
         pairs += len(judged)
         for reason, rows in apply.count_reasons([judged], dropped).items():
@@ -240,17 +252,19 @@ def _apply_rules(stage: Stage, group: Group, settings: Filter, counted: Answers)
 
 def _compute_from_pictures(
     experiment: Experiment, crawl: Manifest, groups: Sequence[Group], stage: Stage
-) -> Stage | None:
+) -> tuple[Stage | None, bool]:
     """Finish the stage that holds the columns which rules compute from the pictures of the pairs that are left.
 
     Returns:
-        The stage; None where no rule reads pictures.
+        The stage, None where no rule reads pictures; and whether all tars were read, and compared, for that just now.
     """
     if not rules.needs_pictures(experiment.filter):
-        return None
-    computed = places.look(experiment, crawl)
+        return None, False
+    computed, compared = places.look(experiment, crawl), False
 
     def look() -> Manifest:
+        nonlocal compared
+        compared = not storage.list_names(computed.path("_parts"))  # else an earlier attempt has read some of them
         on_gpu = rules.run_a_model(experiment.filter) and gpus.count() > 0
         loaders = experiment.pretrain.loader_workers if on_gpu else 0
         records = run_missing(
@@ -264,7 +278,7 @@ def _compute_from_pictures(
         return computed.commit([Part.model_validate(part) for record in records for part in record["parts"]])
 
     computed.made(look)
-    return computed
+    return computed, compared
 
 
 def _read_pictures(
@@ -346,22 +360,19 @@ def _repeats(stage: Stage, groups: Sequence[Group], settings: Filter) -> dict[st
     """Find the pairs that repeat one with an earlier key, by each rule that compares pairs.
 
     Returns:
-        By the column of the rule's comparison, the keys of these pairs as numbers.
+        By the rule's column, the keys of these pairs as numbers.
     """
     repeats = {}
     for rule in rules.decided("corpus", settings):
-        if rule.comparison is not None:
-            distance = rule.comparison.distance(settings)
-            search = partial(duplicates.repeats, distance=distance)
-            repeats[rule.comparison.column] = ask_all(
-                rule.comparison.column, stage, groups, _bands, search, settings, rule.name, distance
-            )
+        if isinstance(rule, Comparison):
+            search = partial(duplicates.repeats, distance=rule.distance(settings))
+            repeats[rule.column] = ask_all(rule.column, stage, groups, _bands, search, settings, rule)
     return repeats
 
 
-def _bands(stage: Stage, group: Group, settings: Filter, rule: str, distance: int) -> pl.DataFrame:
+def _bands(stage: Stage, group: Group, settings: Filter, rule: Comparison) -> pl.DataFrame:
     kept = pl.concat(pairs_left(stage, group, settings, Compared()))
-    return duplicates.bands((rules.compared_values(rule, kept, settings), duplicates.numbers(kept["key"])), distance)
+    return duplicates.bands((rule.values(kept, settings), duplicates.numbers(kept["key"])), rule.distance(settings))
 
 
 def _near(experiment: Experiment, crawl: Manifest, stage: Stage, groups: Sequence[Group], repeats: Compared) -> Answers:

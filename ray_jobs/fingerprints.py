@@ -43,8 +43,9 @@ def made(experiment: Experiment) -> list[Manifest]:
 
 def read(made: Manifest) -> Tests:
     """Read what ``made`` has made of a set."""
-    small = storage.read_table(storage.join(made.uri, _THUMBNAILS))
-    return Tests.of(hash_files.read(storage.join(made.uri, _HASHES)), small["thumbnail"].to_pylist())
+    uri, sha256 = made.file(_THUMBNAILS)
+    small = storage.read_table(uri, sha256=sha256)
+    return Tests.of(hash_files.read(*made.file(_HASHES)), small["thumbnail"].to_pylist())
 
 
 def _make(experiment: Experiment, name: str, stage: Stage) -> Manifest:

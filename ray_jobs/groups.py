@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from ray_jobs.repacking import Piece
 from wukong.config.filter import Filter
 from wukong.curate import apply, exchange, rules
 from wukong.curate.caption_counts import Hashes
-from wukong.curate.pairs import read_pairs
+from wukong.data.crawl_part import CrawlPart, parts_of
 from wukong.errors import DataError
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Stage
@@ -29,23 +29,6 @@ log = logging.getLogger(__name__)
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _READERS = 32
-
-
-class CrawlPart(NamedTuple):
-    """A part of the crawl: the URI of its table, and the digests of table and tar, empty where nothing says them."""
-
-    table: str
-    sha256: str = ""
-    tar_sha256: str = ""
-
-    @property
-    def tar(self) -> str:
-        """URI of its tar."""
-        return f"{self.table.removesuffix('.parquet')}.tar"
-
-    def read(self) -> pl.DataFrame:
-        """Read its pairs; see ``wukong.curate.pairs.read_pairs``."""
-        return read_pairs(self.table, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -93,14 +76,7 @@ def groups_of(crawl: Manifest) -> list[Group]:
             cuts.append(number)
             rows = 0
         rows += part.rows
-    tars = {part.path: part.sha256 for part in crawl.parts.below("parts/", ".tar")}
-    found = [
-        CrawlPart(
-            storage.join(crawl.uri, part.path), part.sha256, tars.get(f"{part.path.removesuffix('.parquet')}.tar", "")
-        )
-        for part in parts
-    ]
-    ends = [*cuts[1:], len(parts)]
+    found, ends = list(parts_of(crawl)), [*cuts[1:], len(parts)]
     return [Group(n, low, tuple(found[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
 

@@ -122,7 +122,7 @@ def _train(stage: Stage, job: Job, model: Model, notes: dict[str, Any] | None) -
     if job.settings.validation.keep == "best":
         best = state.validations
         log.info("the model is that of step %d, with %s %.4f", best.step, job.settings.validation.metric, best.best)
-        weights, _ = checkpoints.load_weights(best.checkpoint)
+        weights, _ = checkpoints.load_weights(best.checkpoint, goes_with=job.checkpoints)
     parts = _publish(stage, weights, history, model, job.start)
     return stage.commit(parts, counts=counts, metrics=metrics, notes=notes)
 

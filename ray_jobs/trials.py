@@ -57,7 +57,7 @@ def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
         with mlflow_runs.stage_run(experiment, name, stage) as run_id:
             made[stage] = _stage(experiment, name, stage, made, run_id)
             stage_results.log_stage(run_id, made[stage])
-    document = storage.read_json(storage.join(made["evaluate"].uri, DOCUMENT))
+    document = storage.read_json(*made["evaluate"].file(DOCUMENT))
     mlflow_runs.complete_run(experiment, name, headlines_of(document))
     return made["evaluate"]
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -36,6 +36,8 @@ _GROUPS = 64
 """Batches that there are at least, where each still has ``_MIN_ROWS`` pairs: so all cores take part."""
 _DOCS_BATCHES = 20
 _ADDED = 32
+_Table = tuple[str, str]
+"""A table of the filter: its URI and its digest."""
 _DATASET_COLUMNS = {
     "unique_keys": "duplicate_keys",
     "caption_repeats": "most_frequent_caption",
@@ -43,13 +45,6 @@ _DATASET_COLUMNS = {
     "seen_captions_trained": "seen_captions_not_in_train",
     "pictures_disjoint": "holdout_pictures_in_train",
 }
-
-
-class _Table(NamedTuple):
-    """A table of the filter, and its digest."""
-
-    uri: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
     }
     counted = statistics.merge(list(by_split.values()))
     tables = filtered.parts.below("dropped/", ".parquet")
-    dropped = [(_Table(storage.join(filtered.uri, part.path), part.sha256), experiment) for part in tables]
+    dropped = [(filtered.file(path), experiment) for path in tables.paths]
     gone = removed.merge(in_order(_count_dropped, dropped))
     card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html", removed=gone))
     metrics = {
@@ -148,7 +143,7 @@ def _drift(counted: Statistics, reference: str | None) -> dict[str, float]:
         raise ConfigError(
             f"validation.reference: {reference} is the manifest of a {other.stage} stage, not of validate"
         )
-    known = statistics.read(storage.join(other.uri, statistics.PATH))[TRAIN]
+    known = statistics.read(other)[TRAIN]
     return {f"drift_{name}": round(value, 6) for name, value in drift(counted, known).items()}
 
 
@@ -168,7 +163,7 @@ def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[_Table, .
         if not batches or rows + shard.rows > most:
             batches.append([])
             rows = 0
-        batches[-1].append(_Table(storage.join(filtered.uri, shard.path), shard.sha256))
+        batches[-1].append(filtered.file(shard.path))
         rows += shard.rows
     if not batches:
         raise DataError(f"the filter at {filtered.uri} kept no pair: there is nothing to validate")
@@ -188,7 +183,7 @@ def _check(stage: Stage, experiment: Experiment, number: int, batch: Sequence[_T
     pairs = _read(batch)
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
-        first = batch[0].uri
+        first, _ = batch[0]
         raise DataError(f"{first} lacks the columns {', '.join(missing)}: {damage.remedy(first)}")
     audited = audit.audit(captions.alone(pairs), rules.load(experiment.filter))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))

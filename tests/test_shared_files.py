@@ -44,7 +44,6 @@ ALLOWED = {
     "wukong/publish/takedown.py _describe_evaluation": "a takedown works alone on the outputs that it changes",
     "wukong/publish/takedown.py _rewrite_manifest": "a takedown works alone on the outputs that it changes",
     "wukong/publish/takedown.py _rewrite_release_lists": "a takedown works alone on the outputs that it changes",
-    "wukong/runtime/environment.py remember": "a convenience on one machine; the next start of a stack adds it again",
     "wukong/publish/rewrite.py without_pairs": "a takedown works alone on the outputs that it changes",
     "wukong/store/fence.py output": "it writes under the condition, by publish_bytes",
     "wukong/store/fence.py publish": "it writes under the condition, by publish_bytes",

@@ -4,7 +4,7 @@ It adds what is new, without a translation, drops what is gone, and compiles the
 
 * what an error is raised with;
 * what ``print`` and ``echo`` show, titles, headers and cells of tables, and what ``track`` counts;
-* titles and notes of what pages show, and how to get the evaluation sets;
+* titles and notes of what pages show, what a rule that is off leaves unchecked, how to get the evaluation sets;
 * help texts of options, and docstrings of commands;
 * everything inside a call of ``message`` or ``translated``;
 * in the templates of pages, what ``_`` and ``attribute`` get.
@@ -36,7 +36,7 @@ _SHOWN = {
     *("print", "print_titled", "echo", "Table", "add_column", "add_row", "track"),
     *("message", "translated", "chinese", "HowToGet"),
 }
-_KEYWORDS = {"help", "title", "epilog", "short_help", "note"}
+_KEYWORDS = {"help", "title", "epilog", "short_help", "note", "unchecked"}
 _TEXT = (ast.Constant, ast.JoinedStr)
 _WORD = re.compile(r"[A-Za-z]{2}")
 _BEGUN = datetime(2026, 1, 1, tzinfo=UTC)  # the header of a catalogue has a time; this one never changes
@@ -86,6 +86,11 @@ class _Messages(ast.NodeVisitor):
         if name == "map" and node.args and _name(node.args[0]) in _SHOWN:
             self._take(node.args[1:])
         self._take(keyword.value for keyword in node.keywords if keyword.arg in _KEYWORDS)
+        self.generic_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # the name that ast asks for
+        attributes = (each for each in node.body if isinstance(each, ast.Assign))
+        self._take(each.value for each in attributes if _name(each.targets[0]) in _KEYWORDS)
         self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # the name that ast asks for

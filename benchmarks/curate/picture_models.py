@@ -102,7 +102,7 @@ def column(rule: str, section: dict[str, Any], files: list[Path]) -> tuple[list[
     from wukong.curate.rules import REGISTRY
 
     settings = Filter.model_validate({rule: section})
-    (compute,) = (each.from_pictures[0].compute for each in REGISTRY if each.name == rule)
+    (compute,) = (each.from_pictures(settings)[0].compute for each in REGISTRY if each.name == rule)
     found, seconds = [], 0.0
     compute(next(batches(files[:2])), settings)
     for batch in batches(files):

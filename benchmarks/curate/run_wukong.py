@@ -16,6 +16,7 @@ from ray_jobs import exchange, groups
 from ray_jobs import filter as job
 from wukong.config.filter import Filter
 from wukong.curate import caption_counts, rules
+from wukong.data.crawl_part import CrawlPart
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -40,9 +41,9 @@ def chain(file: str) -> dict[str, float]:
 
 def count(folder: str) -> dict[str, float]:
     """The filter job's count, two of its tasks at a time; of the corpus there are captions alone."""
-    files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
-    of_files = [groups.Group(number, number, (groups.CrawlPart(file),)) for number, file in enumerate(files)]
-    groups.read_pairs = lambda uri, _sha256: pl.DataFrame(storage.read_table(uri, ["caption"]))
+    files = [storage.from_path(path.with_suffix("")) for path in sorted(Path(folder).glob("*.parquet"))]
+    of_files = [groups.Group(number, number, (CrawlPart(file),)) for number, file in enumerate(files)]
+    job.read_pairs = lambda uri, _sha256: pl.DataFrame(storage.read_table(uri, ["caption"]))
     with TemporaryDirectory(dir=folder) as work, ThreadPoolExecutor(2) as pool:
         groups.run_all = exchange.run_all = lambda task, arguments: list(
             pool.map(lambda entry: task(*entry), arguments)
@@ -56,11 +57,11 @@ def count(folder: str) -> dict[str, float]:
 
 def parts(folder: str) -> dict[str, float]:
     """The filter job's passes over Parquet, its tasks one after another in one process: count, apply the rules."""
-    files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
+    files = [storage.from_path(path.with_suffix("")) for path in sorted(Path(folder).glob("*.parquet"))]
     stage = Stage(storage.from_path(Path(folder)), "filter", {})
-    size = max(1, groups._MAX_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item())
+    size = max(1, groups._MAX_ROWS // pl.scan_parquet(CrawlPart(files[0]).table).select(pl.len()).collect().item())
     starts = enumerate(range(0, len(files), size))
-    of_files = [groups.Group(n, low, tuple(map(groups.CrawlPart, files[low : low + size]))) for n, low in starts]
+    of_files = [groups.Group(n, low, tuple(map(CrawlPart, files[low : low + size]))) for n, low in starts]
     started = time.perf_counter()
     groups.run_all = exchange.run_all = lambda task, arguments: [task(*entry) for entry in arguments]
     counts = job._count(stage, of_files, SETTINGS)

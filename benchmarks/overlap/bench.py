@@ -28,7 +28,7 @@ from infra.corpus import catalogue
 from wukong.config.decontaminate import Decontaminate
 from wukong.curate import overlap, pdq
 from wukong.curate.rule import PictureBatch
-from wukong.curate.rules.overlap import RULE, OverlapSettings
+from wukong.curate.rules.overlap import RULE
 from wukong.data.decoding import decode
 
 TESTED = {"fluent", "tuxpaint"}
@@ -37,7 +37,8 @@ BATCH = 64
 TIMED = 512
 SIDE = 256
 ASKED = Decontaminate(sets=("all",))
-SETTINGS = OverlapSettings(decontaminate=ASKED)
+SETTINGS = RULE.Settings(decontaminate=ASKED)
+FROM_PICTURES = RULE.from_pictures(SETTINGS)
 
 
 def of_demo() -> tuple[list[Path], list[Path]]:
@@ -69,7 +70,7 @@ def columns(pictures: Iterable[tuple[str, bytes]]) -> pl.DataFrame:
         keys = [key for key, _ in batch]
         given = PictureBatch([data for _, data in batch], keys, keys)
         frames.append(
-            pl.DataFrame({"key": keys} | {each.column: each.compute(given, SETTINGS) for each in RULE.from_pictures})
+            pl.DataFrame({"key": keys} | {each.column: each.compute(given, SETTINGS) for each in FROM_PICTURES})
         )
         if len(frames) % 20 == 0:
             print(f"{len(frames) * BATCH:,} pictures", file=sys.stderr, flush=True)
@@ -100,7 +101,7 @@ def speed(training: Sequence[Path], search: overlap.Search) -> dict[str, float]:
     """Pictures a second of a core: decoding, with hashing too, and each further step alone."""
     pictures = [encoded(stored(path)) for path in training[:TIMED]]
     names = [str(number) for number in range(len(pictures))]
-    by_column = {each.column: each for each in RULE.from_pictures}
+    by_column = {each.column: each for each in FROM_PICTURES}
 
     def seconds(*asked: str) -> float:
         batches = [

@@ -6,8 +6,8 @@
 Each script beside this one that ``pieces`` names is run as a process, with each of the sizes. It prints lines of JSON,
 such as {"stage": "crawl", "n": 20000, "seconds": 31.5, "driver_mib": 292, "task_mib": 300, "requests": 120, "opened":
 40}; other lines are kept as they are. What has finished is a file in the folder, named after the script and the digest
-of its arguments, so a benchmark that was killed goes on. It may run in the background: ``setsid nohup make bench-scale
-ARGS=... &``.
+of its arguments, so a benchmark that was killed goes on. It may run in the background: ``setsid nohup make bench
+NAME=scale ARGS=... &``.
 
 ``results.json`` in the folder gets all lines and the fits. ``--rates FILE`` writes the rates of the stages that
 ``run.py`` has measured at two sizes: into the home of a stack (``.wukong/rates.json``) for this machine, or over the
@@ -288,7 +288,7 @@ def main() -> None:
         tables = not options.only or "metadata" in options.only
         told = ["only"] * bool(options.only) + ["rows"] * tables + ["pictures", "trained"]
         sizes = [f"--{name} {' '.join(map(str, getattr(options, name)))}" for name in told]
-        written = rates(lines, f"make bench-scale ARGS='{' '.join(sizes)}'")
+        written = rates(lines, f"make bench NAME=scale ARGS='{' '.join(sizes)}'")
         options.rates.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if failed := [each["script"] for each in done if each["status"]]:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -3,25 +3,30 @@
     python benchmarks/store/digests.py [--pictures 4000] [--kilobytes 30]
 
 A crawl is made up: noisy JPEGs of about as many kilobytes. The filter, also with a rule that reads pictures, and the
-features of a small tower run in this process, one task after the other. ``sha256`` as readers call it
-is timed. Seconds are those that a core works, so other work on the machine counts little.
+features of a small tower run in this process, one task after the other, where Ray would run each. All is done twice:
+the first time is measured; in the second one the profiler says what ``wukong.store.damage`` spends in ``hashlib``.
+Seconds are those that a core works, so other work on the machine counts little.
 """
 
 import argparse
+import cProfile
 import hashlib
 import io
+import pstats
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import ray
 import torch
 from PIL import Image
 
-from ray_jobs import exchange, features, fingerprints, groups, near_duplicates, repacking
+from ray_jobs import features
 from ray_jobs import filter as filtering
 from wukong.config import documents
 from wukong.config.experiment import Experiment
@@ -37,25 +42,13 @@ from wukong.store.manifest import Manifest, Stage
 
 PART = 1000
 TOWER = "tf_efficientnet_lite0"
+STORED = {"dtype": "float16", "precision": "float32"}
 
 
-class Timed:
-    """``hashlib`` for the readers, which counts seconds and bytes."""
-
-    def __init__(self) -> None:
-        self.seconds, self.bytes = 0.0, 0
-
-    def sha256(self, data: Any = b"") -> Any:
-        digest = SimpleNamespace(known=hashlib.sha256())
-
-        def update(data: Any) -> None:
-            started = time.thread_time()
-            digest.known.update(data)
-            self.seconds += time.thread_time() - started
-            self.bytes += memoryview(data).nbytes
-
-        update(data)
-        return SimpleNamespace(update=update, hexdigest=digest.known.hexdigest)
+def played(task: Callable[..., Any]) -> Any:
+    """A task of Ray that runs here when it is asked for."""
+    remote = SimpleNamespace(remote=task)
+    return SimpleNamespace(remote=task, options=lambda **_: remote)
 
 
 def made_crawl(root: str, pictures: int, kilobytes: int) -> Manifest:
@@ -95,16 +88,18 @@ def experiment(root: str, **filtered: Any) -> Experiment:
     )
 
 
-def measured(name: str, timed: Timed, work: Callable[[], Any]) -> Any:
-    """Do some work; print its seconds, and those in digests."""
-    timed.seconds, timed.bytes = 0.0, 0
+def measured(name: str, work: Callable[[str], Any], folder: str) -> None:
+    """Do some work twice, in folders of its own; print its seconds, and the share that is spent in digests."""
     started = time.process_time()
-    result = work()
+    work(storage.join(folder, "plain"))
     seconds = time.process_time() - started
-    rate = timed.bytes / timed.seconds / 1e9 if timed.seconds else 0.0
-    share = 100 * timed.seconds / seconds
-    print(f"{name:32} {seconds:8.2f} s, digests {timed.seconds:6.3f} s ({share:.2f} %), {rate:.2f} GB/s", flush=True)
-    return result
+    profile = cProfile.Profile(time.thread_time)
+    profile.runcall(work, storage.join(folder, "profiled"))
+    digests = 0.0
+    for (_, _, called), (*_, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        if "sha256" in called or "HASH" in called:
+            digests += sum(of[2] for (file, _, _), of in callers.items() if file == damage.__file__)
+    print(f"{name:32} {seconds:8.2f} s, digests {digests:6.3f} s ({100 * digests / seconds:.2f} %)", flush=True)
 
 
 def main() -> None:
@@ -114,30 +109,31 @@ def main() -> None:
     parser.add_argument("--kilobytes", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    timed = Timed()
-    damage.hashlib = timed  # type: ignore[attr-defined]
-    here = lambda task, arguments, _gpus=0: [task(*entry) for entry in arguments]  # noqa: E731
-    for module in (exchange, fingerprints, groups, near_duplicates, repacking):
-        module.run_all = here  # type: ignore[attr-defined]
-    repacking.ray = filtering.ray = SimpleNamespace(put=lambda value: value)  # type: ignore[assignment]
-    filtering.gpus = SimpleNamespace(count=lambda: 0)  # type: ignore[assignment]
-    with TemporaryDirectory(prefix="wukong-digests-") as folder:
+    here = mock.patch.multiple(ray, remote=played, get=list, put=lambda value: value, cluster_resources=dict)
+    with TemporaryDirectory(prefix="wukong-digests-") as folder, here:
         root = storage.from_path(Path(folder))
         crawl = made_crawl(root, options.pictures, options.kilobytes)
         print(f"{options.pictures} pictures, {crawl.parts.bytes / options.pictures / 1000:.1f} KB each")
-        e = experiment(root)
-        filtered = measured("filter", timed, lambda: filtering.run(e, {"crawl": crawl}))
-        looks = experiment(root, duplicate_images="similar")
-        measured("filter with duplicate_images", timed, lambda: filtering.run(looks, {"crawl": crawl}))
-        stage = Stage(root, "features", {})
+        filtered = filtering.run(experiment(root), {"crawl": crawl})
+        measured("filter", lambda place: filtering.run(experiment(place), {"crawl": crawl}), f"{root}/a")
+        measured(
+            "filter with duplicate_images",
+            lambda place: filtering.run(experiment(place, duplicate_images="similar"), {"crawl": crawl}),
+            f"{root}/b",
+        )
+        model = experiment(root).model
         work = list(features._work(filtered, "train", 0))[:1]
-        name = f"features of {sum(each.rows for each in work)} pictures"
-        measured(name, timed, lambda: features._compute(stage, filtered.uri, work, e.model, None, "cpu", 0))
+        measured(
+            f"features of {sum(each.rows for each in work)} pictures",
+            lambda place: features._compute(
+                Stage(place, "features", STORED), filtered.uri, work, model, None, "cpu", 0
+            ),
+            f"{root}/c",
+        )
         trained, tokenizer = Stage(root, "pretrain", {}), Tokenizer(packaged_vocabulary())
-        tower = ImageEncoder(e.model.image)
-        saved_model.save(trained.path("model"), DualEncoder(e.model, tokenizer, tower), tokenizer)
+        saved_model.save(trained.path("model"), DualEncoder(model, tokenizer, ImageEncoder(model.image)), tokenizer)
         trained.commit([trained.describe(f"model/{file}") for file in saved_model.FILES])
-        measured("a model is loaded", timed, lambda: saved_model.load(trained.path("model")))
+        measured("a model is loaded", lambda _: saved_model.load(trained.path("model")), root)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure the stream of a training and its checkpoints: ``make bench-train``.
+"""Measure the stream of a training and its checkpoints: ``make bench NAME=train``.
 
 Each row runs in a process of its own and prints what it measured. The corpora are synthetic manifests: every shard of
 them is the same file, so that a corpus of 100 million pairs takes no room, while each piece is really read.

@@ -4,45 +4,37 @@ This is a whole rule. Copied into ``wukong/curate/rules/`` it adds the key ``fil
 row to the funnel of each report, and the drop reason ``repetition``.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from wukong.config.section import Fraction, Strict
-from wukong.curate.rule import Batch, Rule
-
-if TYPE_CHECKING:
-    import polars as pl
+from wukong.curate.rule import Batch, Columns, Dropped, Pairs, Rule
 
 
-class RepetitionSettings(Strict):
-    """Keys of ``filter``."""
+class Repetition(Rule):
+    """Off unless ``max_repetition`` is set."""
 
-    max_repetition: Fraction = Field(1.0, description="share of a caption that its most frequent character may be")
+    place = 65
+    title = "caption does not repeat itself"
+
+    class Settings(Strict):
+        """Keys of ``filter``."""
+
+        max_repetition: Fraction = Field(1.0, description="share of a caption that its most frequent character may be")
+
+    def enabled(self, settings: Settings) -> bool:
+        """Whether some captions may go."""
+        return settings.max_repetition < 1
+
+    def compute(self, batch: Batch, settings: Settings) -> Columns:
+        """The share of the most frequent character of each caption."""
+        import polars as pl
+
+        shares = [max(map(text.count, set(text))) / len(text) if text else 0.0 for text in batch.captions]
+        return {"repetition": pl.Series(shares, dtype=pl.Float32)}
+
+    def drops(self, pairs: Pairs, settings: Settings) -> Dropped:
+        """Captions that repeat one character too often."""
+        return pairs["repetition"] > settings.max_repetition
 
 
-def _compute(batch: Batch, _settings: RepetitionSettings) -> dict[str, pl.Series]:
-    import polars as pl
-
-    shares = [max(map(text.count, set(text))) / len(text) if text else 0.0 for text in batch.captions]
-    return {"repetition": pl.Series(shares, dtype=pl.Float32)}
-
-
-def _drops(settings: RepetitionSettings) -> pl.Expr:
-    import polars as pl
-
-    return pl.col("repetition") > settings.max_repetition
-
-
-RULE = Rule(
-    name="repetition",
-    place=65,
-    title="caption does not repeat itself",
-    version=1,
-    settings=RepetitionSettings,
-    enabled=lambda settings: settings.max_repetition < 1,
-    compute=_compute,
-    drops=_drops,
-)
+RULE = Repetition()

@@ -4,7 +4,6 @@ Size and format depend only on the image's path, so the bytes are the same every
 """
 
 import io
-import uuid
 from pathlib import Path
 
 import resvg_py
@@ -12,6 +11,7 @@ from PIL import Image
 
 from infra.corpus.sources import Draft, spread
 from wukong.data.decoding import FORMATS
+from wukong.store.whole_file import whole_file
 
 _JPEG_QUALITY = 90
 _MARGIN = 0.92
@@ -46,13 +46,8 @@ def draw(draft: Draft, target: Path) -> tuple[int, int]:
         if draft.origin is None:
             raise ValueError(f"{draft.path} should be drawn from a file, but has no origin")
         data = _encode(on_canvas(_open_stamp(draft.origin, pixels), pixels), target.suffix)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target, synced=False) as stream:
+        stream.write(data)
     return pixels, pixels
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from infra.stack import processes, services
+from infra.stack import processes, services, state
 from infra.stack.ports import choose_ports
 from infra.stack.sample import sample_site
 from infra.stack.services import LOOKED_AT, SERVICES, STORES
@@ -75,7 +75,7 @@ def up(
             _stop(stack, {service.name for service in missing})
             raise
         if remember:
-            environment.remember(home)
+            state.remember(home)
         return stack
 
 

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from infra.corpus import HOST
 from wukong.errors import StackError
 from wukong.runtime import environment
+from wukong.store import conditional_files
+from wukong.store.conditional_store import ChangedError
+from wukong.store.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -156,13 +159,21 @@ def load(home: Path) -> Stack:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with whole_file(path, mode=0o600) as stream:
+        stream.write(text.encode())
+
+
+def remember(home: Path) -> None:
+    """Record where a stack was started, so that it can be found from any folder."""
+    target = environment.list_of_homes()
+    try:
+        content, version = conditional_files.read(target) or (b"", None)
+        known = dict.fromkeys([home, *environment.homes_in(content)])
+        conditional_files.write(target, b"".join(b"%b\n" % os.fsencode(each) for each in known), version)
+    except ChangedError:
+        remember(home)
+    except OSError:
+        return  # only a convenience: without it, the user can set WUKONG_HOME
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def test_lines_of_every_script_get_the_words_of_the_table(bench: ModuleType) -> 
     assert "| load | driver_mib | 3.5 at 10,000, 7 at 20,000 | n | 3.5e+05 |" in rows
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_benchmark_runs_and_its_table_has_the_stages(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/scale/bench.py", "--small", "--only", "run", "--folder", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -120,7 +120,7 @@ def test_a_small_benchmark_runs_and_its_table_has_the_stages(tmp_path: Path) -> 
     assert "| crawl | seconds |" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_made_up_metadata_goes_through_the_stages_that_read_tables(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/scale/metadata.py", "--rows", "5000", "--work", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The benchmark of the object store runs with the arguments of the manifest, as ``make bench-store`` does."""
+"""The benchmark of the object store runs with the manifest's arguments, as ``make bench NAME=store/memory`` does."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_round_is_measured_with_the_arguments_of_the_manifest() -> None:
     command = [sys.executable, "benchmarks/store/memory.py", "--limits", "600MiB", "--rounds", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

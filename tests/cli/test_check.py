@@ -27,7 +27,7 @@ def refused(config: Path, *overrides: str, overlay: str = "gpu") -> str:
     return str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_config_of_the_paper_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     configs = [path for path in sorted(PAPER.rglob("*.yaml")) if "small" not in path.parts]
@@ -72,7 +72,7 @@ def test_a_stage_output_cannot_be_made_up() -> None:
     assert "crawl.previous: " in said and "--stand-in cannot make up" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_store_and_search_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").mkdir()
     stack = Stack.load_or_new(tmp_path / "home")

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.stack import state
 from wukong.runtime import environment
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def wukong(tmp_path: Path, home: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dry_run_in_a_new_place_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -34,7 +35,7 @@ def test_a_dry_run_in_a_new_place_leaves_nothing(tmp_path: Path, monkeypatch: py
     other = tmp_path / "other" / ".wukong"
     other.mkdir(parents=True)
     (other / environment.FILE).write_text("{}")
-    environment.remember(other)
+    state.remember(other)
     home = tmp_path / "new" / ".wukong"
     said = wukong(tmp_path, home, "run", "--dry-run", "--corpus-size", "300")
     assert "Nothing was run (--dry-run), and no service was left running." in said
@@ -52,7 +53,7 @@ def test_the_status_names_all_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for home in (here, other):
         home.mkdir(parents=True)
         (home / environment.FILE).write_text("{}")
-        environment.remember(home)
+        state.remember(home)
     said = wukong(tmp_path, here, "status")
     assert f"Home  {here}\n" in said
     assert f"Other home  {other} (stopped); WUKONG_HOME={other} uses it\n" in said

@@ -25,7 +25,7 @@ from wukong.errors import ConfigError
 from wukong.store import storage
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SCRIPT = """
 import json, sys

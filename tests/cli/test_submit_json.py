@@ -228,7 +228,7 @@ def test_the_result_has_what_the_run_left(
         "says": "It is better.",
     }
     assert value["report"] == f"{experiment.root}/runs/first/report.html"
-    assert value["images"] == [DATA, RAY, "localhost/wukong/data:0.1.0"], "the last was only named"
+    assert value["images"] == [DATA, RAY, "localhost/wukong/data:0.2.0"], "the last was only named"
     assert value["image_revision"] == "b2"
     (note,) = value["notes"]
     assert "submitted by revision a1 of Wukong, and the image of its components has revision b2" in note
@@ -287,14 +287,14 @@ def test_the_run_is_told_which_revision_it_is_of(kfp: Kfp, file: Path, said: Any
 def test_what_is_not_pinned_is_refused(kfp: Kfp, file: Path, tmp_path: Path) -> None:
     pinned = tmp_path / "data.yaml"
     compiled = (Path(submit.__file__).parents[1] / "pipelines" / "compiled" / "data.yaml").read_text()
-    pinned.write_text(compiled.replace("wukong/data:0.1.0", f"wukong/data:0.1.0@sha256:{'a' * 64}"))
+    pinned.write_text(compiled.replace("wukong/data:0.2.0", f"wukong/data:0.2.0@sha256:{'a' * 64}"))
     with pytest.raises(ConfigError) as refused:
         submit.submit("data", file, host=kfp.url, pinned=True)
     assert "the config is in no revision" in str(refused.value)
-    assert "image localhost/wukong/data:0.1.0 without a digest" in str(refused.value)
+    assert "image localhost/wukong/data:0.2.0 without a digest" in str(refused.value)
     commit(file.parent)
     result = submit.submit(str(pinned), file, host=kfp.url, pinned=True, timeout=0)
-    assert result.images == (f"localhost/wukong/data:0.1.0@sha256:{'a' * 64}",)
+    assert result.images == (f"localhost/wukong/data:0.2.0@sha256:{'a' * 64}",)
     file.write_text(file.read_text() + "seed: 4\n")
     with pytest.raises(ConfigError, match="has changes, or lacks the config"):
         submit.submit(str(pinned), file, host=kfp.url, pinned=True)

@@ -1,4 +1,4 @@
-"""``wukong sweep`` with a real MLflow server and trials that train nothing; ``make bench-sweep`` trains real ones."""
+"""``wukong sweep`` with a real MLflow server and trials that train nothing; ``benchmarks/sweep`` trains real ones."""
 
 import json
 import math

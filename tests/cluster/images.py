@@ -18,7 +18,7 @@ NAMES = ("data", "ray", "mlflow")
 
 def tagged(name: str) -> str:
     """The name that this repository's manifests give an image."""
-    return f"localhost/wukong/{name}:0.1.0"
+    return f"localhost/wukong/{name}:0.2.0"
 
 
 def program() -> str:

@@ -68,7 +68,7 @@ def signed(
     _ran("cosign", "generate-key-pair", f"--output-key-prefix={tmp_path / 'key'}")
     digests = {}
     for name in images.NAMES:
-        there = f"{registry}/wukong/{name}:0.1.0"
+        there = f"{registry}/wukong/{name}:0.2.0"
         digests[name] = images.do("push", images.tagged(name), there)
         assert digests[name] == _ran("crane", "digest", there)
         images.do("name", images.tagged(name), f"localhost/wukong/{name}@{digests[name]}")

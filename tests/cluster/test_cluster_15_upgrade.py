@@ -47,7 +47,7 @@ class Installed:
     pipelines: Path
 
     def image(self, name: str) -> str:
-        return images.tagged(name).replace(":0.1.0", f":{self.tag}")
+        return images.tagged(name).replace(":0.2.0", f":{self.tag}")
 
     def other_version(self) -> list[kube.Object]:
         """The objects of the other version."""
@@ -73,7 +73,7 @@ def installation(services: runs.Services, overlay: str, tmp_path: Path, stamp: s
     images.program()
     _apply_first(overlay)
     _wait_for_servers()
-    made = Installed(overlay, f"0.1.0-next-{stamp}", tmp_path / "pipelines")
+    made = Installed(overlay, f"0.2.0-next-{stamp}", tmp_path / "pipelines")
     for name in images.NAMES:
         images.do("name", images.tagged(name), made.image(name))
     images.compiled(made.pipelines, made.image("data"))

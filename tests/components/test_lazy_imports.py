@@ -38,7 +38,7 @@ def test_a_component_begins_without_what_only_jobs_need() -> None:
     assert heavy("import sys, components.stage, components.run_ends; print(' '.join(sys.modules))") == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_component_makes_its_rayjob_with_the_kubernetes_client_and_nothing_else_that_is_large(
     tmp_path: Path, mlflow_address: str
 ) -> None:

@@ -66,11 +66,10 @@ NOT_EXECUTED = {
     ): "needs models; tests/wukong/registry/test_aliases.py has some",
     ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/registry/test_aliases.py has some",
     ("docs/comparing.md", "wukong sweep"): "trains the demo; tests/cli/test_sweep_command.py has a sweep over seeds",
-    ("docs/comparing.md", "kubectl -n kubeflow create secret"): CLUSTER,
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/registry/test_sweep.py reads the sweep",
     ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
     ("docs/objectives.md", "python benchmarks/train/objectives.py prepare"): "takes hours",
-    ("docs/scale.md", "make bench-scale"): "takes hours; tests/benchmarks/test_scale.py runs a small one",
+    ("docs/scale.md", "make bench NAME=scale"): "takes hours; tests/benchmarks/test_scale.py runs a small one",
     ("docs/paper.md", "wukong weights"): "needs the hub; tests/wukong/model/test_published_weights.py has one",
     ("docs/paper.md", "wukong check"): "needs a bucket, and half a minute; tests/cli/test_check.py checks every config",
     (
@@ -239,9 +238,9 @@ def _spans(page: str) -> list[str]:
 
 
 def _commands(text: str) -> list[list[str]]:
-    """The words of each command of a shell text, comments left out."""
+    """The words of each command of a shell text, without comments and the file that its output goes to."""
     lines = (shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines())
-    return [words for words in lines if words]
+    return [words[: words.index(">")] if ">" in words else words for words in lines if words]
 
 
 # --- what is said without executing it
@@ -425,7 +424,7 @@ def clone_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]
     return cache(lambda page: Clone(tmp_path_factory.mktemp("clone")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("block", [b for b in EXECUTED if not b.needs_the_stack], ids=str)
 def test_a_block_does_what_it_says(block: Block, clone_of: Callable[[str], Clone]) -> None:
     clone_of(block.page).execute(block)
@@ -476,7 +475,6 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.parametrize(("page", "start", "how"), WITH_THE_STACK)
 def test_a_block_does_what_it_says_with_the_stack(
     page: str, start: str, how: str, user: Clone, monkeypatch: pytest.MonkeyPatch

@@ -29,7 +29,7 @@ from wukong.curate import pdq
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 HOST = "pictures.test"
 WORDS = ("风景", "静物", "花园", "街道", "海边", "山谷")

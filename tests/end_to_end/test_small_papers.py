@@ -38,7 +38,7 @@ SMALL = [
     *(() if ALL else ("pretrain.workers=1", "finetune.workers=1")),  # other tests use the cores too
 ]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,6 @@ from wukong.store import manifest, storage
 
 pytestmark = pytest.mark.slow
 
-LONG = ("02", "04")
-"""Notebooks that only `make test-long` runs: each takes a minute."""
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -164,10 +162,8 @@ def test_mlflow_holds_the_run_and_the_model(
     assert version.tags["wukong.metric"] == "eval/retrieval/holdouts/mean_recall"
 
 
-@pytest.mark.parametrize(
-    "notebook",
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem[:2] in LONG else []) for path in NOTEBOOKS],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_to_its_conclusion(
     wukong: Wukong, first: subprocess.CompletedProcess[str], notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +237,7 @@ def test_a_name_of_another_experiment_is_refused(wukong: Wukong, first: subproce
     assert report.read_bytes() == before
 
 
+@pytest.mark.long
 def test_the_plan_of_a_change_says_what_is_reused(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:
     planned = wukong.run("planned", "finetune.epochs=2", "--dry-run")
     assert planned.returncode == 0, planned.stdout + planned.stderr
@@ -256,6 +253,7 @@ def test_the_plan_of_a_change_says_what_is_reused(wukong: Wukong, first: subproc
     assert not (wukong.home / "runs" / "planned").exists()
 
 
+@pytest.mark.long
 def test_a_failing_gate_ends_the_run_with_its_own_message(
     wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
 ) -> None:
@@ -271,6 +269,7 @@ def test_a_failing_gate_ends_the_run_with_its_own_message(
     assert all(record["reused"] for record in records.values()), "what does not depend on the value"
 
 
+@pytest.mark.long
 def test_after_a_takedown_only_its_record_names_the_pairs(
     wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ def test_every_example_is_listed_and_tested() -> None:
     assert all(f"`{name}/`" in page for name in folders)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_urls() -> None:
     lines = run("own_urls/crawl_urls.py")
     # One URL is gone, one image is too small, one caption is not Chinese.
@@ -62,12 +62,12 @@ def test_own_rule(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_encoder() -> None:
     assert set(run("own_encoder/train_small.py")) == {"red: 红色", "green: 绿色", "blue: 蓝色", "yellow: 黄色"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_load_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     text = {"layers": 1, "heads": 2, "width": 16}

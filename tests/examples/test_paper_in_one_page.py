@@ -40,7 +40,7 @@ def test_its_values_are_those_of_the_papers_experiment() -> None:
     assert described == documents.load(ROOT / "configs" / "paper" / "vit-l.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_from_words_to_an_evaluated_model(tmp_path: Path) -> None:
     demo = corpus.prepare(limit=400, progress=False)
     experiment = corpus.of_sample(documents.load(ROOT / "configs" / "demo.yaml"), demo)

@@ -56,7 +56,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     slept: list[float] = []
     monkeypatch.setattr("wukong.store.patience.time.sleep", slept.append)
     monkeypatch.setattr("wukong.store.patience.time.monotonic", lambda: 100.0 + sum(slept))
-    monkeypatch.setattr(patient_store, "OUTAGE", patience.Outage("the object store"))  # of that clock
+    monkeypatch.setattr(patient_store.STORE, "_began", None)  # of that clock
     monkeypatch.delenv(patience.VARIABLE, raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

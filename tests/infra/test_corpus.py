@@ -453,7 +453,7 @@ def test_a_member_with_a_path_outside_is_not_unpacked(registry: Registry, tmp_pa
     assert not list(tmp_path.rglob("out.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("way", [packages._by_apt_with_private_lists, packages._by_https])
 def test_the_debian_archive_by_each_download_method(way: Callable[[Package, Path], Path], tmp_path: Path) -> None:
     """The real archive. The machine's own package lists are not tested: only one release has the package."""

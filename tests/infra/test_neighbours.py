@@ -23,7 +23,7 @@ from infra.corpus import catalogue
 from infra.stack import processes, services
 from infra.stack.state import Stack, folder_id
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NOBODY = 65534
 KEY, DATA = "测试/only-mine.bin", b"what others must neither read nor change"
@@ -208,22 +208,6 @@ def test_sockets_in_the_file_system_are_their_users_alone(running: Stack) -> Non
     for path in paths:
         if not path.startswith("\0"):
             assert as_nobody(lambda at=running.home / path: connected(at)) == "PermissionError", path
-
-
-def test_an_earlier_versions_data_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home whose object store ran without certificates."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    as_now = services.ObjectStore.command
-    earlier = lambda self, held: [part for part in as_now(self, held) if not part.startswith("-config_dir")]  # noqa: E731
-    try:
-        with monkeypatch.context() as context:
-            context.setattr(services.ObjectStore, "command", earlier)
-            s3(stack.up(tmp_path / "home", only=["seaweedfs"])).put_object(Bucket="wukong", Key=KEY, Body=DATA)
-            stack.down(tmp_path / "home")
-        held = stack.up(tmp_path / "home", only=["seaweedfs"])
-        assert s3(held).get_object(Bucket="wukong", Key=KEY)["Body"].read() == DATA
-    finally:
-        stack.down(tmp_path / "home")
 
 
 def experiments(held: Stack) -> set[str]:

@@ -46,7 +46,7 @@ def found(connect_to: str, word: str) -> int:
         return int(json.loads(answer.read())["displayNum"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_sites_at_a_time_serve_their_own_samples(held: Stack, tmp_path: Path) -> None:
     small, large = sample(tmp_path / "s", "红色"), sample(tmp_path / "l", "红色", "红色的花", "红色的山")
     with stack.sample_site(held, small.catalogue) as first, stack.sample_site(held, large.catalogue) as second:
@@ -58,7 +58,7 @@ def test_two_sites_at_a_time_serve_their_own_samples(held: Stack, tmp_path: Path
     assert processes.find(folder_id(held.home), services.scratch(held.home)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_site_whose_run_was_killed_ends(held: Stack, tmp_path: Path) -> None:
     made = sample(tmp_path / "s", "红色")
     code = (

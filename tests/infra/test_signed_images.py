@@ -300,10 +300,10 @@ def test_of_the_pods_of_components_kubeflows_own_do_not_count(tmp_path: Path, mo
 
     with api_server.running(tmp_path, monkeypatch) as api:
         api.pods = [
-            pod("localhost/wukong/data:0.1.0", "kfp-launcher"),
+            pod("localhost/wukong/data:0.2.0", "kfp-launcher"),
             pod("ghcr.io/kubeflow/kfp-driver:2.17.0"),
         ]
         for each in plain():
             api.put(each)
-        of_components = {"localhost/wukong/data:0.1.0"}
+        of_components = {"localhost/wukong/data:0.2.0"}
         assert verify.of_cluster("wukong", "kubeflow") == verify.images_of(plain()) | of_components

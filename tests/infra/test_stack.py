@@ -215,7 +215,7 @@ def test_the_object_store_leaves_the_room_without_which_it_reclaims_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "seaweedfs").mkdir()
-    for number, size in enumerate((100, 200 << 20, 128 << 20)):  # one to be filled, and one of an earlier version
+    for number, size in enumerate((100, 200 << 20, 128 << 20)):  # one to be filled, and one that is larger
         with (tmp_path / "seaweedfs" / f"wukong_{number}.dat").open("wb") as volume:
             volume.truncate(size)
     for free_gib in (0.5, 2, 20, 500):
@@ -520,6 +520,7 @@ class TestRunning:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(request, timeout=120)
 
+    @pytest.mark.long
     def test_ray_runs_tasks_only_with_the_token(self, running: Stack) -> None:
         code = (
             "import os, ray\n"
@@ -595,7 +596,6 @@ class TestRunning:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_kills_leave_no_process_and_keep_the_data(own_home: Path) -> None:
     process = starter(own_home)
     try:
@@ -627,7 +627,7 @@ def test_kills_leave_no_process_and_keep_the_data(own_home: Path) -> None:
     assert s3(again).get_object(Bucket="wukong", Key="kept")["Body"].read() == b"as it was"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [0.5, 3.0])
 def test_down_finds_the_processes_of_a_killed_start(own_home: Path, seconds: float) -> None:
     process = starter(own_home)
@@ -640,7 +640,7 @@ def test_down_finds_the_processes_of_a_killed_start(own_home: Path, seconds: flo
     assert marked(own_home) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_starts_at_a_time_give_one_stack(own_home: Path) -> None:
     code = f"import pathlib; from infra import stack; print(stack.up(pathlib.Path({str(own_home)!r})).environment())"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]

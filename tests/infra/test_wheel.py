@@ -32,7 +32,7 @@ from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.store import storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).parents[2]
 PLATFORM = [

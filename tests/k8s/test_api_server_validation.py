@@ -392,9 +392,9 @@ def _refusal(server: Server, manifest: Manifest) -> str:
 
 def test_only_digests_on_the_list_run_in_wukong(listing: Server) -> None:
     assert _refusal(listing, _pod("wukong", f"registry.example:5000/wukong/data@{DIGEST}")) == ""
-    assert _refusal(listing, _pod("wukong", f"registry.example/wukong/data:0.1.0@{DIGEST}")) == ""
+    assert _refusal(listing, _pod("wukong", f"registry.example/wukong/data:0.2.0@{DIGEST}")) == ""
     other = f"wukong/data@sha256:{'b' * 64}"
-    for image in ("wukong/data:0.1.0", "wukong/data", other, f"wukong/data@{DIGEST}0", f"wukong/data:{'a' * 64}"):
+    for image in ("wukong/data:0.2.0", "wukong/data", other, f"wukong/data@{DIGEST}0", f"wukong/data:{'a' * 64}"):
         assert _refusal(listing, _pod("wukong", image)) == image
     more = {
         "name": "more",

@@ -125,68 +125,18 @@ def test_the_operators_own_keys_for_each_use_are_kept(server: ApiServer) -> None
     assert server.secrets["wukong/setup-s3"] == own["wukong/wukong-s3"]
 
 
-def test_an_installation_whose_components_are_mlflows_administrator_goes_on_so(server: ApiServer) -> None:
-    """MLflow's database knows that administrator. When the Secret is deleted, components get a user of their own."""
-    one = {"MLFLOW_TRACKING_USERNAME": "wukong", "MLFLOW_TRACKING_PASSWORD": "of both"}
-    server.secrets["wukong/wukong-mlflow"] = one
-    for _ in range(2):
-        cluster.make_credentials("wukong", "kubeflow")
-        assert server.secrets["wukong/mlflow-admin"] == server.secrets["wukong/wukong-mlflow"] == one
-    del server.secrets["wukong/wukong-mlflow"]
+def test_a_store_that_does_not_know_a_key_starts_again(server: ApiServer) -> None:
     cluster.make_credentials("wukong", "kubeflow")
-    assert server.secrets["wukong/mlflow-admin"] == one
-    assert server.secrets["wukong/wukong-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "stages"
-    assert server.secrets["kubeflow/wukong-mlflow"] == server.secrets["wukong/wukong-mlflow"]
-    assert server.secrets["wukong/runs-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "runs"
-
-
-def test_an_installation_with_one_key_goes_on_with_it(server: ApiServer) -> None:
-    """Its store runs and knows no other. When the copies are deleted, each use gets its own."""
-    cluster.make_credentials("wukong", "kubeflow")
-    one = server.secrets["wukong/wukong-s3"]
-    for name in OTHER_KEYS:
-        del server.secrets[f"wukong/{name}"]
-    key = [{"accessKey": one["AWS_ACCESS_KEY_ID"], "secretKey": one["AWS_SECRET_ACCESS_KEY"]}]
-    others = [{"name": "wukong", "credentials": key, "actions": ["Admin"]}, {"name": "a person", "actions": ["Read"]}]
-    server.secrets["wukong/object-store"] = {"s3.json": json.dumps({"identities": others})}
-    for _ in range(2):
-        cluster.make_credentials("wukong", "kubeflow")
-        assert {json.dumps(server.secrets[f"wukong/{name}"]) for name in KEYS} == {json.dumps(one)}
-        person, ours = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-        assert person["name"] == "a person"
-        assert ours["credentials"] == key
-        assert "Admin" in ours["actions"]
-    for name in OTHER_KEYS:
-        del server.secrets[f"wukong/{name}"]
-    cluster.make_credentials("wukong", "kubeflow")
-    assert server.secrets["wukong/wukong-s3"] == one
-    _, *apart = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-    assert {identity["name"] for identity in apart} == KEYS
-    assert "Admin" not in apart[0]["actions"]
-
-
-def test_an_installation_of_four_keys_gets_the_others_and_its_store_starts_again(server: ApiServer) -> None:
-    """What an earlier version left: pipelines that were uploaded then look for its Secrets, which stay as they are."""
-    cluster.make_credentials("wukong", "kubeflow")
-    before = {name: server.secrets[f"wukong/{name}"] for name in ("wukong-s3", "mlflow-s3", "search-s3", "setup-s3")}
-    for name in OTHER_KEYS - before.keys():
-        del server.secrets[f"wukong/{name}"]
-    for name in access.copied_to_components():
-        del server.secrets[f"kubeflow/{name}"]
-    server.secrets["kubeflow/wukong-s3"] = before["wukong-s3"]
-    identities = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-    earlier = [identity for identity in identities if identity["name"] in before]
-    server.secrets["wukong/object-store"] = {"s3.json": json.dumps({"identities": earlier})}
+    before = server.secrets["wukong/wukong-s3"]
+    del server.secrets["wukong/job-crawl-s3"]
     server.requests.clear()
     for _ in range(2):
         cluster.make_credentials("wukong", "kubeflow")
     (started,) = [request for request in server.requests if "statefulsets" in request]
     assert started == "PATCH /apis/apps/v1/namespaces/wukong/statefulsets/object-store"
-    assert {name: server.secrets[f"wukong/{name}"] for name in before} == before
-    assert server.secrets["kubeflow/wukong-s3"] == before["wukong-s3"]
-    assert server.secrets["kubeflow/component-crawl-s3"]["AWS_ACCESS_KEY_ID"] not in before["wukong-s3"].values()
-    held = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-    assert {identity["name"] for identity in held} == KEYS
+    assert server.secrets["wukong/wukong-s3"] == before
+    identities = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
+    assert {identity["name"] for identity in identities} == KEYS
 
 
 def test_without_a_store_of_its_own_nothing_is_started_again(server: ApiServer) -> None:
@@ -198,10 +148,9 @@ def test_without_a_store_of_its_own_nothing_is_started_again(server: ApiServer) 
 
 
 def test_the_components_copies_are_deleted_with_their_settings(server: ApiServer) -> None:
-    """By Kubernetes' garbage collector, through the owner. Copies that an earlier version made get it as well."""
-    server.secrets["kubeflow/wukong-s3"] = {"AWS_ACCESS_KEY_ID": "old", "AWS_SECRET_ACCESS_KEY": "old"}
+    """By Kubernetes' garbage collector, through the owner."""
     cluster.make_credentials("wukong", "kubeflow")
-    for name in ("wukong-s3", "wukong-mlflow", "component-crawl-s3"):
+    for name in ("wukong-mlflow", "component-crawl-s3"):
         (owner,) = server.named("secrets", "kubeflow")[name]["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"], owner["uid"]) == (
             "ConfigMap",

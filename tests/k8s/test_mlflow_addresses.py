@@ -72,7 +72,7 @@ def ask(port: int, host: str, origin: str | None = None, path: str = "/ajax-api/
         connection.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_name_it_is_reached_by_is_answered_and_no_other(port: int) -> None:
     names = ["mlflow", "mlflow.wukong", "mlflow.wukong.svc", "mlflow.wukong.svc.cluster.local", SERVICE_IP]
     ours = [*names, *(f"{name}:5000" for name in names), "mlflow.example.org"]

@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from manifests import named, plain
 from mlflow.store.db import utils
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def migrate(database: Path) -> "subprocess.CompletedProcess[str]":

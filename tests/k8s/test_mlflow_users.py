@@ -22,7 +22,7 @@ from wukong.tracking.mlflow_rest import MlflowError, Server
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("flask_wtf", reason="MLflow's server with users needs Flask-WTF: pip install 'mlflow[auth]'")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 
 
@@ -98,7 +98,7 @@ def test_stages_do_their_work_without_being_administrators(
 ) -> None:
     assert stages["MLFLOW_TRACKING_USERNAME"] == "stages"
     become(secrets["wukong/mlflow-admin"], monkeypatch)
-    theirs = Server().experiment("theirs")  # what an earlier version's stages, who were administrators, have made
+    theirs = Server().experiment("theirs")  # what an administrator has made
     become(stages, monkeypatch)
     with mlflow_runs.stage_run(experiment_at(tmp_path, "mine"), "first", "crawl"):
         pass
@@ -312,12 +312,3 @@ def test_a_new_password_is_taken_over(
     with pytest.raises(MlflowError) as refused:
         Server().experiment("mine")
     assert refused.value.status == 401
-
-
-def test_an_administrator_who_is_the_stages_user_too_is_left_alone(
-    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "wukong")
-    one = {"USERNAME": "wukong", "PASSWORD": "unused"}
-    cluster.make_mlflow_users(dict.fromkeys(cluster.MLFLOW_USERS, one))
-    assert "wukong is MLflow's administrator" in caplog.text

@@ -10,7 +10,7 @@ from mlflow_server import MlflowServer
 PAGE = Path(__file__).parents[2] / "docs" / "teams.md"
 WITH = {"MLFLOW_ENABLE_WORKSPACES": "true"}
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_a_server_goes_back_once_its_workspaces_are_moved(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def client(url: str, name: str) -> Any:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "own", "other"), [("wukong-s3", "wukong", "mlflow"), ("mlflow-s3", "mlflow", "wukong")]
 )
@@ -78,7 +78,7 @@ def test_a_key_opens_its_bucket_and_no_other(address: str, name: str, own: str, 
     client(address, "setup-s3").delete_object(Bucket=other, Key="theirs")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_search_pages_key_reads_and_writes_nothing_but_indexes(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +131,7 @@ def test_the_page_has_a_row_for_each_key() -> None:
     assert rows().keys() == KEYS.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", KEYS)
 def test_a_stolen_key_can_do_what_the_page_says_and_nothing_else(filled: str, name: str) -> None:
     """Each action on each place, against the real store."""
@@ -158,7 +158,7 @@ OPEN = json.dumps(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("key", "does"),
     [
@@ -177,7 +177,7 @@ def test_what_pods_do_with_files_their_keys_allow(
     does()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_path_that_climbs_out_of_a_prefix_is_refused(filled: str) -> None:
     thief, owner = client(filled, "job-crawl-s3"), client(filled, "wukong-s3")
     secret, into = PLACES["finetune/data"], {"Bucket": "wukong", "Key": f"{ROOT}/crawl/KEY/b"}

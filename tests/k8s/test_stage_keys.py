@@ -25,7 +25,7 @@ from wukong.stages import access
 
 COMPONENT = Path(__file__).parents[2] / "k8s" / "components" / "stage-keys"
 ADMIN = {"AWS_ACCESS_KEY_ID": "setup", "AWS_SECRET_ACCESS_KEY": "secret-of-setup"}
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -357,7 +357,7 @@ def client(url: str, key: Mapping[str, str]) -> Any:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("own", "other"), [TEAMS, TEAMS[::-1]])
 def test_no_key_of_a_team_opens_anything_of_another(made: ApiServer, store: str, own: str, other: str) -> None:
     keys = keys_of(made, own)
@@ -372,7 +372,7 @@ def test_no_key_of_a_team_opens_anything_of_another(made: ApiServer, store: str,
     assert owner.get_object(Bucket="wukong", Key=key)["Body"].read() == other.encode()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_teams_own_key_opens_its_own_and_what_is_shared(made: ApiServer, store: str) -> None:
     """The same attempts on its own things succeed, so what is refused above is not refused for another reason."""
     own = client(store, made.secrets["vision/wukong-s3"])
@@ -386,7 +386,7 @@ def test_a_teams_own_key_opens_its_own_and_what_is_shared(made: ApiServer, store
         assert not trespass.done(act)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_team_is_as_bounded_within_its_own_prefix_as_the_installation_is(made: ApiServer, store: str) -> None:
     crawler = client(store, made.secrets["vision/job-crawl-s3"])
     prefix = trespass.prefix_of("vision")
@@ -395,7 +395,7 @@ def test_a_team_is_as_bounded_within_its_own_prefix_as_the_installation_is(made:
     assert not trespass.done(lambda: crawler.get_object(Bucket="wukong", Key=f"{prefix}/{trespass.OBJECT}"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("key", "does"), [("job-crawl-s3", crawls_with_its_key), ("component-run-s3", begins_with_its_key)]
 )
@@ -491,7 +491,7 @@ def run_of(made: ApiServer, server: MlflowServer, name: str, folder: Path) -> di
         }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("own", "other"), [TEAMS, TEAMS[::-1]])
 def test_no_user_of_a_team_reaches_anything_of_another_in_mlflow(
     made: ApiServer, tracking: MlflowServer, recorded: Mapping[str, Mapping[str, str]], own: str, other: str
@@ -506,7 +506,7 @@ def test_no_user_of_a_team_reaches_anything_of_another_in_mlflow(
     assert rows("of the other team's runs and models") == done["wukong-mlflow"].keys()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_team_has_its_own_of_the_same_name(
     made: ApiServer,
     tracking: MlflowServer,
@@ -528,7 +528,7 @@ def test_each_team_has_its_own_of_the_same_name(
     assert recorded["vision"]["experiment"] != recorded["speech"]["experiment"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_team_does_with_its_own_what_it_may_not_do_with_anothers(
     made: ApiServer, tracking: MlflowServer, recorded: Mapping[str, Mapping[str, str]]
 ) -> None:

@@ -109,7 +109,7 @@ def test_every_task_is_named_for_people_and_sized(name: str) -> None:
         assert {"resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit"} <= set(
             resources
         )
-        assert executor["container"]["image"] == "localhost/wukong/data:0.1.0"
+        assert executor["container"]["image"] == "localhost/wukong/data:0.2.0"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +138,7 @@ def test_components_find_settings_and_credentials(name: str) -> None:
         assert of_map["configMapName"] == optional["configMapName"] == "wukong-settings"
         assert (of_map["optional"], optional["optional"]) == (False, True)
         given = {entry["envVar"] for entry in optional["keyToEnv"]}
-        assert given == {"WUKONG_S3_ADDRESSING", "AWS_CA_BUNDLE", "MLFLOW_WORKSPACE"}
+        assert given == {"AWS_CA_BUNDLE", "MLFLOW_WORKSPACE"}
         (certificates,) = executor["configMapAsVolume"]
         assert (certificates["configMapName"], certificates["optional"]) == ("wukong-store-ca", True)
         assert {entry["configMapKey"] for entry in of_map["keyToEnv"]} <= settings.keys()

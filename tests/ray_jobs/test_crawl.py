@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from loopback_web import Web, answering, raw
-from made_again import cut, flipped, obey
+from made_again import cut, flipped, is_made_again, obey
 from PIL import Image
 from trace_search import found
 
@@ -41,7 +41,7 @@ from wukong.publish import takedown, takedown_plan
 from wukong.runtime.environment import CONNECT_TO
 from wukong.stages import places
 from wukong.store import storage
-from wukong.store.manifest import Manifest
+from wukong.store.manifest import Manifest, describe, load
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -720,21 +720,61 @@ def test_a_damaged_file_of_a_crawl_is_made_again_and_nothing_else_is_asked_for(
     else:
         with pytest.raises(WukongError) as refused:
             crawl.run(e, {}) if kind == "manifest" else READERS[kind](uris[kind])
-        assert obey(refused.value) == ([manifest] if kind == "manifest" else [uris[kind], manifest])
+        failed = storage.join(first.uri, "failed.json")
+        assert obey(refused.value) == ([manifest] if kind == "manifest" else [uris[kind], manifest, failed])
     site.requested()
     again = crawl.run(e, {})
     assert digests(again) == digests(first)
+    assert all(describe(again.uri, part.path, part.rows) == part for part in again.parts), "each file is there again"
     asked = site.requested()
     assert asked["picture"] <= (5 if kind in ("parts", "tars") else 0)
     assert bool(asked["search"]) == (kind == "search")
 
 
-def test_a_damaged_part_of_a_crawl_after_a_failed_attempt_is_made_again(site: Site, experiment) -> None:
-    e = experiment(part_size=5, max_transient_share=0.0)
+def attempted(site: Site, e: Experiment) -> Manifest:
+    """A crawl that failed because of one picture, which is there again."""
     site.web.handlers["/3.jpg"] = answering(b"", status="503 Service Unavailable")
     with pytest.raises(CrawlFailedError):
         crawl.run(e, {})
     del site.web.handlers["/3.jpg"]
+    (failed,) = storage.list_files(storage.join(e.root, "crawl"), "/failed.json")
+    return load(failed)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [("queries", ""), ("index", ""), ("search/", ""), ("parts/", ".parquet"), ("parts/", ".tar")],
+)
+def test_a_damaged_file_of_a_failed_attempt_is_made_again(site: Site, experiment, prefix: str, suffix: str) -> None:
+    e = experiment(part_size=5, max_transient_share=0.0)
+    failed = attempted(site, e)
+    damaged = failed.part_uris(prefix, suffix)[0]
+    cut(damaged)
+    with pytest.raises(WukongError) as refused:
+        crawl.run(e, {})
+    manifests = [storage.join(failed.uri, name) for name in ("manifest.json", "failed.json")]
+    assert obey(refused.value) == [damaged, *manifests]
+    with pytest.raises(CrawlFailedError):  # as the attempt did; the next one goes on from it
+        crawl.run(e, {})
+    assert rows(crawl.run(e, {})) == rows(crawl.run(experiment(name="whole", part_size=5), {}))
+
+
+def test_a_damaged_part_of_a_failed_attempt_that_is_enough_now_is_made_again(site: Site, experiment) -> None:
+    failed = attempted(site, experiment(part_size=5, max_transient_share=0.0))
+    enough = experiment(part_size=5, max_transient_share=0.9)
+    assert crawl.run(enough, {}).uri == failed.uri
+    is_made_again(failed.part_uris("parts/", ".tar")[-1], lambda: read_whole(crawl.run(enough, {})), [cut])
+
+
+def read_whole(made: Manifest) -> Manifest:
+    for part in made.parts:
+        storage.read_bytes(*made.file(part.path))
+    return made
+
+
+def test_a_damaged_part_of_a_crawl_after_a_failed_attempt_is_made_again(site: Site, experiment) -> None:
+    e = experiment(part_size=5, max_transient_share=0.0)
+    attempted(site, e)
     first = crawl.run(e, {})
     for kind, uri in (("tars", first.part_uris("parts/", ".tar")[1]), ("search", first.part_uris("search/")[0])):
         cut(uri)

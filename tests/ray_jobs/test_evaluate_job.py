@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 import torch
+from made_again import cut, flipped, is_made_again, made_again, refused_wherever_a_bit_is_flipped
 from PIL import Image
 
 from ray_jobs import evaluate, gpus
@@ -23,7 +25,7 @@ from wukong.config.model import Model as Settings
 from wukong.data import feature_files
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError, StorageError
-from wukong.evaluate import blocks, encoding, prompts, sets, tasks
+from wukong.evaluate import blocks, encoding, prompts, sets, stored, tasks
 from wukong.evaluate.data_set import Counts, Retrieval
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.published import Caption, Captioned
@@ -212,6 +214,66 @@ def images_of(encoded: list[tuple[str, int]]) -> dict[str, int]:
 
 
 @pytest.mark.usefixtures("played")
+def test_each_damaged_part_of_an_evaluation_is_refused_and_made_again(tmp_path: Path) -> None:
+    settings = experiment(tmp_path)
+    parents = parents_of(settings)
+
+    def run() -> Manifest:
+        found = evaluate.run(settings, parents)
+        stored.read(found.uri)
+        for path in ("evaluation.html", "metrics.json"):
+            storage.read_bytes(*found.file(path))
+        return found
+
+    found = run()
+    for uri in found.part_uris():
+        if uri.endswith((".parquet", "/evaluation.json")):
+            refused_wherever_a_bit_is_flipped(uri, lambda: stored.read(found.uri), 4)
+    for number, uri in enumerate(found.part_uris()):
+        is_made_again(uri, run, [(cut, flipped)[number % 2]])
+
+
+@pytest.mark.usefixtures("played")
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("tuxpaint", {"images", "classes"}), ("coco-cn", {"images", "texts", "scores"})]
+)
+def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
+    name: str, kinds: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = experiment(tmp_path)
+    parents = parents_of(settings)
+    whole = evaluate.run(settings, parents)
+    storage.delete(whole.uri)
+    finish = evaluate._finished
+
+    def killed(job: object, work: blocks.Work) -> dict[str, object]:
+        if work.data.name == name:
+            raise KeyboardInterrupt
+        return finish(job, work)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "_finished", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(settings, parents)
+    output = Path(whole.uri.removeprefix("file://"))
+    kept = shutil.copytree(output, tmp_path / "kept")
+    files = [path.relative_to(kept) for path in kept.rglob("*.safetensors")]
+    files = sorted(path for path in files if path.parts[1] in (name, "classes"))
+    one_of_each = {"classes" if path.parts[1] == "classes" else path.parts[3]: path for path in files}
+    assert kinds <= one_of_each.keys()
+    for kind in kinds:
+        shutil.rmtree(output)
+        shutil.copytree(kept, output)
+        if kind == "classes":  # read for pictures alone
+            (output / one_of_each["images"]).unlink()
+        damaged = storage.from_path(output / one_of_each[kind])
+        cut(damaged)
+        again, told = made_again(lambda: evaluate.run(settings, parents))
+        assert again.digest == whole.digest, kind
+        assert told == [damaged, storage.join(whole.uri, "manifest.json")]
+
+
+@pytest.mark.usefixtures("played")
 @pytest.mark.parametrize(("killed_after", "similarity"), [(3, "global"), (9, "token"), (20, "global")])
 def test_a_killed_job_goes_on_inside_a_set_and_encodes_no_image_twice(
     killed_after: int, similarity: str, tmp_path: Path, encoded: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
@@ -252,6 +314,20 @@ def test_towers_that_differ_encode_each_image(tmp_path: Path, encoded: list[tupl
     settings = experiment(tmp_path)
     evaluate.run(settings, parents_of(settings, equal_towers=False))
     assert images_of(encoded) == {"tuxpaint": 2 * STAMPS, "coco-cn": 2 * PHOTOS}
+
+
+@pytest.mark.usefixtures("played")
+def test_metrics_are_those_of_the_model_that_they_name(tmp_path: Path) -> None:
+    settings = experiment(tmp_path)
+    made = evaluate.run(settings, parents_of(settings))
+    rows = storage.read_table(storage.join(made.uri, "answers/coco-cn.parquet")).to_pylist()
+    results = [f"text_to_image_r{rank}" for rank in (1, 5, 10)]
+    shares = {}
+    for role, group in (("finetuned", "eval"), ("pretrained", "pretrained")):
+        own = [row for row in rows if row["model"] == role and row["text_to_image_r1"] is not None]
+        shares[role] = [sum(row[name] for row in own) / len(own) for name in results]
+        assert [made.metrics[f"{group}/retrieval/coco-cn/{name}"] for name in results] == pytest.approx(shares[role])
+    assert shares["finetuned"] != shares["pretrained"]
 
 
 @pytest.mark.usefixtures("played")
@@ -360,7 +436,6 @@ def on_ray(folder: Path, cards: int) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which the tasks would use")
 @pytest.mark.usefixtures("two_sets")
 def test_where_ray_has_gpus_tasks_ask_for_them_and_none_falls_back_to_cores(tmp_path: Path) -> None:
@@ -369,7 +444,7 @@ def test_where_ray_has_gpus_tasks_ask_for_them_and_none_falls_back_to_cores(tmp_
     assert all("Ray gave a task a GPU of" in line and "start Ray there with num_gpus=0" in line for line in said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("two_sets")
 def test_blocks_on_ray_wait_for_those_before_and_give_their_errors_on(tmp_path: Path) -> None:
     stamps, photos, error = on_ray(tmp_path, 0)

@@ -74,7 +74,7 @@ def rows_with_repeats():
     return [row | {"sha256": f"{n // 30 if n % 5 == 0 else n + 1000:016x}" * 4} for n, row in enumerate(rows)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("in_this_process")
 def test_a_filter_that_is_killed_at_every_write_comes_to_the_same_bytes(tmp_path, make_crawl) -> None:
     crawl = make_crawl(rows_with_repeats(), part_size=70)
@@ -109,6 +109,23 @@ def test_the_number_of_groups_and_of_ranges_changes_no_byte_of_what_is_kept(tmp_
         made[groups] = manifest.counts, manifest.dropped, kept, pl.concat(dropped).sort("key").to_dicts()
     assert made[1][1]["duplicate_image"] > 10
     assert made[1] == made[3] == made[17]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_picture_of_a_held_out_caption_is_held_out_in_whichever_group_it_lies(tmp_path, make_crawl) -> None:
+    """Each picture has a pair in both groups; with a picture for each pair it is seen which captions are held out."""
+    trained = {}
+    for pictures in (40, 20):
+        rows = [
+            {"url": f"http://x/noto/{n}", "caption": f"第{n}张图片", "sha256": f"{n % pictures:016x}" * 4}
+            for n in range(40)
+        ]
+        crawl = make_crawl(rows, part_size=20, name=f"crawl-{pictures}")
+        assert len(groups_job.groups_of(crawl)) == 2
+        manifest = filtering.run(experiment(tmp_path, split={"held_out_captions": 0.3}), {"crawl": crawl})
+        tables = [storage.read_table(uri) for uri in manifest.part_uris("train/", ".parquet")]
+        trained[pictures] = {int(url.rpartition("/")[2]) for each in tables for url in each["url"].to_pylist()}
+    assert trained[20] == {n for n in trained[40] if (n + 20) % 40 in trained[40]} != trained[40]
 
 
 class CountingProxy:

@@ -104,7 +104,7 @@ def play(monkeypatch: pytest.MonkeyPatch, cards: int = 0) -> None:
         monkeypatch.setattr(features, name, remote)
 
 
-@pytest.fixture(params=["played", pytest.param("real", marks=[pytest.mark.slow])])
+@pytest.fixture(params=["played", pytest.param("real", marks=[pytest.mark.long])])
 def some_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "real":
         request.getfixturevalue("local_ray")

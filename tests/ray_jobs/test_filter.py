@@ -193,7 +193,7 @@ def test_a_crawl_without_pictures_is_told_apart_from_rules_that_are_too_strict(t
     assert "Loosen" not in str(raised.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path, make_crawl):
     crawl = make_crawl(corpus(), part_size=5)
     undisturbed = job.run(experiment(tmp_path / "a"), {"crawl": crawl})

@@ -79,7 +79,7 @@ def job(uri: str) -> training_worker.Job:
     return training_worker.Job("pretrain", Model(), settings, 1, corpus, None, None, f"{uri}/_checkpoints", None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which the workers would use")
 def test_a_training_on_gpus_that_are_none_ends_before_it_begins(tmp_path: Path) -> None:
     here = Path(__file__)

@@ -92,6 +92,7 @@ def test_tasks_make_the_index_that_one_process_makes(
     assert np.allclose(one.caption_vectors.read(), other.caption_vectors.read(), atol=1e-3)
 
 
+@pytest.mark.long
 def test_the_command_makes_it(model: str, pictures: Path, tmp_path: Path) -> None:
     """In a process of its own, whose tasks are of no module that workers find by the name ``__main__``."""
     command = [sys.executable, "-m", "ray_jobs.index", "--model", model, "--data", str(pictures)]
@@ -103,6 +104,7 @@ def test_the_command_makes_it(model: str, pictures: Path, tmp_path: Path) -> Non
     assert (done.returncode, f"{PICTURES} pictures are indexed at " in done.stderr) == (0, True), done.stderr
 
 
+@pytest.mark.long
 def test_beside_a_page_that_holds_all_cores_one_task_runs_at_a_time(
     model: str, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,6 +127,7 @@ def test_beside_a_page_that_holds_all_cores_one_task_runs_at_a_time(
     assert "all 2 cores of Ray are reserved: one task at a time runs beside what holds them" in caplog.text
 
 
+@pytest.mark.long
 def test_beside_a_page_that_holds_the_gpu_the_model_runs_on_cores(model: str, pictures: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BESIDE_A_PAGE_WITH_THE_GPU, model, str(pictures), storage.from_path(tmp_path)],

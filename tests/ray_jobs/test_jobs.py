@@ -82,6 +82,7 @@ time.sleep(3)
 """
 
 
+@pytest.mark.long
 def test_errors_that_follow_the_first_one_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     ended = subprocess.run([sys.executable, "-c", _SEVERAL_ERRORS], capture_output=True, text=True, check=True)

@@ -76,7 +76,7 @@ def experiment(tmp_path: Path) -> Experiment:
     return documents.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_on_one_machine_holds_what_ray_was_given(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
@@ -111,7 +111,7 @@ def _burn(seconds: float) -> float:
     return time.process_time()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_workers_of_this_ray_count_until_they_end() -> None:
     here = ray.get_runtime_context()
@@ -124,7 +124,7 @@ def test_workers_of_this_ray_count_until_they_end() -> None:
     idle.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_in_pods_each_node_is_asked_what_its_container_used(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch

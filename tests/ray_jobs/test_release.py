@@ -205,15 +205,6 @@ def test_the_domains_of_a_release_are_those_of_its_pairs(made):
     assert not storage.list_files(f"{released.uri}/_work")
 
 
-def test_a_set_that_an_earlier_version_validated_is_released(restored):
-    e, validated, *_ = restored
-    old = validated.model_copy(update={"parts": [part for part in validated.parts if part.path != "removed.json"]})
-    manifest.save(old, storage.join(old.uri, "manifest.json"), storage.write_json)
-    released = release.release(e, old)
-    assert "removed" in storage.read_bytes(f"{released.uri}/docs/card.html").decode()
-    manifest.save(validated, storage.join(validated.uri, "manifest.json"), storage.write_json)
-
-
 def test_what_is_listed_is_left_out_and_out_of_the_numbers_and_pictures(made, tmp_path):
     e, validated, whole, listed, _ = made
     e = e.model_copy(update={"release": e.release.model_copy(update={"opt_out": listed, "files": 3})})
@@ -381,7 +372,7 @@ def keys_of(filtered):
     return {(uri.rsplit("/", 2)[1], key) for uri in uris for key in storage.read_table(uri, ["key"])["key"].to_pylist()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeypatch):
     e, *_, listed, folder = restored
     monkeypatch.setattr(parallel, "_THREADS", 1)
@@ -450,7 +441,7 @@ takedown.carry_out(place, planned)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(restored, object_store):
     e, *_, listed, folder = restored
     place = f"{object_store}/store/{e.name}"
@@ -489,7 +480,7 @@ def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(resto
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(restored, object_store, tmp_path):
     from typer.testing import CliRunner
 

@@ -168,7 +168,6 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_requests_grow_as_parts(proxy, monkeypatch):
     monkeypatch.setattr(bucket_files, "RUN_BYTES", 4 * TAR_BYTES)
@@ -249,7 +248,7 @@ print(peak(), rows)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_task_holds_one_run_or_one_bucket(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT

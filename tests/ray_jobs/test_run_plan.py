@@ -15,7 +15,6 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl import attempt
 from wukong.crawl.status import Status
-from wukong.curate import rules
 from wukong.model.cost import Shape, Size
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
@@ -50,8 +49,7 @@ def finished(experiment: Experiment) -> dict[str, Manifest]:
     nothing = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
     crawled = stage.commit([], counts=nothing | {"urls": 1, Status.SUCCESS: 1})
     kept = places.filtering(experiment, crawled).commit([])
-    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "validation"})
-    shown |= {"filter": rules.dumped(experiment.filter, ["seed"]), "seed": experiment.filter.seed}
+    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "validation", "filter"})
     version = stages.of("validate").version
     gate = Stage(experiment.root, "validate", {**shown, "reference_digest": None}, [kept], version=version)
     return {"crawl": crawled, "filter": kept, "validate": gate.commit([])}

@@ -19,7 +19,7 @@ from wukong.runs import run_records
 from wukong.store import fence, storage
 from wukong.store.manifest import Manifest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 class Run(threading.Thread):

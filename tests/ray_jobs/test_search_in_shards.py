@@ -125,7 +125,7 @@ async def asked(application: Any, path: str, query: str) -> tuple[int, Any]:
     return sent[0]["status"], json.loads(b"".join(each.get("body", b"") for each in sent[1:]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_user_config_is_searched_without_a_gap(tmp_path: Path, rebuilt: Callable[..., str]) -> None:
     """In this process, as Ray Serve calls a replica: what is left out is that of the arguments."""
     from ray_jobs.serve import Search
@@ -200,7 +200,7 @@ def kill(deployment: str) -> None:
     ray.kill(ray.get_actor(name, namespace="serve"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shards_answer_as_one_process_and_a_lost_one_is_named(
     tmp_path: Path, rebuilt: Callable[..., str], site: Any
 ) -> None:

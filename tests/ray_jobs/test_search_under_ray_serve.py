@@ -35,7 +35,7 @@ def test_a_replica_with_a_gpu_asks_for_it_and_one_without_holds_none(monkeypatch
     assert asked == [{"num_cpus": 3, "num_gpus": 0}, {"num_cpus": 3, "num_gpus": 1}]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_are_those_of_uvicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "wukong" / "serve"))
     import colours

@@ -31,7 +31,7 @@ from wukong.runtime.environment import CONNECT_TO
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.long]
 
 HOST = "several.test"
 PICTURES = 30

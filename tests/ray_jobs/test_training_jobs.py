@@ -433,6 +433,7 @@ def test_speed_is_kept_beside_the_data(done: dict[str, Manifest]) -> None:
     assert "measured.json" not in {part.path for part in done["pretrain"].parts}
 
 
+@pytest.mark.long
 def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest], tmp_path: Path) -> None:
     """What the recurring pipeline does: the first epoch's loss begins where the earlier model stood."""
     settings = experiment(tmp_path, epochs=1)

@@ -64,7 +64,7 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str
         yield done
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("logged")
 def test_one_that_is_killed_at_its_end_does_not_train_again(
     given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

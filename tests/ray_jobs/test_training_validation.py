@@ -1,6 +1,8 @@
 """A training stage with validation, from stored features, with its one worker in this process in place of Ray Train."""
 
+import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 import torch
+from made_again import cut, flipped, is_made_again, made_again
 from PIL import Image
 
 from ray_jobs import training, training_worker, worker_group
@@ -28,6 +31,8 @@ from wukong.stages import places
 from wukong.store import fence, storage
 from wukong.store.manifest import Manifest, Stage
 from wukong.tracking import availability, training_metrics
+from wukong.train import checkpoint as checkpoints
+from wukong.train.state import State
 
 NAMES = [f"{colour}色的{shape}" for colour in "红绿蓝黄黑灰紫橙" for shape in ("圆", "方块", "三角", "星星")]
 MODEL = {
@@ -178,6 +183,48 @@ def test_the_best_model_is_packed_and_measured_as_the_evaluation_does(
     ]
     assert not storage.list_files(storage.join(trained.uri, "_checkpoints"))
     assert places.training("pretrain", asked, given.filtered, given.trained, None).finished() == trained
+
+
+def test_each_damaged_file_of_a_trained_model_is_made_again(
+    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]
+) -> None:
+    asked = experiment(storage.from_path(tmp_path))
+
+    def run() -> Manifest:
+        made = training.run("pretrain", asked, given.filtered)
+        saved_model.load_for_features(storage.join(made.uri, "model"))
+        storage.read_json(*made.file("history.json"))
+        return made
+
+    for number, uri in enumerate(run().part_uris()):
+        is_made_again(uri, run, [(cut, flipped)[number % 2]])
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.usefixtures("logged")
+def test_a_damaged_checkpoint_of_a_killed_training_is_made_again(
+    given: Given, tmp_path: Path, keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = "retrieval/held/mean_recall"
+    asked = experiment(storage.from_path(tmp_path), every_steps=5, keep=keep, metric=metric)
+    whole = training.run("pretrain", asked, given.filtered)
+    storage.delete(whole.uri)
+    with monkeypatch.context() as killed:
+        killed.setattr(training, "_publish", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            training.run("pretrain", asked, given.filtered)
+    kept = shutil.copytree(whole.uri.removeprefix("file://"), tmp_path / "kept")
+    for name in ("model.safetensors", "progress.json", "checkpoint.json"):
+        shutil.rmtree(whole.uri.removeprefix("file://"))
+        shutil.copytree(kept, whole.uri.removeprefix("file://"))
+        folder = storage.join(whole.uri, "_checkpoints")
+        newest = checkpoints.newest(folder)
+        assert newest is not None
+        best = State.of(checkpoints.load_weights(newest)[1]).validations.checkpoint
+        cut(storage.join(best or newest, name))
+        again, told = made_again(lambda: training.run("pretrain", asked, given.filtered))
+        assert told == [folder if best and best != newest else newest]
+        assert again.digest == whole.digest
 
 
 def test_validation_alone_changes_neither_place_nor_bytes(

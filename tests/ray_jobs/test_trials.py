@@ -22,7 +22,6 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_trials_are_trained_once_and_compared(crawl: Manifest, tmp_path: Path, local_ray: None) -> None:
     base = experiment(tmp_path, {"workers": 1}, epochs=1, workers=1)
     filtered = filter_job.run(base, {"crawl": crawl})

@@ -143,7 +143,7 @@ def test_a_takedown_deletes_what_a_killed_filter_of_its_experiment_has_left(home
         assert len(pairs_in(home)) == 2
         delete_left("s3://bucket/test")
         assert [storage.from_path(file.parent) for file in pairs_in(home)] == [other]
-    earlier = home / "waiting" / STAGE.key  # of an earlier version: whose it is, nothing says
+    earlier = home / "waiting" / STAGE.key  # of a process that was killed before it wrote whose it is
     earlier.mkdir()
     (earlier / "lock").touch()
     delete_left("s3://bucket/nothing")

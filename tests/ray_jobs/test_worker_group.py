@@ -199,7 +199,6 @@ def test_a_ray_without_a_dashboard_has_no_address_of_one() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_two_workers_of_a_machine_share_it(tmp_path: Path) -> None:
     """On a real Ray which is told that it has seven cores: each worker has three of them, and computes with one."""
     code = (

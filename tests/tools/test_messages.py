@@ -67,6 +67,7 @@ def test_is_compiled(stored: dict[str, str]) -> None:
         ('for c in map(message, ("place", "stage")): pass', ["place", "stage"]),
         ('table.add_column("where {it} is")', ["where {{it}} is"]),
         ('x: A = Option(help="Ends it.")', ["Ends it."]),
+        ('class A(Rule):\n    title, unit = 1, "no text"\n    title = "a cat"', ["a cat"]),
         ('log.info("not shown %s", x)', []),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from tools import size_tables
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(not (shutil.which("kustomize") or shutil.which("kubectl")), reason="nothing builds overlays"),
 ]
 

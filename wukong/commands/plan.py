@@ -81,8 +81,8 @@ def plan(
 ) -> None:
     """Plan a whole run: time, cores, GPUs and memory of each stage, and what lies in the store after it.
 
-    The rates are those that `make bench-scale` stored; the output says where they were measured, and up to which number
-    of items. Example:
+    The rates are those that `make bench NAME=scale` stored; the output says where they were measured, and up to which
+    number of items. Example:
 
         wukong plan --config configs/paper/vit-l.yaml --urls 166000000 --pairs 100000000 --overlay k8s/overlays/gpu
     """

@@ -296,9 +296,10 @@ def _limit_problems(crawl: Crawl, settings: Filter) -> Iterator[str]:
     A limit that has its default value is not reported: an experiment may narrow the crawl's limit alone.
     """
     for rule in rules.REGISTRY:
-        for key, lets_more_pass in (rule.crawl_limits or {}).items():
+        for key in rule.crawl_limits:
             of_filter, of_crawl = getattr(settings, key), getattr(crawl, key)
-            if lets_more_pass(of_filter, of_crawl) and of_filter != Filter.model_fields[key].default:
+            lets_more_pass = of_filter < of_crawl if key.startswith("min_") else of_filter > of_crawl
+            if lets_more_pass and of_filter != Filter.model_fields[key].default:
                 yield message(
                     f"filter.{key}: {of_filter} has no effect: the crawl has already left pictures out by crawl.{key}, "
                     f"which is {of_crawl}. Set crawl.{key} to {of_filter} too, or filter.{key} to {of_crawl}"

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from wukong.curate.rules import size as sides
 
     class _RuleSettings(
-        sides.SizeSettings,
-        aspect_ratio.AspectRatioSettings,
-        length.LengthSettings,
-        frequency.FrequencySettings,
-        sensitive.SensitiveSettings,
-        similarity.SimilaritySettings,
-        duplicate_image.DuplicateImageSettings,
-        overlap.OverlapSettings,
+        sides.SizeRule.Settings,
+        aspect_ratio.AspectRatioRule.Settings,
+        length.LengthRule.Settings,
+        frequency.FrequencyRule.Settings,
+        sensitive.SensitiveRule.Settings,
+        similarity.SimilarityRule.Settings,
+        duplicate_image.DuplicateImageRule.Settings,
+        overlap.OverlapRule.Settings,
     ):
         pass
 
 else:
-    _RuleSettings = rules.section_of("settings")
+    _RuleSettings = rules.section_of("Settings")
 
 
 class Filter(_RuleSettings):

@@ -24,7 +24,7 @@ class ImageEncoder(Strict):
     )
     weights_sha256: Sha256 | None = Field(
         None,
-        exclude_if=lambda value: value is None,  # keys of what names no address are from before it was
+        exclude_if=lambda value: value is None,
         description="of the file that weights names; a run notes it when it begins, and then takes no other file",
     )
     image_size: Positive = Field(224, description="pixels of a side of the square that the tower sees")
@@ -38,7 +38,7 @@ class ImageEncoder(Strict):
     )
     tokens: Positive | None = Field(
         None,
-        exclude_if=lambda value: value is None,  # keys and files without it are from before it was
+        exclude_if=lambda value: value is None,
         description="of the token-wise similarity: number of tokens to which an image's patches are pooled; null for "
         "all patches, as in the paper",
     )

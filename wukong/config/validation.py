@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     # The tolerances that the type checker knows, as in wukong.config.filter.
     from wukong.curate.rules import frequency, language
 
-    class _GateSettings(language.LanguageGate, frequency.FrequencyGate):
+    class _GateSettings(language.LanguageRule.GateSettings, frequency.FrequencyRule.GateSettings):
         pass
 
 else:
-    _GateSettings = rules.section_of("gate_settings")
+    _GateSettings = rules.section_of("GateSettings")
 
 
 class Validation(_GateSettings):

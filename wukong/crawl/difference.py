@@ -122,7 +122,8 @@ def _ranges(first: Manifest, second: Manifest) -> Iterator[tuple[pl.DataFrame, p
 
 def _parts(crawl: Manifest) -> list[tuple[str, str, str]]:
     """The table of each part, with its first and its last key."""
-    index = storage.read_table(storage.join(crawl.uri, previous.INDEX)).to_pydict()
+    uri, sha256 = crawl.file(previous.INDEX)
+    index = storage.read_table(uri, sha256=sha256).to_pydict()
     uris = [storage.join(crawl.uri, f"{part}.parquet") for part in index["part"]]
     return list(zip(uris, index["first_key"], index["last_key"], strict=True))
 

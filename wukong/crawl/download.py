@@ -207,24 +207,9 @@ def _take_over(
             reused[key] = refusal
             continue
         if picture is not None:
-            kept = _as_stored_now(picture)
-            if kept is None:  # it is requested again
-                continue
-            spool.add(key, kept)
+            spool.add(key, picture)
         reused[key] = columns
     return reused
-
-
-def _as_stored_now(picture: bytes) -> bytes | None:
-    """Return an image that an earlier crawl stored, perhaps an older version with metadata, as this version stores it.
-
-    Returns:
-        None if this version would not store it.
-    """
-    try:
-        return stored_image.keep_jpeg(picture, image_header.read_complete_header(picture))
-    except FetchError:
-        return None
 
 
 def _digest(data: bytes) -> str:

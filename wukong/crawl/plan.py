@@ -115,8 +115,8 @@ def write_range(uri: str, planned: pa.Table, part_size: int) -> list[tuple[int, 
 
 
 def with_several(planned: pa.Table) -> int:
-    """Return how many URLs have several captions; the plans of earlier versions do not say it."""
-    return len(planned) - planned["captions"].null_count if "captions" in planned.column_names else 0
+    """Return how many URLs have several captions."""
+    return int(len(planned) - planned["captions"].null_count)
 
 
 def read_part(uri: str, row_group: int) -> pa.Table:

@@ -4,7 +4,7 @@ import bisect
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ from wukong.config.crawl import Crawl
 from wukong.crawl.found import FOUND
 from wukong.crawl.status import Status
 from wukong.data import shards
+from wukong.data.crawl_part import CrawlPart
 from wukong.errors import ConfigError
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -76,19 +77,6 @@ def manifest_of(config: Crawl) -> Manifest | None:
     return earlier
 
 
-class EarlierPart(NamedTuple):
-    """A part: its URI without suffix, and the digests of its table and its tar, empty where nothing says them."""
-
-    uri: str
-    table_sha256: str = ""
-    tar_sha256: str = ""
-
-    @property
-    def is_there(self) -> bool:
-        """Whether both of its files are there."""
-        return storage.exists(f"{self.uri}.parquet") and storage.exists(f"{self.uri}.tar")
-
-
 @dataclass(frozen=True)
 class Previous:
     """An earlier crawl.
@@ -140,10 +128,9 @@ class Previous:
 
     def search_files(self) -> list[tuple[str, str]]:
         """Return the URIs and digests of its search results."""
-        parts = self.manifest.parts.below("search/", ".parquet")
-        return [(storage.join(self.manifest.uri, part.path), part.sha256) for part in parts]
+        return [self.manifest.file(path) for path in self.manifest.parts.below("search/", ".parquet").paths]
 
-    def parts_between(self, first: str, last: str) -> list[EarlierPart]:
+    def parts_between(self, first: str, last: str) -> list[CrawlPart]:
         """Return its parts that may hold keys from ``first`` to ``last``."""
         numbers = range(self.index.num_rows)
         start = bisect.bisect_left(numbers, first, key=lambda number: self.index["last_key"][number].as_py())
@@ -151,7 +138,7 @@ class Previous:
         parts = self.index["part"].slice(start, max(0, end - start)).to_pylist()
         digest = self.manifest.parts.sha256
         return [
-            EarlierPart(storage.join(self.manifest.uri, part), digest(f"{part}.parquet"), digest(f"{part}.tar"))
+            CrawlPart(storage.join(self.manifest.uri, part), digest(f"{part}.parquet"), digest(f"{part}.tar"))
             for part in parts
         ]
 
@@ -177,7 +164,7 @@ def reuse_results(uri: str, sha256: str, positions: Mapping[str, int], results_p
 
 
 def outcomes(
-    parts: Sequence[EarlierPart], keys: Collection[str], retry_failed: bool
+    parts: Sequence[CrawlPart], keys: Collection[str], retry_failed: bool
 ) -> Iterator[tuple[str, dict[str, Any], bytes | None]]:
     """Iterate over the results of URLs in an earlier crawl; one whose part is gone has none.
 
@@ -195,12 +182,12 @@ def outcomes(
             log.warning("%s is gone: its URLs are requested again", part.uri)
             continue
         rows = {}
-        for row in storage.read_table(f"{part.uri}.parquet", sha256=part.table_sha256).to_pylist():
+        for row in storage.read_table(part.table, sha256=part.table_sha256).to_pylist():
             if row["key"] in wanted and not (retry_failed and Status(row["status"]).may_be_retried):
                 rows[row["key"]] = {name: value for name, value in row.items() if name not in _PLAN_COLUMNS}
         pictures = {key for key, row in rows.items() if row["status"] == Status.SUCCESS}
         yield from ((key, row, None) for key, row in rows.items() if key not in pictures)
         if pictures:
-            for member in shards.members(f"{part.uri}.tar", sha256=part.tar_sha256):
+            for member in shards.members(part.tar, sha256=part.tar_sha256):
                 if member.suffix == "jpg" and member.key in pictures:
                     yield member.key, rows[member.key], member.read()

@@ -11,6 +11,7 @@ from wukong.config.filter import Filter
 from wukong.curate import captions, duplicates, names, near_duplicates, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import CAPTIONS, DROPPED, OPTIONAL, schema_of
+from wukong.curate.rule import Comparison
 from wukong.curate.text import clean
 
 
@@ -34,11 +35,8 @@ def apply_rules(
     rows = captions.apart(pairs)
     original = rows["caption"]
     columns = rules.compute(rows.with_columns(clean.cleaned(original, settings)), settings, counts, loaded)
-    columns = columns.with_columns(
-        dropped_by=rules.decide(columns, settings),
-        caption_original=original,
-        **{name: pl.lit(None, dtype) for name, dtype in _later(settings).items() if name not in columns.columns},
-    )
+    columns = columns.with_columns(dropped_by=rules.decide(columns, settings), caption_original=original)
+    columns = columns.with_columns(**_later(columns, settings))
     if settings.mask_names:
         kept = columns["dropped_by"].is_null()
         masked = pl.Series(names.mask(columns["caption"].filter(kept), settings.name_care), dtype=pl.String)
@@ -142,7 +140,8 @@ def count_near(pairs: pl.DataFrame) -> dict[str, int]:
     if near_duplicates.COSINE not in pairs.columns:
         return {}
     if "dropped_by" in pairs.columns:
-        before = [each.name for each in rules.REGISTRY if each.comparison or each.decided in ("pairs", "pictures")]
+        earlier = ("pairs", "pictures")
+        before = [rule.name for rule in rules.REGISTRY if rule.decided in earlier or isinstance(rule, Comparison)]
         pairs = pairs.filter(~pl.col("dropped_by").is_in(before).fill_null(value=False))
     return near_duplicates.counts(pairs)
 
@@ -161,9 +160,8 @@ def _stored(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.select(schema_of(pairs, DROPPED).names)
 
 
-def _later(settings: Filter) -> dict[str, pl.DataType]:
-    """The stored columns that come of pictures or of what is looked up, and their types."""
-    of_pictures = {each.column for rule in rules.REGISTRY for each in rule.from_pictures}
-    asked = of_pictures & {*DROPPED.names} | rules.optional_columns(settings)
+def _later(computed: pl.DataFrame, settings: Filter) -> dict[str, pl.Expr]:
+    """The stored columns that come of pictures or of what is looked up, as nulls."""
+    missing = ({*DROPPED.names} | rules.optional_columns(settings)) - {*computed.columns}
     empty = pl.DataFrame(pa.schema([*DROPPED, *OPTIONAL]).empty_table())
-    return {name: dtype for name, dtype in empty.schema.items() if name in asked}
+    return {name: pl.lit(None, dtype) for name, dtype in empty.schema.items() if name in missing}

@@ -126,14 +126,14 @@ def write(uri: str, fingerprints: Fingerprints) -> None:
     storage.write_table(uri, pa.table(columns).replace_schema_metadata(metadata))
 
 
-def read(uri: str) -> Fingerprints:
-    """Read what ``write`` has stored.
+def read(uri: str, sha256: str = "") -> Fingerprints:
+    """Read what ``write`` has stored; for ``sha256`` see ``storage.read_bytes``.
 
     Raises:
         DataError: it is no file of fingerprints, of another version, or with other hashes.
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, or was altered.
     """
-    table = storage.read_table(uri)
+    table = storage.read_table(uri, sha256=sha256)
     with reading(
         message(f"{uri} is a damaged file of fingerprints"), message("Make it again with `wukong hashes SET`")
     ):

@@ -41,7 +41,8 @@ def write(stage_uri: str, bounds: Iterable[Bound], seed: int) -> None:
 def tables(filtered: Manifest, keys: Collection[str]) -> list[str]:
     """Return the paths of the tables of a filtered set that may hold pairs.
 
-    Tables whose places are not stored are among them: those of dropped pairs, and all of earlier versions.
+    Tables whose places are not stored are among them: those of dropped pairs, and all of a copy that was made by
+    the manifest.
 
     Args:
         filtered: the filter's manifest.

@@ -64,8 +64,6 @@ def read_pairs(uri: str, sha256: str = "") -> pl.DataFrame:
     """
     table = storage.read_table(uri, sha256=sha256)
     try:
-        if "usage" not in table.column_names:  # of a crawl before version 4, which did not ask
-            table = table.append_column("usage", pa.nulls(len(table), pa.string()))
         columns = CRAWLED.append(CRAWLED_CAPTIONS) if CRAWLED_CAPTIONS.name in table.column_names else CRAWLED
         table = table.select(columns.names).cast(columns)
         table.validate(full=True)

@@ -1,82 +1,97 @@
-"""Rules that score pictures by a model of the operator: unsafe, watermark, aesthetic and the like differ in little."""
+"""Rules that judge pictures by a model of the operator: unsafe, watermark, aesthetic and the like differ in little."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib.util import find_spec
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from wukong.config.picture_model import PictureModel
-from wukong.config.section import Strict
 from wukong.curate import picture_weights
-from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
+from wukong.curate.rule import Column, Dropped, FromPictures, Pairs, PictureBatch, Rule
 from wukong.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-def rule_of_scores(
-    name: str,
-    *,
-    place: int,
-    title: str,
-    unchecked: str,
-    settings: type[Strict],
-    column: str,
-    column_place: int,
-    threshold: str,
-    drops: Callable[[pl.Expr, Any], pl.Expr],
-    scores: Callable[[PictureBatch, Any], pl.Series] | None = None,
-) -> Rule[Any]:
-    """Make a rule that stores a score of each picture, Float32, and decides over it; null where the model is blind.
+class ModelRule(Rule):
+    """A rule that stores what a model sees in each picture, null where the model is blind, and decides over it.
 
-    Args:
-        name: of the rule, and of its section: a key of ``settings`` that is null where the rule is off.
-        place: see ``Rule``.
-        title: see ``Rule``.
-        unchecked: see ``Rule``.
-        settings: the rule's keys in ``filter``.
-        column: of the scores.
-        column_place: see ``Column``.
-        threshold: the key of the section that decides over the scores.
-        drops: from the column and the section an expression, true for a pair that is dropped.
-        scores: from a batch and the section one score a picture; if absent, the model's one number.
+    Its settings are one section of the rule's name, which has a ``model``, and is null where the rule is off.
+
+    Attributes:
+        column: of what the model sees.
+        decides: the keys of the section that decide over the column. The first is the least score that is kept, if its
+            name begins with ``min_``, or else the greatest.
+        one_number: whether the column is the model's one number.
     """
-    section: Callable[[Any], Any] = attrgetter(name)
 
-    def is_on(all_settings: Any) -> bool:
-        return section(all_settings) is not None
+    decided = "pictures"
+    column: Column
+    decides: tuple[str, ...]
+    one_number = True
 
-    def of_column(all_settings: Any) -> pl.Expr:
+    def __init__(self) -> None:
+        self.stored = (self.column,)
+        self.thresholds = tuple(f"{self.name}.{key}" for key in self.decides)
+        self.uris = (f"{self.name}.model.uri",)
+
+    def section(self, settings: Any) -> Any:
+        """The rule's section."""
+        return getattr(settings, self.name)
+
+    def seen(self, batch: PictureBatch, section: Any) -> pl.Series:
+        """Compute what the model sees in each picture."""
         import polars as pl
 
-        return drops(pl.col(column), section(all_settings))
+        from wukong.curate import picture_models
 
-    return Rule(
-        name=name,
-        place=place,
-        title=title,
-        unchecked=unchecked,
-        version=1,
-        settings=settings,
-        added=(name,),
-        enabled=is_on,
-        stored=(Column(column, "float32", place=column_place, optional=True),),
-        from_pictures=(
-            FromPictures(
-                column=column,
-                compute=lambda batch, all_settings: (scores or _of_model)(batch, section(all_settings)),
-                thresholds=(f"{name}.{threshold}",),
-                runs_model=True,
-            ),
-        ),
-        counts=lambda pairs, all_settings: {f"unread/{name}": pairs[column].null_count()},
-        drops=of_column,
-        uris={f"{name}.model.uri": picture_weights.missing},
-        verify=lambda all_settings: verify(section(all_settings).model, one_number=scores is None),
-    )
+        model: PictureModel = section.model
+        found = picture_models.outputs(model, batch.decoded, batch.device, batch.names)
+        _refuse_several(model, found.shape[1])
+        return pl.Series(found[:, 0], dtype=pl.Float32).fill_nan(None)
+
+    def enabled(self, settings: Any) -> bool:
+        """Whether there is a section."""
+        return self.section(settings) is not None
+
+    def problem(self, key: str, uri: str) -> str:
+        """Say why weights cannot be used."""
+        return picture_weights.missing(uri)
+
+    def verify(self, settings: Any) -> None:
+        """Compare weights with their digest, and let the model see a gray picture where what runs it is installed.
+
+        Raises:
+            ConfigError: they are others, or the settings do not fit them.
+        """
+        model: PictureModel = self.section(settings).model
+        picture_weights.verify(model)
+        if not all(map(find_spec, ("onnxruntime",) if model.uri == model.file else ("timm", "safetensors"))):
+            return
+        from wukong.curate import picture_models
+
+        try:
+            numbers = picture_models.check(model)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        if self.one_number:
+            _refuse_several(model, numbers)
+
+    def from_pictures(self, settings: Any) -> tuple[FromPictures, ...]:
+        """The column."""
+        return (FromPictures(self.column.name, lambda batch, _: self.seen(batch, self.section(settings)), True),)
+
+    def drops(self, pairs: Pairs, settings: Any) -> Dropped:
+        """Compare the scores with the first key that decides."""
+        scores = pairs[self.column.name]
+        limit: float = getattr(self.section(settings), self.decides[0])
+        return scores < limit if self.decides[0].startswith("min_") else scores > limit
+
+    def counts(self, pairs: Pairs, settings: Any) -> Mapping[str, int]:
+        """Count the pictures that the model cannot read."""
+        return {f"unread/{self.name}": pairs[self.column.name].null_count()}
 
 
 def known_range(model: PictureModel) -> PictureModel:
@@ -107,42 +122,8 @@ def whole_picture(model: PictureModel) -> PictureModel:
     return model
 
 
-def verify(model: PictureModel, *, one_number: bool) -> None:
-    """Compare weights with their digest, and let the model look at a gray picture where what runs it is installed.
-
-    Args:
-        model: the weights and their settings.
-        one_number: whether a rule compares the model's one number.
-
-    Raises:
-        ConfigError: they are others, or the settings do not fit them.
-    """
-    picture_weights.verify(model)
-    if not all(map(find_spec, ("onnxruntime",) if model.uri == model.file else ("timm", "safetensors"))):
-        return
-    from wukong.curate import picture_models
-
-    try:
-        numbers = picture_models.check(model)
-    except DataError as error:
-        raise ConfigError(str(error)) from error
-    if one_number:
-        _refuse_several(model, numbers)
-
-
 def _refuse_several(model: PictureModel, numbers: int) -> None:
     if numbers != 1:
         raise ConfigError(
             f"{model.uri} gives {numbers} numbers a picture, and the rule compares one: name it in output.index"
         )
-
-
-def _of_model(batch: PictureBatch, section: Any) -> pl.Series:
-    import polars as pl
-
-    from wukong.curate import picture_models
-
-    model: PictureModel = section.model
-    found = picture_models.outputs(model, batch.decoded, batch.device, batch.names)
-    _refuse_several(model, found.shape[1])
-    return pl.Series(found[:, 0], dtype=pl.Float32).fill_nan(None)

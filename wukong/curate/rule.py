@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from wukong.config.section import Strict
 
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
     from wukong.curate.caption_counts import CaptionCounts, Hashes
 
-S = TypeVar("S", bound=Strict)
+Pairs: TypeAlias = "pl.DataFrame"
+"""A table of pairs."""
+
+Columns: TypeAlias = "Mapping[str, pl.Expr | pl.Series]"
+"""Columns by name, of a table of pairs."""
+
+Dropped: TypeAlias = "pl.Expr | pl.Series | bool"
+"""True for each pair that is dropped; false and null for the others."""
 
 HELD_BACK = "held_back"
 """Drop reason of a pair that passed every rule and is in no split: neither training nor a test set may have it."""
@@ -42,7 +49,7 @@ class Batch:
         loaded: what each rule's ``load`` returned, by the rule's name.
     """
 
-    def __init__(self, pairs: pl.DataFrame, counts: CaptionCounts, loaded: Mapping[str, Any]) -> None:
+    def __init__(self, pairs: Pairs, counts: CaptionCounts, loaded: Mapping[str, Any]) -> None:
         self.pairs = pairs
         self.counts = counts
         self.loaded = loaded
@@ -109,7 +116,8 @@ class Column:
     Attributes:
         name: the name of the column.
         type: Arrow's name of the type, for instance ``int32``, or a function that returns the type.
-        place: stored columns lie in the order of their places, and of their rules where places are equal.
+        place: stored columns lie in the order of their places, and of their rules where places are equal; the rule's
+            place if absent.
         nullable: whether the value may be missing.
         of_caption: whether it belongs to a caption and not to the picture: of several captions each has its own.
         optional: whether tables have it only where the settings switch its rule on. It may then be missing, so it is
@@ -118,7 +126,7 @@ class Column:
 
     name: str
     type: str | Callable[[], pa.DataType]
-    place: int = 100
+    place: int | None = None
     nullable: bool = False
     of_caption: bool = False
     optional: bool = False
@@ -131,12 +139,7 @@ class Column:
         return pa.field(self.name, kind, nullable=self.nullable or self.optional)
 
 
-def _always(_settings: Any) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class FromPictures(Generic[S]):
+class FromPictures(NamedTuple):
     """How a rule computes a column from the pictures of the pairs that are left.
 
     Two rules may ask for the same column, with the same ``compute``: it is computed once. A column that no rule stores
@@ -144,155 +147,185 @@ class FromPictures(Generic[S]):
 
     Attributes:
         column: name of the column.
-        compute: one value a picture.
-        thresholds: settings that decide over the column and do not change it, of a section ``SECTION.SETTING``: with
-            another value of them no picture is read again.
-        needed: whether the settings of a rule that is on ask for it.
+        compute: one value a picture, from pictures and the filter's settings.
         runs_model: whether a GPU computes it faster.
     """
 
     column: str
-    compute: Callable[[PictureBatch, S], pl.Series]
-    thresholds: tuple[str, ...]
-    needed: Callable[[S], bool] = _always
+    compute: Callable[[PictureBatch, Any], pl.Series]
     runs_model: bool = False
 
 
-@dataclass(frozen=True)
-class Comparison(Generic[S]):
-    """How a rule compares all pairs that are left: by a value of 64 bits for each.
-
-    Attributes:
-        column: true for a pair whose value differs in at most ``distance`` bits from that of a pair with an earlier
-            key.
-        values: the values of the rows of a table with the stored columns.
-        distance: in bits, 0 to 3.
-    """
-
-    column: str
-    values: Callable[[pl.DataFrame, S], Hashes]
-    distance: Callable[[S], int]
-
-
-@dataclass(frozen=True)
-class Nearness(Generic[S]):
-    """How a rule compares the vectors of all pairs that are left (``wukong.curate.near_duplicates``).
-
-    ``drops`` then reads ``nearest_cosine``: the highest cosine with the vector of a pair that is preferred, null below
-    the lowest that is told.
-
-    Attributes:
-        vector: name of a column that is computed from pictures, null where a picture has none.
-        scores: of two near pairs the one with the higher score is preferred, of equal ones the first by key; from the
-            stored columns and those that were computed from pictures.
-    """
-
-    vector: str
-    scores: Callable[[pl.DataFrame, S], pl.Series]
-
-
-@dataclass(frozen=True)
-class Check(Generic[S]):
-    """What the gate expects of every kept pair, computed anew from its caption and size.
+class Check(NamedTuple):
+    """What the gate expects of every kept pair.
 
     Attributes:
         name: the name of the expectation, as ``validation.severity`` and the gate's results call it.
-        column: the column that is looked at: stored, or computed by ``audit``.
+        column: the column that is looked at: stored, or computed by the rule's ``audit``.
+        arguments: the expectation's arguments besides the column.
         expectation: a class of Great Expectations.
-        arguments: the expectation's arguments besides the column, from the ``filter`` and the ``validation`` section.
-        audit: computes the column, from rows of ``wukong.curate.pairs.PAIRS`` and what the rule's ``load`` returned;
-            null where the column is a stored one.
-        place: the gate lists expectations in the order of their places, and of their rules where places are equal.
+        place: the gate lists expectations in the order of their places; the rule's place if absent.
     """
 
     name: str
     column: str
-    expectation: str
-    arguments: Callable[[S, Any], Mapping[str, Any]]
-    audit: Callable[[pl.DataFrame, Any], pl.Expr | pl.Series] | None = None
-    place: int = 100
+    arguments: Mapping[str, Any]
+    expectation: str = "ExpectColumnValuesToBeBetween"
+    place: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule(Generic[S]):
-    """Why pairs are dropped: what is computed, which settings it has, and how it decides.
+class Rule:
+    """Why pairs are dropped. A rule gives itself a place and a title, says what it drops, and overrides what it needs.
+
+    ``settings`` are the whole section ``filter``, ``gate`` is the whole section ``validation``; ``loaded`` is what
+    ``load`` returned.
 
     Attributes:
-        name: the drop reason, as stored and counted.
         place: rules drop pairs in the order of their places; a pair keeps the name of the first rule that drops it.
         title: what the pairs that pass have in common, in a few words; the funnel of each report shows it.
-        version: 0 for the rules that the filter began with. Another rule begins at 1. Raise it when the rule computes
-            or decides otherwise under the same settings: filtered data of an earlier version is then not reused.
-        drops: from the settings an expression over the columns, true for a pair that is dropped. Null drops nothing.
-        settings: its keys in the ``filter`` section of the experiment.
-        gate_settings: its keys in the ``validation`` section.
-        compute: the columns that ``drops`` reads, by name; never raises on any caption.
+        version: raise it when the rule computes or decides otherwise under the same settings: filtered data of an
+            earlier version is then not reused.
+        Settings: its keys in the ``filter`` section of the experiment.
+        GateSettings: its keys in the ``validation`` section.
+        decided: when it decides.
         stored: those of its columns that are kept with every pair.
-        enabled: whether the settings switch the rule on; a rule that is always on needs none.
-        load: reads what ``compute`` and the gate need, for instance word lists, once a task; of a rule with ``look_up``
-            what that needs. Raises ``ConfigError``.
-        digests: digests of the content of the files that ``load`` reads, by setting: with other content the stage is
-            another one. Raises ``ConfigError``.
-        added: its settings that are younger than version 7 of the stage: they are not in the key where they have their
-            default, so that data which were filtered before are still found.
-        from_pictures: the columns that it reads of pictures.
-        look_up: further columns, after the pictures were read: from the columns of the crawl and of pictures, and from
-            what ``load`` read. No picture is read again where that changes.
-        counts: further counts of the stage's manifest, of the pairs of a part that were left when the pictures were
-            read, with ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
-        comparison: for a rule that compares each pair with all others.
-        nearness: for a rule that compares the vector of each pair with all others, once the other comparisons are done.
-        check: what the gate expects.
-        uris: settings that are URIs or lists of them, of a section ``SECTION.SETTING``, each with a function that
-            returns why a URI cannot be used, in words that name it, or an empty string.
-        verify: compares files that the settings name with what they say of them; for preflight checks, because it may
-            read much. Raises ``ConfigError``.
-        crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
-            the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
-        against_tests: whether it compares what would be trained on with test sets and hold-outs.
-        kinds: for the dataset card, the kind of each pair that the rule dropped, for instance the category of a word;
-            from rows of ``wukong.curate.pairs.DROPPED`` and what ``load`` returned.
+        thresholds: settings that decide over columns of pictures and do not change them, of a section
+            ``SECTION.SETTING``: with another value of them no picture is read again.
+        uris: settings that are URIs or lists of them, of a section ``SECTION.SETTING``.
+        crawl_limits: settings that the crawl applies too, under the same name in its section; of one that begins with
+            ``min_`` a smaller value lets more pictures pass, of another a greater one.
         unchecked: what a dataset card says where the rule is off: a sentence that names what nobody looked for.
         never_shown: whether nobody may see what the rule drops, not even blurred.
     """
 
-    name: str
     place: int
     title: str
-    version: int
-    drops: Callable[[S], pl.Expr]
-    settings: type[S]
-    gate_settings: type[Strict] | None = None
-    compute: Callable[[Batch, S], Mapping[str, pl.Expr | pl.Series]] | None = None
+    version = 1
+    Settings: type[Strict] = Strict
+    GateSettings: type[Strict] = Strict
+    decided: Decided = "pairs"
     stored: tuple[Column, ...] = ()
-    enabled: Callable[[S], bool] = _always
-    load: Callable[[S], Any] | None = None
-    digests: Callable[[S], Mapping[str, str]] | None = None
-    added: tuple[str, ...] = ()
-    from_pictures: tuple[FromPictures[S], ...] = ()
-    look_up: Callable[[pl.DataFrame, S, Any], Mapping[str, pl.Series]] | None = None
-    counts: Callable[[pl.DataFrame, S], Mapping[str, int]] | None = None
-    comparison: Comparison[S] | None = None
-    nearness: Nearness[S] | None = None
-    check: Check[S] | None = None
-    uris: Mapping[str, Callable[[str], str]] | None = None
-    verify: Callable[[S], None] | None = None
-    crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
-    against_tests: bool = False
-    kinds: Callable[[pl.DataFrame, S, Any], pl.Series] | None = None
-    unchecked: str = ""
-    never_shown: bool = False
+    thresholds: tuple[str, ...] = ()
+    uris: tuple[str, ...] = ()
+    crawl_limits: tuple[str, ...] = ()
+    unchecked = ""
+    never_shown = False
 
     @property
-    def decided(self) -> Decided:
-        """When the rule decides."""
-        if self.against_tests:
-            return "tests"
-        if self.comparison is not None or self.nearness is not None:
-            return "corpus"
-        return "pictures" if self.from_pictures or self.look_up is not None else "pairs"
+    def name(self) -> str:
+        """The drop reason, as stored and counted: the name of the rule's file."""
+        return type(self).__module__.rpartition(".")[2]
 
     @property
     def optional(self) -> bool:
         """Whether settings can switch the rule off."""
-        return self.enabled is not _always
+        return type(self).enabled is not Rule.enabled
+
+    def enabled(self, settings: Any) -> bool:
+        """Whether the settings switch the rule on."""
+        return True
+
+    def compute(self, batch: Batch, settings: Any) -> Columns:
+        """Compute columns from text and sides; it never raises on any caption, and applies no threshold."""
+        return {}
+
+    def drops(self, pairs: Pairs, settings: Any) -> Dropped:
+        """Decide over the columns; of all methods this one alone applies thresholds."""
+        raise NotImplementedError
+
+    def check(self, settings: Any, gate: Any) -> Check | None:
+        """What the gate expects, if anything."""
+        return None
+
+    def audit(self, pairs: Pairs, loaded: Any) -> Columns:
+        """Compute anew the columns that ``check`` names and no rule stores, from ``wukong.curate.pairs.PAIRS``."""
+        return {}
+
+    def load(self, settings: Any) -> Any:
+        """Read what the rule needs, for instance word lists, once a task.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        return None
+
+    def digests(self, settings: Any) -> Mapping[str, str]:
+        """Compute digests of the files that ``load`` reads, by setting: with other files the stage is another one.
+
+        Raises:
+            ConfigError: a file cannot be used.
+        """
+        return {}
+
+    def problem(self, key: str, uri: str) -> str:
+        """Say why a URI that one of ``uris`` names cannot be used, in words that name it; empty if it can."""
+        return ""
+
+    def verify(self, settings: Any) -> None:
+        """Compare files that settings name with what they say of them; for preflight checks, as it may read much.
+
+        Raises:
+            ConfigError: a file is another one.
+        """
+
+    def from_pictures(self, settings: Any) -> tuple[FromPictures, ...]:
+        """The columns that these settings ask to be computed from pictures."""
+        return ()
+
+    def look_up(self, pairs: Pairs, settings: Any, loaded: Any) -> Columns:
+        """Compute further columns, after the pictures were read. No picture is read again where ``loaded`` changes."""
+        return {}
+
+    def counts(self, pairs: Pairs, settings: Any) -> Mapping[str, int]:
+        """Count for the stage's manifest, over pairs that were left when pictures were read, with ``dropped_by``."""
+        return {}
+
+    def kinds(self, pairs: Pairs, settings: Any) -> pl.Series | None:
+        """Tell the kind of each pair that the rule dropped, for instance the category of a word; for dataset cards.
+
+        Args:
+            pairs: rows of ``wukong.curate.pairs.DROPPED``.
+            settings: those that the filter had.
+        """
+        return None
+
+
+class Comparison(Rule):
+    """A rule that compares all pairs that are left: by a value of 64 bits for each.
+
+    Attributes:
+        column: true for a pair whose value differs in at most ``distance`` bits from that of a pair with an earlier
+            key.
+    """
+
+    decided = "corpus"
+    column: str
+
+    def values(self, pairs: Pairs, settings: Any) -> Hashes:
+        """The value of each pair, from the stored columns."""
+        raise NotImplementedError
+
+    def distance(self, settings: Any) -> int:
+        """The distance in bits, 0 to 3."""
+        raise NotImplementedError
+
+
+class Nearness(Rule):
+    """A rule that compares the vectors of all pairs that are left, once the other comparisons are done.
+
+    ``drops`` then reads ``nearest_cosine`` (``wukong.curate.near_duplicates``): the highest cosine with the vector of a
+    pair that is preferred, null below the lowest that is told.
+
+    Attributes:
+        vector: name of a column that is computed from pictures, null where a picture has none.
+    """
+
+    decided = "corpus"
+    vector: str
+
+    def scores(self, pairs: Pairs, settings: Any) -> pl.Series:
+        """The score of each pair, from the stored columns and those of pictures.
+
+        Of two near pairs the one with the higher score is preferred, of equal ones the first by key.
+        """
+        raise NotImplementedError

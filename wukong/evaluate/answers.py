@@ -359,11 +359,11 @@ def read(stored: pa.Table, role: str) -> Answers:
     names = [name for name in rows.column_names if name not in _OWN]
     values = {name: np.asarray(rows[name].to_numpy(zero_copy_only=False), np.float64) for name in names}
     values = {name: each for name, each in values.items() if np.isfinite(each).any()}
-    known = "identity" in rows.column_names and not rows["identity"].null_count
+    known = not rows["identity"].null_count
     identities = rows["identity"].to_numpy().astype(np.int64) if known else None
     units = rows["unit"].to_numpy().astype(np.int64)
     shown = None
-    if "pictures" in rows.column_names and not rows["pictures"].null_count:
+    if not rows["pictures"].null_count:
         shown = tuple(map(tuple, rows["pictures"].to_pylist()))
     return Answers(tuple(rows["query"].to_pylist()), units, labels, values, identities, shown)
 

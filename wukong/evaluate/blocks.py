@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from wukong.errors import DataError
@@ -101,15 +101,21 @@ class Files:
         """Return whether there is a file of this name."""
         return storage.exists(self._of(name))
 
-    def read(self, name: str) -> dict[str, Tensor]:
+    def read(self, name: str, *, mapped: bool = False) -> dict[str, Tensor]:
         """Read a file.
+
+        Args:
+            name: its name.
+            mapped: map it; one in an object store is copied, once while this object lives.
 
         Raises:
             DataError: it is damaged.
             StorageError: it is not there.
         """
         try:
-            tensors: dict[str, Tensor] = load(storage.read_bytes(self._of(name)))
+            tensors: dict[str, Tensor] = (
+                load_file(self._local(name)) if mapped else load(storage.read_bytes(self._of(name)))
+            )
         except SafetensorError as error:
             raise DataError(f"{self._of(name)} is damaged ({error}): {damage.remedy(self._of(name))}") from error
         return tensors
@@ -124,8 +130,7 @@ class Files:
         data = save({key: value.contiguous() for key, value in tensors.items()})
         (fence.publish_bytes if self._fenced else storage.write_bytes)(self._of(name), data)
 
-    def local(self, name: str) -> Path:
-        """Return the path of a file; one in an object store is copied, once while this object lives."""
+    def _local(self, name: str) -> Path:
         if self.uri.startswith("file://"):
             return Path(storage.filesystem(self._of(name))[1])
         copied = Path(self._copies.name, name)

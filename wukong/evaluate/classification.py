@@ -9,11 +9,9 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from wukong.errors import DataError
@@ -43,18 +41,20 @@ class Classes:
         names: the names, in label order.
         prompts: number of prompts of each class.
         vectors: unit vectors [classes, d] of a model with global vectors; None for a token-wise one.
-        pieces: files with the texts of some classes each, class by class and prompt by prompt, for a token-wise model.
+        pieces: names of files with the texts of some classes each, class by class and prompt by prompt, for a
+            token-wise model.
+        files: where they are.
     """
 
     names: tuple[str, ...]
     prompts: int
     vectors: Tensor | None
-    pieces: tuple[Path, ...] = ()
+    pieces: tuple[str, ...] = ()
+    files: Files | None = None
 
     def texts(self) -> Iterator[Texts]:
         """Read the pieces in order: the texts of ``len(vectors) // prompts`` classes each, [texts, tokens, d]."""
-        for piece in self.pieces:
-            stored = load_file(piece)
+        for stored in (self.files.read(piece, mapped=True) for piece in self.pieces) if self.files else ():
             yield Texts(stored["vectors"], stored["counted"])
 
 
@@ -89,12 +89,12 @@ def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: 
     for first in range(0, len(names), PIECE_CLASSES):
         embed_piece(model, names, prompts, protocol, cache, first)
     own = key(model, names, prompts, protocol)
-    pieces = [cache.local(_piece(own, first)) for first in range(0, len(names), PIECE_CLASSES)]
+    pieces = [_piece(own, first) for first in range(0, len(names), PIECE_CLASSES)]
     if model.token_wise:
-        stored = [load_file(piece) for piece in pieces[:1]]
-        refuse_collapsed(stored[0]["vectors"].float(), "text", stored[0]["counted"])
-        return Classes(tuple(names), len(prompts), None, tuple(pieces))
-    vectors = torch.cat([load_file(piece)["vectors"] for piece in pieces])
+        stored = cache.read(pieces[0], mapped=True)
+        refuse_collapsed(stored["vectors"].float(), "text", stored["counted"])
+        return Classes(tuple(names), len(prompts), None, tuple(pieces), cache)
+    vectors = torch.cat([cache.read(piece, mapped=True)["vectors"] for piece in pieces])
     refuse_collapsed(vectors, "class")
     return Classes(tuple(names), len(prompts), vectors)
 

@@ -254,10 +254,9 @@ def _rows(filtered: Manifest, splits: Sequence[str]) -> tuple[pa.Table, list[Tar
     for split in splits:
         for shard in shards.names_of(filtered, split):
             path = f"{split}/{shard}"
-            table_sha256, tar_sha256 = (filtered.parts.sha256(f"{path}{suffix}") for suffix in (".parquet", ".tar"))
-            table = storage.read_table(storage.join(filtered.uri, f"{path}.parquet"), _COLUMNS, table_sha256)
-            tables.append(table)
-            tars += [Tar(storage.join(filtered.uri, f"{path}.tar"), tar_sha256)] * len(table)
+            uri, sha256 = filtered.file(f"{path}.parquet")
+            tables.append(storage.read_table(uri, _COLUMNS, sha256))
+            tars += [Tar(*filtered.file(f"{path}.tar"))] * len(tables[-1])
     if not tables:
         return None
     whole = pa.concat_tables(tables)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from wukong.evaluate.answers import Answers
     from wukong.evaluate.interval import Interval
 
-FORMAT = 3
-"""Intervals of retrieval in documents of earlier formats are too narrow: their units were too small."""
+FORMAT = 1
 DOCUMENT = "evaluation.json"
 """The file of the document in the evaluate stage's output."""
 _SIGNIFICANT = 0.05
@@ -252,8 +251,8 @@ def _percent(value: Mapping[str, float]) -> dict[str, float]:
 
 
 def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
-    """Say how many of a task's pictures a model of a document was trained on; empty in a document without that."""
-    for each in document.get("trained_on", ()):
+    """Say how many of a task's pictures a model of a document was trained on; empty for a task without pictures."""
+    for each in document["trained_on"]:
         if (each["task"], each["model"]) == (task, role):
             known = each["trained_on"]
             return message("not known") if known is None else message(f"{known:,} of {each['pictures']:,}")
@@ -262,7 +261,7 @@ def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
 
 def overlap_of(document: Mapping[str, Any], task: str, role: str) -> Mapping[str, Any]:
     """Return a document's entry in ``overlaps`` of a task and a model; empty where there is none."""
-    wanted = (each for each in document.get("overlaps", ()) if (each["task"], each["model"]) == (task, role))
+    wanted = (each for each in document["overlaps"] if (each["task"], each["model"]) == (task, role))
     return next(wanted, {})
 
 

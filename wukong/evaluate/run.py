@@ -107,7 +107,7 @@ def document(
         trained: what each model was trained on, or why that is not known, by role.
         answered: gives the answers to a task, by its name, of a model, by its role; None where there are none.
     """
-    # A task that has no data has no pictures, nor has one that an earlier version of the stage finished.
+    # A task that has no data has no pictures.
     pictures = {
         each["name"]: Pictures(each["ids"], each["digests"], each["held_out"]) for each in records if "ids" in each
     }

@@ -75,11 +75,11 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     if not evaluated.parts.has(DOCUMENT):
         return Evaluation(uri=uri)
     tables = {}
-    for part in evaluated.parts.below(f"{answers.FOLDER}/", ".parquet"):
-        name, table_uri = PurePosixPath(part.path).stem, storage.join(evaluated.uri, part.path)
-        if tasks is None or name in tasks:
-            tables[name] = parse(storage.read_bytes(table_uri, part.sha256), table_uri)
-    document = storage.read_json(storage.join(evaluated.uri, DOCUMENT), evaluated.parts.sha256(DOCUMENT))
+    for path in evaluated.parts.below(f"{answers.FOLDER}/", ".parquet").paths:
+        if tasks is None or PurePosixPath(path).stem in tasks:
+            table_uri, sha256 = evaluated.file(path)
+            tables[PurePosixPath(path).stem] = parse(storage.read_bytes(table_uri, sha256), table_uri)
+    document = storage.read_json(*evaluated.file(DOCUMENT))
     return Evaluation(check(document, uri), tables, uri)
 
 
@@ -93,8 +93,7 @@ def check(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     Raises:
         DataError: it has another format.
     """
-    if document.get("format") != FORMAT:
-        raise DataError(f"{name} has format {document.get('format')!r}, this version reads {FORMAT}: evaluate again")
+    damage.refuse_other_format(document, FORMAT, name)
     return document
 
 

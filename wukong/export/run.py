@@ -42,8 +42,7 @@ def export(saved: SavedModel, target: str, folder: Path, options: Options | None
     chosen.refuse_missing()
     if why := chosen.refuse(saved, asked):
         raise ConfigError(f"{target} cannot hold this model: {why}")
-    # The second name is that of the ONNX files of earlier versions, which have no record.
-    with whole(folder, (EXPORT_RECORD, "text.onnx")) as written:
+    with whole(folder, EXPORT_RECORD) as written:
         checks = chosen.write(saved, written, asked)
         _record(written, chosen, checks)
     return checks

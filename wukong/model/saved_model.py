@@ -1,6 +1,5 @@
 """A trained model saved as a folder: ``model.safetensors`` (with the image tower), ``config.json``, ``vocab.txt``."""
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.runtime.language import message
 from wukong.store import damage, fence, storage
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "vocab.txt")
@@ -318,25 +315,20 @@ def _digests(folder: str) -> dict[str, str]:
 def _read_settings(uri: str, digests: Mapping[str, str]) -> tuple[Settings, Tokenizer]:
     source = storage.join(uri, "config.json")
     config: Any = storage.read_json(source, digests.get(source, ""))
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise DataError(f"{uri}/config.json is not of a model in format {FORMAT}")
+    if not isinstance(config, dict):
+        raise DataError(f"{uri}/config.json does not describe a model: it is no mapping")
+    damage.refuse_other_format(config, FORMAT, f"{uri}/config.json")
     try:
-        described = config["model"]
-        if isinstance(described, dict):
-            # Models saved before this setting existed were trained without it.
-            described = {"match_text_cls": False, **described}
-        settings = Settings.model_validate(described)
+        settings = Settings.model_validate(config["model"])
+        digest = PACKAGED_DIGEST if settings.text.vocabulary == _PACKAGED else str(config["vocabulary_sha256"])
     except (KeyError, ValidationError) as error:
         raise DataError(f"{uri}/config.json does not describe a model: {error}") from error
     words = storage.join(uri, "vocab.txt")
     vocabulary = storage.read_bytes(words, digests.get(words, "")).decode("utf-8")
     tokenizer = Tokenizer(vocabulary, settings.text.max_tokens)
-    digest = PACKAGED_DIGEST if settings.text.vocabulary == _PACKAGED else config.get("vocabulary_sha256")
-    if digest is None:
-        log.warning("%s was saved before vocabularies of one's own were recorded: its vocab.txt is not checked", uri)
-    elif tokenizer.digest != digest:
+    if tokenizer.digest != digest:
         raise DataError(
-            f"{uri} was trained with the vocabulary of SHA-256 {str(digest)[:8]}…, and its vocab.txt, of "
+            f"{uri} was trained with the vocabulary of SHA-256 {digest[:8]}…, and its vocab.txt, of "
             f"{len(tokenizer)} entries, has {tokenizer.digest[:8]}…: put the vocab.txt there that it was trained with"
         )
     return settings, tokenizer

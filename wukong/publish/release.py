@@ -101,7 +101,7 @@ def _release(
     if not pairs:
         raise DataError(f"all {left_out} training pairs are on the opt-out list {list_uri}: nothing is left to release")
 
-    of_set = statistics.read(storage.join(validated.uri, statistics.PATH))[TRAIN]
+    of_set = statistics.read(validated)[TRAIN]
     opted_out = [statistics.Statistics.from_json(record["statistics"]) for record in records if record["left_out"]]
     counted = of_set.without(statistics.merge(opted_out))
     step = Step(OPTED_OUT, message("not opted out"), pairs, left_out)
@@ -132,12 +132,8 @@ def _release(
 
 
 def _removed(experiment: Experiment, filtered: Manifest, validated: Manifest, listed: OptOut) -> Removed:
-    """Return what the gate counted of the dropped pairs, and those that may be shown, if the release shows any.
-
-    A gate of an earlier version counted nothing.
-    """
-    counted = validated.parts.has(removed.PATH)
-    found = removed.read(storage.join(validated.uri, removed.PATH)) if counted else Removed()
+    """Return what the gate counted of the dropped pairs, and those that may be shown, if the release shows any."""
+    found = removed.read(validated)
     for part in filtered.parts.below("dropped/", ".parquet") if experiment.release.show_dropped else ():
         uri = storage.join(filtered.uri, part.path)
         rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256", "dropped_by"], part.sha256))
@@ -182,7 +178,7 @@ def read_csv(uri: str) -> pl.DataFrame:
         rows = pl.read_csv(storage.read_bytes(uri), infer_schema=False)
         return _of_release(rows).fill_null("")
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"{uri} is not a file of a release: {error}") from error
+        raise DataError(f"{uri} is not a file of a release ({error}): {damage.remedy(uri)}") from error
 
 
 def sums(parts: Sequence[Part]) -> bytes:

@@ -153,11 +153,5 @@ def _rewrite_results(uri: str, keys: Set[str]) -> None:
 
 
 def _rewrite_card(stage_uri: str, keys: Set[str], *, docs_deleted: bool) -> None:
-    shown = card.read(stage_uri)
-    if shown is None:
-        raise DataError(
-            f"{storage.join(stage_uri, card.DATA_PATH)} is missing: the file was deleted, or another version of Wukong "
-            "planned this takedown; finish the takedown with that version"
-        )
-    shown = shown.without(keys)
+    shown = card.read(stage_uri).without(keys)
     card.write(stage_uri, shown.model_copy(update={"docs": ""}) if docs_deleted else shown)

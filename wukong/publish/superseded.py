@@ -39,16 +39,17 @@ class Listed(BaseModel):
     pieces: tuple[tuple[str, ...], ...]
 
 
-def listed(folder: str) -> Listed:
+def listed(folder: str, sha256: str = "") -> Listed:
     """Return which shards an index has.
 
     Args:
         folder: URI of the index.
+        sha256: digest that ``shards.json`` must have; empty for any.
 
     Raises:
-        StorageError: ``shards.json`` cannot be read.
+        StorageError: ``shards.json`` cannot be read, or was altered.
     """
-    return Listed.model_validate(storage.read_json(storage.join(folder, SHARDS)))
+    return Listed.model_validate(storage.read_json(storage.join(folder, SHARDS), sha256))
 
 
 def shard_uri(folder: str, key: str) -> str:
@@ -68,7 +69,7 @@ def made_of(root: str) -> dict[str, tuple[str, str]]:
 
 
 def lists_shards(folder: str) -> bool:
-    """Return whether an index has a list of shards; those of earlier versions, and of some killed builds, have none."""
+    """Return whether an index has a list of shards; those of some killed builds have none."""
     return storage.exists(storage.join(folder, SHARDS))
 
 

@@ -124,8 +124,8 @@ class Plan(BaseModel):
     words: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     models: tuple[TrainedModel, ...] = ()
-    entries: str = ""
-    seen: dict[str, str] = {}
+    entries: str
+    seen: dict[str, str]
 
     @property
     def id(self) -> str:
@@ -229,11 +229,8 @@ def plan(
 
 
 def _holds(known: Change, stage: Manifest, begun: Plan) -> bool:
-    """Return whether what a plan says of an output still holds: its manifest is as it was, or the takedown wrote it.
-
-    A plan of an earlier version does not tell.
-    """
-    return not begun.seen or known.before == stage.digest or stage.provenance.get(TAKEDOWN) == begun.id
+    """Return whether what a plan says of an output still holds: its manifest is as it was, or the takedown wrote it."""
+    return known.before == stage.digest or stage.provenance.get(TAKEDOWN) == begun.id
 
 
 def current(place: str, planned: Plan, *, may_be_begun: bool) -> Plan:
@@ -247,7 +244,7 @@ def current(place: str, planned: Plan, *, may_be_begun: bool) -> Plan:
     now, deleted = versions(place), {*planned.unfinished, *planned.computed}
     changed = {uri for uri in {*now, *planned.seen} if now.get(uri) != planned.seen.get(uri)}
     changed = {uri for uri in changed if not (uri in deleted and not now.get(uri)) and not _is_written(uri, planned)}
-    if planned.seen and not changed:
+    if not changed:
         return planned
     log.warning("the takedown by %s is planned anew: outputs have changed since", planned.list_name)
     if not may_be_begun:
@@ -381,9 +378,7 @@ def _covered_keys(uri: str, listed: OptOut) -> set[str]:
         rows = release.read_csv(uri)
         return {key_of(url) for url in rows.filter(listed.covers_pairs(rows))["url"]}
     rows = pl.DataFrame(storage.read_table(uri, ("key", "url", "sha256"), present_only=True))
-    covered = rows.filter(listed.covers_pairs(rows))
-    # An older stage may have made its keys of other spellings of the URLs than a release's are found by.
-    return {*covered["key"], *map(key_of, covered["url"])}
+    return set(rows.filter(listed.covers_pairs(rows))["key"])
 
 
 class _Lost(NamedTuple):
@@ -510,11 +505,10 @@ def _pages(stage: Manifest, keys: Set[str], *, lost: bool) -> tuple[dict[str, in
             docs = storage.list_files(storage.join(stage.uri, "docs"))
             deleted += [path for path in (uri[len(stage.uri) + 1 :] for uri in docs) if path != card.PATH]
     if stage.parts.has(card.PATH):
-        shown = card.read(stage.uri)
-        if shown is None:
-            # Without the card's data nobody can tell which pairs it shows.
+        if not storage.exists(storage.join(stage.uri, card.DATA_PATH)):
+            # A copy that was made by the manifest has no data of the card: nobody can tell which pairs it shows.
             deleted += [card.PATH] if lost or deleted else []
-        elif (shown.docs and deleted) or shown.shows_any(keys):
+        elif ((shown := card.read(stage.uri)).docs and deleted) or shown.shows_any(keys):
             rewritten[card.PATH] = 0
     return rewritten, tuple(deleted)
 

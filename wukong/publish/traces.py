@@ -164,9 +164,7 @@ class Traces:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         if "query" not in table.column_names:
             return None
-        queries = table["query"].to_pylist()
-        # Answers of earlier versions do not say which pictures a query shows.
-        shown = table["pictures"].to_pylist() if "pictures" in table.column_names else [None] * len(table)
+        queries, shown = table["query"].to_pylist(), table["pictures"].to_pylist()
         names: dict[str, str] = {}
         for query, pictures, number in zip(queries, shown, _numbers_within(table["model"].to_pylist()), strict=True):
             for place, key in enumerate(dict.fromkeys([query, *(pictures or ())])):

@@ -22,7 +22,6 @@ from wukong.config.experiment import Experiment
 from wukong.config.registry import Registry
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate import stored
-from wukong.evaluate.answers import UNITS
 from wukong.evaluate.stored import Evaluation
 from wukong.registry import choices, promotion
 from wukong.registry.choices import Choice
@@ -34,7 +33,7 @@ from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 from wukong.store.patience import AwayError
 from wukong.tracking import availability, mlflow_runs, model_versions, run_links
-from wukong.tracking.mlflow_rest import MlflowError, Server
+from wukong.tracking.mlflow_rest import MISSING, MlflowError, Server
 from wukong.tracking.tags import EVALUATION_TAG, HISTORY_TAG, RUN_TAG
 
 GATE, ORIGIN, ROLLED_BACK = "wukong.gate", "wukong.origin", "wukong.rolled_back"
@@ -50,9 +49,9 @@ log = logging.getLogger(__name__)
 
 
 class Gate(BaseModel):
-    """What the gate asks of a version, stored with it. What earlier versions stored besides is not read."""
+    """What the gate asks of a version, stored with it."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     metric: str
     level: float
@@ -103,7 +102,7 @@ def register(
     version = model_versions.register(experiment, run_id, model, evaluation, tags)
     registered = ModelRegistry(Server(), registry.model_name, registry.alias, evaluate)
     by = f"the pipeline of {experiment.name}"
-    decision = availability.until_answered(lambda: registered.promote(version, by=by))
+    decision = availability.MLFLOW.until_answered(lambda: registered.promote(version, by=by))
     log.info("version %s of %s: %s", version, registry.model_name, decision.says)
     return {
         "version": float(version),
@@ -139,12 +138,9 @@ class ModelRegistry:
             ConfigError: there is none.
         """
         if number:
-            try:
-                answer = self._server.ask("GET", "model-versions/get", {"name": self.model, "version": number})
-            except MlflowError as error:
-                if error.code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                raise ConfigError(f"MLflow at {self._server.address} has no model {self.model}/{number}") from error
+            asked = {"name": self.model, "version": number}
+            if not (answer := self._server.ask("GET", "model-versions/get", asked, but=MISSING)):
+                raise ConfigError(f"MLflow at {self._server.address} has no model {self.model}/{number}")
             return _version(answer["model_version"])
         quoted = self.model.replace("'", "\\'")
         values = {"filter": f"name = '{quoted}'", "order_by": "version_number DESC", "max_results": 1}
@@ -159,12 +155,9 @@ class ModelRegistry:
         Raises:
             ConfigError: there is no such model.
         """
-        try:
-            registered = self._server.ask("GET", "registered-models/get", {"name": self.model})["registered_model"]
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise ConfigError(f"MLflow at {self._server.address} has no model {self.model!r}") from error
+        if not (answer := self._server.ask("GET", "registered-models/get", {"name": self.model}, but=MISSING)):
+            raise ConfigError(f"MLflow at {self._server.address} has no model {self.model!r}")
+        registered = answer["registered_model"]
         held = {entry["alias"]: str(entry["version"]) for entry in registered.get("aliases", [])}
         return held.get(self.alias, ""), {entry["key"]: entry["value"] for entry in registered.get("tags", [])}
 
@@ -192,15 +185,8 @@ class ModelRegistry:
             return no(
                 message(f"It was rolled back ({when}), and only `wukong promote --force --reason` brings it back.")
             )
-        if EVALUATION_TAG not in candidate["tags"]:
-            return no(message("It was registered without the address of its evaluation, so it cannot be compared."))
-        evaluation = stored.read(candidate["tags"][EVALUATION_TAG])
-        try:
-            chosen = _chosen(candidate)
-        except AwayError:
-            raise
-        except (DataError, StorageError) as error:
-            return no(message(f"It does not say from how many models it was chosen, and its training is gone: {error}"))
+        evaluation = stored.read(_tag_of(candidate, EVALUATION_TAG))
+        chosen = _CHOICES.validate_json(_tag_of(candidate, CHOSEN))
         known = {"model": self.model, "alias": self.alias, "version": name, "choices": chosen}
         if not holder:
             return promotion.decide(rules, evaluation, None, **known)
@@ -218,7 +204,7 @@ class ModelRegistry:
             try:
                 theirs = self._evaluated_anew(candidate, held, evaluation)
             except WukongError as error:
-                gone = isinstance(error, MlflowError) and error.code == "RESOURCE_DOES_NOT_EXIST"
+                gone = isinstance(error, MlflowError) and error.code == MISSING
                 if isinstance(error, AwayError | MlflowError) and not gone:
                     raise
                 return no(
@@ -232,7 +218,7 @@ class ModelRegistry:
         first = promotion.decide(rules, evaluation, theirs, **known, held_by=holder)
         if not first.attempt:  # not comparable: nothing was tested
             return replace(first, anew=anew)
-        attempt = self._attempt(tags, first, candidate["tags"].get(_DIGEST) or digest_of(evaluation.document))
+        attempt = self._attempt(tags, first, _tag_of(candidate, _DIGEST))
         return replace(promotion.decide(rules, evaluation, theirs, **known, held_by=holder, attempt=attempt), anew=anew)
 
     def promote(self, number: str = "", *, forced: str = "", by: str = "") -> Decision:
@@ -326,7 +312,7 @@ class ModelRegistry:
         history = json.loads(tags.get(_HISTORY + self.alias, "[]"))
         what = {"action": action, "version": version["version"], "from": holder}
         if not history or {key: history[-1].get(key) for key in what} != what:  # it may be an answer that was lost
-            history.append(what | {"at": _now(), "by": by or _user(), "reason": reason[:300], "units": UNITS})
+            history.append(what | {"at": _now(), "by": by or _user(), "reason": reason[:300]})
         # The history first: a move without a record could not be rolled back.
         self._tag(_HISTORY + self.alias, json.dumps(history[-_MOST_MOVES:], ensure_ascii=False))
         if action == "promote" and ROLLED_BACK in version["tags"]:
@@ -381,7 +367,7 @@ def needed_versions(server: Server) -> dict[str, dict[str, str]]:
                 try:
                     needed[f"models:/{each['name']}/{version}"] = server.model_tags(each["name"], version)
                 except MlflowError as error:
-                    if error.code != "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it
+                    if error.code != MISSING:  # somebody deleted it
                         raise
     return needed
 
@@ -419,27 +405,22 @@ def _evaluation_of(held: Mapping[str, Any], candidate: Evaluation, rules: Rules)
     return evaluation, promotion.unpaired(rules, candidate, evaluation)
 
 
-def _chosen(version: Mapping[str, Any]) -> list[Choice]:
-    """The choices that led to a version; those of one registered without them are read from its training."""
-    if CHOSEN in version["tags"]:
-        return _CHOICES.validate_json(version["tags"][CHOSEN])
-    if _MODEL not in version["tags"]:
-        raise DataError("it does not say where its files are")
-    model = manifest.load(version["tags"][_MODEL])
-    return choices.of_model(model.uri.rsplit("/", 2)[0], model)
-
-
 def _version(found: Mapping[str, Any]) -> dict[str, Any]:
     tags = {entry["key"]: entry["value"] for entry in found.get("tags", [])}
     return {"version": str(found["version"]), "run_id": found.get("run_id", ""), "tags": tags}
 
 
+def _tag_of(version: Mapping[str, Any], key: str) -> str:
+    """A tag that a version has if Wukong registered it."""
+    if key not in version["tags"]:
+        raise DataError(f"version {version['version']} has no tag {key}: it was not registered by Wukong")
+    return str(version["tags"][key])
+
+
 def _gate(version: Mapping[str, Any]) -> Gate:
-    """The gate that was stored with a version; one registered before there were gates has the default one."""
-    if GATE not in version["tags"]:
-        return Gate.of(Registry(metric=version["tags"].get("wukong.metric", Registry().metric)))
+    """The gate that was stored with a version."""
     try:
-        return Gate.model_validate_json(version["tags"][GATE])
+        return Gate.model_validate_json(_tag_of(version, GATE))
     except ValueError as error:
         raise WukongError(f"version {version['version']}: its tag {GATE} cannot be read: {error}") from error
 

@@ -91,7 +91,7 @@ def _validations(model: Manifest) -> Iterator[Choice]:
             yield from _validations(manifest.load(parent.uri))
     asked = model.config.get("training", {}).get("validation", {})
     if asked.get("keep") == "best":
-        history = storage.read_json(storage.join(model.uri, "history.json"))["validations"]["history"]
+        history = storage.read_json(*model.file("history.json"))["validations"]["history"]
         values = [each["metrics"].get(asked["metric"], -math.inf) for each in history]
         measured = sum(map(math.isfinite, values))
         yield Choice(

@@ -4,8 +4,7 @@ Runs are read from MLflow and from the records that they left. The first run is 
 measured on the same data by the same protocol, and both stored their answers (``wukong.evaluate.answers``), differences
 are paired. Where the gate had one run's model measured on the sets of the other, that evaluation is compared, as the
 gate compared it. Without stored answers they are of two independent intervals, which are wider. Metrics of other data
-or of another protocol are not compared, nor are intervals of earlier versions that could not be made anew
-(``wukong.evaluate.stored``).
+or of another protocol are not compared.
 """
 
 import json

@@ -39,7 +39,7 @@ from wukong.registry.choices import Choice
 from wukong.runtime.language import message
 from wukong.store.manifest import digest_of
 
-FORMAT = 2
+FORMAT = 1
 """Decisions of format 1 counted pairs twice where captions had several images."""
 GUARD_LEVEL = 0.05
 _GROUPS = {"eval": "finetuned", "pretrained": "pretrained"}
@@ -162,9 +162,9 @@ class Decision:
     chosen: tuple[Choice, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return the decision as JSON, with ``format``, and with ``units``, how those of the queries were made."""
+        """Return the decision as JSON, with ``format``."""
         chosen = [choice.model_dump(mode="json") for choice in self.chosen]
-        return {"format": FORMAT, "units": answers.UNITS, **asdict(self), "chosen": chosen}
+        return {"format": FORMAT, **asdict(self), "chosen": chosen}
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Card(BaseModel):
         sources: where the images come from, with their licences.
         facts: further names and values, for instance digests.
         docs: address of the data docs relative to the page; empty if there are none.
-        rules: the rules that were on. Cards of earlier versions have none, and nothing of what follows.
+        rules: the rules that were on.
         found: what was found that a reader of numbers must know, as sentences.
         unchecked: what was not looked for, as sentences.
         dropped: dropped pictures, blurred.
@@ -255,18 +255,14 @@ def write(stage_uri: str, card: Card) -> None:
     storage.write_bytes(storage.join(stage_uri, PATH), render(card).encode())
 
 
-def read(stage_uri: str) -> Card | None:
+def read(stage_uri: str) -> Card:
     """Read the data of a stage's card.
-
-    Returns:
-        The card, or None if the stage stored only the page, as stages did before the data were stored.
 
     Raises:
         DataError: the file is damaged.
+        StorageError: there is none.
     """
     uri = storage.join(stage_uri, DATA_PATH)
-    if not storage.exists(uri):
-        return None
     try:
         return Card.model_validate(storage.read_json(uri))
     except ValidationError as error:
@@ -280,8 +276,6 @@ def page_for_frame(stage_uri: str) -> str:
         stage_uri: the prefix that the stage's files lie under.
     """
     card = read(stage_uri)
-    if card is None:
-        return storage.read_bytes(storage.join(stage_uri, PATH)).decode()
     return render(card, docs_at=storage.join(stage_uri, "docs", card.docs) if card.docs else "")
 
 

@@ -101,12 +101,12 @@ def unchecked(filtered: Manifest) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _is_on(rule: Rule[Any], filtered: Manifest) -> bool:
+def _is_on(rule: Rule, filtered: Manifest) -> bool:
     return not rule.optional or rule.name in filtered.dropped
 
 
-def _settings(rule: Rule[Any], config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in rule.settings.model_fields:
+def _settings(rule: Rule, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in rule.Settings.model_fields:
         if name in config:
             yield from _flat(name, config[name])
 

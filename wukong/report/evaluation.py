@@ -87,10 +87,10 @@ def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
             "sizes": {what: task["sizes"][what] for what in sorted(task["sizes"], key=_rank)},
             "shown_model": _title(role),
             "pictures": shown.get(name, {}),
-            "differences": {each["result"]: each for each in document.get("comparisons", ()) if each["task"] == name},
+            "differences": {each["result"]: each for each in document["comparisons"] if each["task"] == name},
             "examples": entries[role]["examples"],
-            "note": document.get("notes", {}).get(name, ""),
-            "trained_on": [each for each in document.get("trained_on", ()) if each["task"] == name],
+            "note": document["notes"].get(name, ""),
+            "trained_on": [each for each in document["trained_on"] if each["task"] == name],
             "overlaps": {role: found for role in ROLES if (found := overlap_of(document, name, role))},
             **_best_and_worst(entries[role]["classes"]),
         }

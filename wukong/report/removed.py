@@ -22,7 +22,8 @@ from wukong.curate import repack
 from wukong.curate.rule import Decided, Rule
 from wukong.curate.rules import REGISTRY
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store import damage, storage
+from wukong.store.manifest import Manifest
 
 PATH = "removed.json"
 """Where a validate stage stores the counts. No key is in it."""
@@ -75,21 +76,24 @@ class Removed:
         }
 
 
-def read(uri: str) -> Removed:
-    """Read the counts that a validate stage stored.
+def read(validated: Manifest) -> Removed:
+    """Read the counts that a validate stage stored; one of an earlier version counted nothing.
 
     Raises:
         DataError: the file holds something else.
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, or was altered.
     """
-    value = storage.read_json(uri)
+    if not validated.parts.has(PATH):
+        return Removed()
+    uri, sha256 = validated.file(PATH)
+    value = storage.read_json(uri, sha256)
     try:
         kinds, sources = (
             {str(rule): Counter({str(name): int(rows) for name, rows in counts.items()}) for rule, counts in each}
             for each in (value["kinds"].items(), value["sources"].items())
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{uri} does not hold the counts of dropped pairs ({error}); validate the set again") from error
+        raise DataError(f"{uri} does not hold the counts of dropped pairs ({error}): {damage.remedy(uri)}") from error
     return Removed(kinds, sources)
 
 
@@ -112,8 +116,7 @@ def count(table: pl.DataFrame, settings: Filter, sources: Sequence[Source]) -> R
     matches = [(source.name, re.compile(fnmatch.translate(source.pattern)).match) for source in sources]
     found = Removed(candidates=candidates(table, settings))
     for rule, rows in _by_rule(table):
-        if rule.kinds is not None:
-            kinds = rule.kinds(rows, settings, rule.load(settings) if rule.load else None)
+        if (kinds := rule.kinds(rows, settings)) is not None:
             found.kinds[rule.name] = Counter(kinds.drop_nulls().to_list())
         if matches:
             named = ([name for name, match in matches if match(url)] or [ELSEWHERE] for url in rows["url"])
@@ -132,7 +135,7 @@ def candidates(table: pl.DataFrame, settings: Filter) -> dict[str, list[tuple[in
     }
 
 
-def _by_rule(table: pl.DataFrame) -> Iterator[tuple[Rule[Any], pl.DataFrame]]:
+def _by_rule(table: pl.DataFrame) -> Iterator[tuple[Rule, pl.DataFrame]]:
     for rule in REGISTRY:
         rows = table.filter(pl.col("dropped_by") == rule.name)
         if len(rows):

@@ -276,7 +276,7 @@ def _sources(experiment: Experiment, filtered: Manifest) -> list[dict[str, Any]]
 def _expectations(validated: Manifest | None) -> list[dict[str, Any]]:
     if validated is None:
         return []
-    return list(storage.read_json(storage.join(validated.uri, "results.json"))["expectations"])
+    return list(storage.read_json(*validated.file("results.json"))["expectations"])
 
 
 def _times(records: Sequence[Record]) -> list[dict[str, Any]]:

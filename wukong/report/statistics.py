@@ -18,6 +18,7 @@ from wukong.curate.text.characters import HAN
 from wukong.curate.text.units import token_ids
 from wukong.errors import DataError
 from wukong.store import storage
+from wukong.store.manifest import Manifest
 
 Counts = npt.NDArray[np.int64]
 
@@ -158,20 +159,15 @@ def by_split(pairs: pl.DataFrame) -> dict[str, Statistics]:
     return {str(name): measure(rows) for (name,), rows in pairs.group_by("split", maintain_order=True)}
 
 
-def read(uri: str) -> dict[str, Statistics]:
+def read(validated: Manifest) -> dict[str, Statistics]:
     """Read the statistics of each split that a validate stage stored.
-
-    Args:
-        uri: URI of its ``statistics.json``.
 
     Raises:
         DataError: the file holds something else.
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, or was altered.
     """
-    value = storage.read_json(uri)
-    if not isinstance(value, dict):
-        raise DataError(f"{uri}: these are not the statistics of the splits of a set")
-    return {str(name): Statistics.from_json(entry) for name, entry in value.items()}
+    stored = storage.read_json(*validated.file(PATH))
+    return {str(name): Statistics.from_json(entry) for name, entry in stored.items()}
 
 
 def merge(batches: Iterable[Statistics]) -> Statistics:

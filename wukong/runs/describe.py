@@ -203,11 +203,7 @@ def _json(uri: str, size: int) -> dict[str, Any]:
     if size > _MOST_BYTES:
         return {"kind": "json", "value": None, "note": message(f"more than {_MOST_BYTES >> 20} MiB, not read")}
     value = storage.read_json(uri)
-    if (
-        isinstance(value, dict)
-        and {"schema_version", "stage"} <= value.keys()
-        and value.keys() & {"parts", "parts_table"}
-    ):
+    if isinstance(value, dict) and {"stage", "uri"} <= value.keys() and value.keys() & {"parts", "parts_table"}:
         return _manifest(manifest.load(uri))
     return {"kind": "json", "value": value}
 

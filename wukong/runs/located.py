@@ -1,7 +1,7 @@
 """Where pairs stand in what an experiment stored: its stages' outputs, and the tables that may hold rows of keys.
 
 Indexes name these tables: that of a crawl's parts (``wukong.crawl.previous.INDEX``), and that of a filter's shards
-(``wukong.curate.lookup``). Only outputs of earlier versions, and of crawls that did not finish, are read whole.
+(``wukong.curate.lookup``). Only crawls that did not finish, and copies without the index, are read whole.
 """
 
 import bisect
@@ -116,7 +116,8 @@ def _parts(crawl: Manifest, keys: Sequence[str]) -> list[str]:
         return []  # of an attempt that failed, whose files another one has taken over
     if not crawl.parts or previous.INDEX not in names:
         return _files(crawl, "parts")
-    index = storage.read_table(storage.join(crawl.uri, previous.INDEX))
+    uri, sha256 = crawl.file(previous.INDEX)
+    index = storage.read_table(uri, sha256=sha256)
     bounds = zip(index["part"].to_pylist(), index["first_key"].to_pylist(), index["last_key"].to_pylist(), strict=True)
     return [
         f"{part}.parquet"

@@ -119,10 +119,21 @@ def _name(user: int) -> str:
 def homes() -> list[Path]:
     """Return the home folders of all stacks that were started on this machine and are still there, the last first."""
     try:
-        lines = _known_homes().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return homes_in(list_of_homes().read_bytes())
+    except OSError:
         return []
+
+
+def homes_in(content: bytes) -> list[Path]:
+    """Return the home folders that the content of ``list_of_homes`` names and that are still there."""
+    lines = os.fsdecode(content).splitlines()
     return [folder for line in lines if line.strip() and is_home(folder := Path(line.strip()))]
+
+
+def list_of_homes() -> Path:
+    """Return the file that has the homes of all stacks, one a line, the last first."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "wukong" / "home"
 
 
 def other_homes(here: Path | None) -> list[Path]:
@@ -154,17 +165,6 @@ def cache() -> Path:
 def is_home(folder: Path) -> bool:
     """Return whether a stack has been started in a folder."""
     return (folder / FILE).is_file()
-
-
-def remember(folder: Path) -> None:
-    """Record where a stack was started, so that it can be found from any folder."""
-    target = _known_homes()
-    known = dict.fromkeys([folder, *homes()])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(f"{each}\n" for each in known), encoding="utf-8")
-    except OSError:
-        return  # only a convenience: without it, the user can set WUKONG_HOME
 
 
 def merged(variables: Mapping[str, str]) -> dict[str, str]:
@@ -292,8 +292,3 @@ def _named_or_above() -> Path | None:
         return Path(named).absolute()
     here = Path.cwd()
     return next((folder / _FOLDER for folder in (here, *here.parents) if (folder / _FOLDER).is_dir()), None)
-
-
-def _known_homes() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "wukong" / "home"

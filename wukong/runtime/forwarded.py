@@ -46,6 +46,7 @@ TO_WORKERS = (
 
 TO_COMPONENTS = (
     *_SERVICES,
+    "WUKONG_S3_ADDRESSING",
     "MLFLOW_PUBLIC_URL",  # components alone show links to people
     "WUKONG_CLUSTER",  # and start RayJobs
     "WUKONG_STORE_CAPACITY",  # the first one refuses what does not fit
@@ -57,8 +58,8 @@ TO_COMPONENTS = (
 )
 """To components on a cluster, which have no run and no attempt yet: keys of the ConfigMap ``wukong-settings``."""
 
-OPTIONAL_TO_COMPONENTS = ("WUKONG_S3_ADDRESSING", "AWS_CA_BUNDLE", "MLFLOW_WORKSPACE")
-"""The same of keys that the ConfigMap may lack: that of an earlier version does, and only a team's has the last."""
+OPTIONAL_TO_COMPONENTS = ("AWS_CA_BUNDLE", "MLFLOW_WORKSPACE")
+"""The same of keys that the ConfigMap may lack: of a store with a CA of its own, and of a team."""
 
 STORE_CA = ("wukong-store-ca", "/etc/wukong/store-ca")
 """The ConfigMap, which need not exist, with the certificates that ``AWS_CA_BUNDLE`` names, and its folder in pods."""

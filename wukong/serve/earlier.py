@@ -34,12 +34,13 @@ class Earlier:
 
     Raises:
         DataError: one is damaged.
+        StorageError: one was altered.
     """
 
     def __init__(self, uris: Sequence[str]) -> None:
         made = [manifest.load(uri).model_copy(update={"uri": uri}) for uri in uris]
-        self.shards: list[Index] = [open_shard(each, each.uri) for each in made]
-        self._tars: list[dict[str, str]] = [storage.read_json(storage.join(uri, PIECES)) for uri in uris]
+        self.shards: list[Index] = [open_shard(each, each.uri, is_compared=True) for each in made]
+        self._tars: list[dict[str, str]] = [storage.read_json(*each.file(PIECES)) for each in made]
         digests = [shard.digests for shard in self.shards]
         self._starts = np.cumsum([0, *map(len, digests)])
         self._digests = pa.chunked_array([chunk for each in digests for chunk in each.chunks], pa.binary(16))

@@ -50,7 +50,7 @@ SHARD_PICTURES = 10_000_000
 
 log = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 6
 _BLOCK = 2_048
 _BLOCKS_AT_ONCE = 16
 """Blocks whose items have one vector each are that many times as long."""
@@ -104,12 +104,10 @@ def build(collection: Collection, model: OwnModel, root: str, run: Run | None = 
         StorageError: the collection cannot be read, or the index cannot be written.
     """
     facts = Listed(model=model.digest, width=model.saved.model.width, token_wise=model.token_wise, keys=(), pieces=())
-    stage = _stage(collection, facts.model, root)
     old = [
         folder
         for folder, (uri, digest) in superseded.made_of(root).items()
-        if uri == collection.uri.rstrip("/")
-        and (digest != collection.digest or (folder != stage.uri and not superseded.lists_shards(folder)))
+        if uri == collection.uri.rstrip("/") and digest != collection.digest
     ]
     return _updated(collection, facts, root, old, run or here(model), model)
 

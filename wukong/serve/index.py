@@ -42,7 +42,7 @@ from wukong.publish import superseded
 from wukong.serve.approximate import Candidates
 from wukong.serve.collection import Place
 from wukong.serve.vectors import Vectors
-from wukong.store import manifest, storage
+from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest, Part
 
 Row = TypeVar("Row")
@@ -220,7 +220,11 @@ class TokenVectors:
 
 def shards(found: Manifest) -> int:
     """Return how many shards a finished index has, each of which ``open_index`` opens."""
-    return len(superseded.listed(found.uri).keys)
+    return len(_keys(found))
+
+
+def _keys(found: Manifest) -> Sequence[str]:
+    return superseded.listed(found.uri, found.parts.sha256(superseded.SHARDS)).keys
 
 
 def open_index(found: Manifest, model: OwnModel, shard: int = 0) -> Index:
@@ -240,7 +244,7 @@ def open_index(found: Manifest, model: OwnModel, shard: int = 0) -> Index:
             f"the index at {found.uri} was made with another model than {model.name}: its vectors cannot be compared "
             "with those of this model. Serve that model, or make an index with this one: `wukong search --encode`"
         )
-    keys = superseded.listed(found.uri).keys
+    keys = _keys(found)
     uri = superseded.shard_uri(found.uri, keys[shard])
     named = f"shard {shard + 1} of {len(keys)} of the index at {found.uri}"
     try:
@@ -250,8 +254,9 @@ def open_index(found: Manifest, model: OwnModel, shard: int = 0) -> Index:
             f"{named} is missing or damaged ({error}). Delete {storage.join(found.uri, 'manifest.json')}: `wukong "
             "search --encode` makes this shard anew and keeps the others"
         ) from error
+    calibration = calibration_of(found)
     try:
-        return open_shard(made.model_copy(update={"uri": uri}), found.uri, calibration_of(found))
+        return open_shard(made.model_copy(update={"uri": uri}), found.uri, calibration)
     except (OSError, ValueError, pa.ArrowException, DataError, StorageError) as error:
         raise DataError(
             f"{named} is damaged: {error}. Delete {uri} and {storage.join(found.uri, 'manifest.json')}: `wukong search "
@@ -261,25 +266,29 @@ def open_index(found: Manifest, model: OwnModel, shard: int = 0) -> Index:
 
 def calibration_of(found: Manifest) -> dict[str, Any]:
     """Read the calibration of an index; empty where there is none."""
-    there = any(part.path == CALIBRATION for part in found.parts)
-    return storage.read_json(storage.join(found.uri, CALIBRATION)) if there else {}
+    return storage.read_json(*found.file(CALIBRATION)) if found.parts.has(CALIBRATION) else {}
 
 
-def open_shard(made: Manifest, uri: str, calibration: dict[str, Any] | None = None) -> Index:
+def open_shard(
+    made: Manifest, uri: str, calibration: dict[str, Any] | None = None, *, is_compared: bool = False
+) -> Index:
     """Open a shard by its own manifest.
 
     Args:
         made: its manifest, with ``uri`` where it lies.
         uri: URI of the index.
         calibration: that of the index.
+        is_compared: whether files on this machine's disks are read as a whole and compared with the manifest, as those
+            in an object store are when they are copied; else their sizes are.
 
     Raises:
         DataError: it is damaged.
+        StorageError: a file cannot be read, or was altered.
     """
     width, token_wise = int(made.config["width"]), bool(made.config["token_wise"])
     effort = made.metrics
     with ExitStack() as stack:
-        local = _Local(made, stack)
+        local = _Local(made, stack, is_compared)
         pictures, captions = table_of(local.file("pictures.arrow")), table_of(local.file("captions.arrow"))
         recall = table_of(local.file(RECALL)) if local.has(RECALL) else None
         candidates = {
@@ -337,10 +346,11 @@ class _Local:
     Args:
         made: the shard's manifest.
         stack: deletes the copies at its end, after which what was opened stays open.
+        is_compared: see ``open_shard``.
     """
 
-    def __init__(self, made: Manifest, stack: ExitStack) -> None:
-        self._made = made
+    def __init__(self, made: Manifest, stack: ExitStack, is_compared: bool) -> None:
+        self._made, self._is_compared = made, is_compared
         self._parts: dict[str, Part] = {part.path: part for part in made.parts}
         self._folder: Path | None = None
         if urlsplit(made.uri).scheme != "file":
@@ -354,7 +364,10 @@ class _Local:
         local = Path(unquote(urlsplit(uri).path))
         file = storage.download(uri, self._folder, path, part.sha256) if self._folder else local
         if not file.exists() or file.stat().st_size != part.bytes:
-            raise DataError(f"{uri} is missing or has another size than when it was written")
+            raise DataError(f"{uri} is missing or has another size than when it was written: {damage.remedy(uri)}")
+        if self._is_compared and not self._folder:
+            with storage.open_input(uri, part.sha256):
+                pass  # its end compares
         return file
 
     def files(self, prefix: str) -> list[Path]:

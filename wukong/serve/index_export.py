@@ -81,7 +81,7 @@ def export(collection: Collection, model: OwnModel, found: Manifest, to: str, fo
         )
     opened = [open_index(found, model, number) for number in range(shards(found))]
     items = pa.concat_tables([_items_of(index, collection) for index in opened])
-    with folders.whole(folder, [RECORD]) as written:
+    with folders.whole(folder, RECORD) as written:
         form.write(opened, items, written)
         record = {
             "format": FORMAT,

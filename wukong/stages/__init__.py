@@ -17,7 +17,7 @@ from wukong.errors import ConfigError
 from wukong.stages import estimate
 from wukong.stages.estimate import Estimate, Work
 
-_FILTER_VERSION = 7
+_FILTER_VERSION = 8
 """Shared with ``look``, which holds the pairs that the filter's rules kept: another rule changes both."""
 
 
@@ -95,10 +95,7 @@ def _of_filter(experiment: Experiment) -> dict[str, Any]:
 
 
 def _of_validate(experiment: Experiment) -> dict[str, Any]:
-    shown = experiment.model_dump(mode="json", include={"name", "about", "sources"})
-    # The seed stood beside the filter's settings when it was that of training too; so keys stay what they were.
-    shown |= {"seed": experiment.filter.seed, "filter": rules.dumped(experiment.filter, ["seed"])}
-    return shown | {"validation": experiment.validation.model_dump(mode="json")}
+    return experiment.model_dump(mode="json", include={"name", "about", "sources", "filter", "validation"})
 
 
 def _of_evaluate(experiment: Experiment) -> dict[str, Any]:
@@ -115,14 +112,8 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads"}
     training = settings.model_dump(mode="json", exclude=unimportant)
     del training["from_model"]  # a model that is taken has a key of its own (wukong.stages.start)
-    for key, default in (("max_lost_shards", 0), ("text_head_rate", 1.0), ("captions_per_picture", "first")):
-        if training[key] == default:
-            del training[key]  # keys without it are from before it was
     if settings.validation.decides:
-        validation = settings.validation.model_dump(mode="json")
-        if not settings.validation.split:
-            del validation["split"]  # likewise
-        training["validation"] = validation | {
+        training["validation"] = settings.validation.model_dump(mode="json") | {
             "captions": experiment.evaluate.captions,
             "classification": [task.model_dump(mode="json") for task in experiment.evaluate.classification],
         }
@@ -134,7 +125,7 @@ TABLE = (
         name="crawl",
         title="Crawl",
         hands_on="the downloaded pairs",
-        version=5,
+        version=6,
         sections=("crawl", "release"),  # a release mostly uses the crawl's own opt-out list
         estimate=estimate.of_crawl,
         takedown="rewrite",
@@ -154,7 +145,7 @@ TABLE = (
         title="Hash test sets",
         hands_on="hashes and vectors of the pictures of a published set",
         runs_as="inside",
-        version=1,
+        version=2,
     ),
     Entry(
         name="filter",
@@ -179,7 +170,7 @@ TABLE = (
         parents=("filter",),
         shows=("crawl",),  # blurred, on the card: what the filter has dropped
         key_parents=("filter",),
-        version=5,
+        version=6,
         from_experiment=_of_validate,
         sections=("validation",),
         estimate=estimate.of_validate,
@@ -192,7 +183,7 @@ TABLE = (
         runs_as="component",
         parents=("validate",),
         key_parents=("filter", "validate"),
-        version=3,
+        version=4,
         sections=("release",),
         in_whole_run=False,
         takedown="rewrite",
@@ -204,7 +195,7 @@ TABLE = (
         runs_as="inside",
         parents=("filter",),
         key_parents=("filter",),
-        version=3,
+        version=4,
         takedown="delete",
     ),
     Entry(
@@ -215,7 +206,7 @@ TABLE = (
         makes=("features",),
         continues=("finetune",),
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
-        version=4,
+        version=5,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
         sections=("model", "pretrain"),
         trains=True,
@@ -229,7 +220,7 @@ TABLE = (
         parents=("filter", "pretrain"),
         makes=("features",),
         key_parents=("filter", "pretrain"),
-        version=4,
+        version=5,
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
         sections=("model",),
         trains=True,
@@ -244,7 +235,7 @@ TABLE = (
         makes=("features",),
         records=("champion",),
         key_parents=("filter", "pretrain", "finetune"),
-        version=7,
+        version=8,
         from_experiment=_of_evaluate,
         sections=("model", "evaluate"),  # it computes features of the hold-outs
         runs_model=lambda _: True,

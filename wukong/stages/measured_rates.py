@@ -1,4 +1,4 @@
-"""Rates of the stages, which ``make bench-scale`` measures and the plan of a run is computed from.
+"""Rates of the stages, which ``make bench NAME=scale`` measures and the plan of a run is computed from.
 
 Those in the home of the embedded stack (``rates.json``) are used where they are there, otherwise those that are
 packaged (``measured_rates.json``). Both say on which machine they were measured, and up to which number of items.
@@ -85,7 +85,9 @@ class Rates(_Strict):
             ConfigError: there is none.
         """
         if stage not in self.stages:
-            raise ConfigError(f"the rates of {self.machine} have no stage {stage!r}: `make bench-scale` measures them")
+            raise ConfigError(
+                f"the rates of {self.machine} have no stage {stage!r}: `make bench NAME=scale` measures them"
+            )
         return self.stages[stage]
 
 
@@ -106,5 +108,5 @@ def load(file: Path | None = None) -> Rates:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise ConfigError(
-            f"{file}: these rates cannot be read ({why}): `make bench-scale` writes them, or delete the file"
+            f"{file}: these rates cannot be read ({why}): `make bench NAME=scale` writes them, or delete the file"
         ) from error

@@ -36,6 +36,9 @@ _MOST_BYTES = 2 << 30
 _MOST_FILES = 2_000
 """More than this of a crawl's lists is not read only to see whether the crawl has finished: its job reads them."""
 
+_AS_MEASURED = {"dtype": "float16", "precision": "float32"}
+"""How the features of hold-outs are computed and stored; evaluations read no others."""
+
 RESERVED = "00000-start.json"
 """Name of the claim of who has reserved an output, and writes nothing of it."""
 
@@ -257,13 +260,11 @@ def features(
         model: the training stage whose image tower is used; None for the tower that the experiment names.
         pairs: ``train`` for the training pairs, ``holdouts`` for every hold-out.
     """
-    views = max(experiment.pretrain.views, experiment.finetune.views) if pairs == "train" else 0
-    config = {**_of_tower(experiment.model), "views": views, "pairs": pairs}
-    # Hold-outs are measured in float32 and not rounded further. Keys without these entries are from before they were.
-    if pairs == "train" and experiment.features.dtype != "float16":
-        config["dtype"] = experiment.features.dtype
-    if pairs == "train" and experiment.pretrain.precision != "float32":
-        config["precision"] = experiment.pretrain.precision
+    how: Mapping[str, Any] = {"views": 0, **_AS_MEASURED}
+    if pairs == "train":
+        views = max(experiment.pretrain.views, experiment.finetune.views)
+        how = {"views": views, "dtype": experiment.features.dtype, "precision": experiment.pretrain.precision}
+    config = {**_of_tower(experiment.model), "pairs": pairs, **how}
     trained = trained_tower(model)
     if model is not None and trained is None:
         _refuse_another_tower(experiment, model)
@@ -282,7 +283,7 @@ def stored_features(uri: str, digest: str, model: Model) -> list[Manifest]:
         digest: digest of its manifest.
         model: the model's settings.
     """
-    root, asked = uri.rsplit("/", 2)[0], _of_tower(model)
+    root, asked = uri.rsplit("/", 2)[0], {**_of_tower(model), **_AS_MEASURED}
     version = stages.of("features").version
     found = []
     for key in storage.list_names(storage.join(root, "features")):
@@ -290,8 +291,8 @@ def stored_features(uri: str, digest: str, model: Model) -> list[Manifest]:
         if not storage.exists(storage.join(place, "manifest.json")):
             continue
         made = manifest.load(place)
-        is_same = asked.items() <= made.config.items() and not {"dtype", "precision"} & made.config.keys()
-        # The key tells those of an earlier version, which computed them otherwise.
+        is_same = asked.items() <= made.config.items()
+        # The key tells those of another version of the stage, which computed them otherwise.
         is_current = Stage(root, "features", made.config, made.parents, version).key == key
         if is_same and is_current and digest in [parent.digest for parent in made.parents]:
             found.append(made.model_copy(update={"uri": place}))
@@ -336,14 +337,8 @@ def decided(name: str, experiment: Experiment, filtered: Manifest, start: Manife
 
 
 def trained_tower(model: Manifest | None) -> Manifest | None:
-    """The last stage that trained a model's image tower; None if every stage kept it locked.
-
-    A model of an earlier version may not say what the address of its tower held. Then it is the model itself.
-    """
-    image = model.config["model"]["image"] if model is not None and "model" in model.config else {}
-    if "://" in image.get("weights", "") and "weights_sha256" not in image:
-        return model
-    while model is not None and model.config["training"].get("lock", "all") == "all":
+    """The last stage that trained a model's image tower; None if every stage kept it locked."""
+    while model is not None and model.config["training"]["lock"] == "all":
         start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
         model = manifest.load(start.uri) if start else None
     return model

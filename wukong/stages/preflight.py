@@ -13,6 +13,7 @@ import socket
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -185,8 +186,7 @@ def check_lists(experiment: Experiment) -> None:
         named = [f"filter.{key}: {uri}" for key, uri in rules.uris(experiment.filter, [rule]).items()]
         for read in (rule.load, rule.verify) if named else ():
             try:
-                if read is not None:
-                    read(experiment.filter)
+                read(experiment.filter)
             except ConfigError as error:
                 problems.append(f"{', '.join(named)}: {error}")
     refuse(problems)
@@ -206,7 +206,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         **({"crawl.endpoint": source.check} if isinstance(source, Listed) else {}),
         "crawl.politeness.opt_out": _of_file,
         "crawl.previous": lambda uri: _of_stage(uri, "crawl"),
-        **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
+        **{f"filter.{key}": partial(rule.problem, key) for rule in rules.REGISTRY for key in rule.uris},
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
         "evaluate.sets": lambda uri: _of_sets(uri, experiment.published_sets),

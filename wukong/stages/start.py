@@ -137,7 +137,7 @@ def _folder(uri: str) -> str:
 def _settings(folder: str) -> Model:
     try:
         described: Any = storage.read_json(storage.join(folder, "config.json"))
-        return Model.model_validate({"match_text_cls": False, **described["model"]})
+        return Model.model_validate(described["model"])
     except (KeyError, TypeError, ValidationError, WukongError) as error:
         raise ConfigError(
             f"{_KEY}: {folder} is no model of this project ({error}); name the folder `model` of a training, which "
@@ -162,7 +162,5 @@ def _made_by(folder: str) -> Manifest | None:
 
 def _sha256(folder: str, name: str, made_by: Manifest | None) -> str:
     """Return the SHA-256 of a model's file, which a manifest knows without a look at it."""
-    for part in made_by.parts if made_by else ():
-        if part.path == f"model/{name}":
-            return part.sha256
-    return contents.sha256(storage.join(folder, name))
+    known = made_by.parts.sha256(f"model/{name}") if made_by else ""
+    return known or contents.sha256(storage.join(folder, name))

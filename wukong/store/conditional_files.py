@@ -8,13 +8,15 @@ import hashlib
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from wukong.store import patient_store
+from wukong.store.conditional_store import ChangedError
+from wukong.store.whole_file import whole_file
 
 _LOCK_SECONDS = 60.0
 
@@ -37,8 +39,8 @@ def read(path: Path) -> tuple[bytes, str] | None:
     return data, hashlib.sha256(data).hexdigest()
 
 
-def write(target: Path, data: bytes | IO[bytes], expected: str | None) -> bool:
-    """Write a whole file atomically, and return whether it was as it was seen; if not, it stays.
+def write(target: Path, data: bytes | IO[bytes], expected: str | None) -> None:
+    """Write a whole file atomically, if it is as it was seen; if not, it stays.
 
     Args:
         target: the file; its folder is created.
@@ -46,38 +48,29 @@ def write(target: Path, data: bytes | IO[bytes], expected: str | None) -> bool:
         expected: from ``version``; None to write a file that was not there.
 
     Raises:
+        ChangedError: it is not as it was seen.
         OSError: it cannot be written.
     """
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(target, place=_linked if expected is None else partial(_replaced, expected)) as stream:
+        if isinstance(data, bytes):
+            stream.write(data)
+        else:
+            data.seek(0)
+            shutil.copyfileobj(data, stream, patient_store.COPY_BYTES)
+
+
+def _linked(written: Path, target: Path) -> None:
     try:
-        with partial.open("wb") as stream:
-            if isinstance(data, bytes):
-                stream.write(data)
-            else:
-                data.seek(0)
-                shutil.copyfileobj(data, stream, patient_store.COPY_BYTES)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return _linked(partial, target) if expected is None else _replaced(partial, target, expected)
-    finally:
-        partial.unlink(missing_ok=True)
+        os.link(written, target)
+    except FileExistsError as error:
+        raise ChangedError(f"{target} was written by somebody else") from error
 
 
-def _linked(partial: Path, target: Path) -> bool:
-    try:
-        os.link(partial, target)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _replaced(partial: Path, target: Path, expected: str) -> bool:
+def _replaced(expected: str, written: Path, target: Path) -> None:
     with _locked(target.parent):
         if version(target) != expected:
-            return False
-        partial.replace(target)
-    return True
+            raise ChangedError(f"{target} was written by somebody else")
+        written.replace(target)
 
 
 @contextmanager

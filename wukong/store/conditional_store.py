@@ -15,7 +15,8 @@ from wukong.errors import StorageError
 from wukong.runtime.language import message
 from wukong.store import refusal, s3_requests
 from wukong.store.address import Address
-from wukong.store.s3_requests import answered, client, has_code
+from wukong.store.patient_store import STORE, has_code
+from wukong.store.s3_requests import client
 
 _CHANGED = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
 _UNKNOWN = ("501", "NotImplemented", "400", "InvalidArgument", "InvalidRequest")
@@ -112,16 +113,8 @@ def _put(address: Address, path: str, data: bytes | IO[bytes], **condition: str)
             data.seek(0)
         store.put_object(Bucket=bucket, Key=key, Body=data, **condition)
 
-    def look() -> None:
-        """Ask for the object, not for the bucket, which a key for a part of it may not. A refusal is an answer too."""
-        try:
-            store.head_object(Bucket=bucket, Key=key)
-        except ClientError as error:
-            if not has_code(error, *_NOTHING, "403"):
-                raise
-
-    try:
-        answered(put, look)
+    try:  # it looks at the object, not at the bucket, which a key for a part of it may not
+        STORE.until_answered(put, reads=lambda: store.head_object(Bucket=bucket, Key=key))
     except (BotoCoreError, ClientError) as error:
         if has_code(error, *_NOTHING) and not has_code(error, "NoSuchBucket"):  # what was seen has been deleted
             raise ChangedError(f"s3://{path} was deleted by somebody else") from error
@@ -137,7 +130,7 @@ def _unless_nothing(address: Address, path: str, ask: Callable[[], _Answer]) -> 
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        return answered(ask)
+        return STORE.until_answered(ask)
     except (BotoCoreError, ClientError) as error:
         if _is_nothing(address, path, error):
             return None

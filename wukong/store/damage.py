@@ -1,11 +1,12 @@
-"""Damaged files of a stage's output: how a reader notices one, and what a person does about it."""
+"""Files that are damaged, or of another version: how a reader notices one, and what a person does about it."""
 
 import hashlib
 import io
 import re
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from wukong.errors import StorageError
+from wukong.errors import DataError, StorageError
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _OUTPUT = re.compile(r"(.+/[^/]+/[0-9a-f]{16})/.+")
 _MANIFESTS = ("manifest.json", "failed.json")
+"""A crawl may have either, or both."""
 _READ_BYTES = 1 << 20
 
 
@@ -33,9 +35,32 @@ def remedy(uri: str) -> str:
         return message("put a whole copy of it there")
     if uri.removeprefix(f"{output}/") in _MANIFESTS:
         return message("delete it and run its stage again: what is whole is used")
+    if output.split("/")[-2] == "crawl":
+        return message(
+            f"delete it, and {output}/manifest.json and {output}/failed.json if they are there, and run its stage "
+            "again: what is whole is used"
+        )
     return message(
         f"delete it, and {output}/manifest.json if that is there, and run its stage again: what is whole is used"
     )
+
+
+def refuse_other_format(value: Mapping[str, Any], number: int, name: str) -> None:
+    """Refuse what another version of Wukong stored.
+
+    Args:
+        value: the JSON value that was read.
+        number: the ``format`` that this version reads.
+        name: what messages call it, for instance its URI.
+
+    Raises:
+        DataError: it has another ``format``, or none.
+    """
+    if value.get("format") != number:
+        raise DataError(
+            f"{name} was written by another version of Wukong, which this one does not read: use another storage, or "
+            "delete it and run again"
+        )
 
 
 def compare(uri: str, data: "bytes | pa.Buffer", sha256: str) -> None:

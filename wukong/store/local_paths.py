@@ -1,6 +1,8 @@
-"""Where the file of an object lies on this machine: never outside of the folder that it is copied to."""
+"""Local paths: where the file of an object lies here, never outside of its folder, and what is no file at all."""
 
+import errno
 import re
+import stat
 from pathlib import Path
 
 from wukong.errors import DataError
@@ -22,3 +24,17 @@ def local_path(folder: Path, name: str, origin: str) -> Path:
     if "\0" in name or ".." in re.split(r"[/\\]", name) or not path.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"{origin} leads out of {folder}, where it would be written: give it another name there")
     return path
+
+
+def refuse_pipe(path: str) -> None:
+    """Check that a local path is no pipe, socket or device, whose reader would wait for ever or read without end.
+
+    Raises:
+        OSError: it is.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return  # opening it says why
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")

@@ -36,7 +36,7 @@ from wukong.store import damage, fence, lease, storage, takedowns
 from wukong.store.parts import SCHEMA, Parts
 from wukong.store.parts import Part as Part  # noqa: PLC0414 (readers take it from here)
 
-SCHEMA_VERSION = 1
+FORMAT = 1
 
 MOST_IN_JSON = 10_000
 """Parts that stand in ``manifest.json`` itself."""
@@ -98,7 +98,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: int = SCHEMA_VERSION
+    format: int = FORMAT
     stage: str
     uri: str
     config: dict[str, Any]
@@ -127,6 +127,10 @@ class Manifest(BaseModel):
         sha.update(parts[-1:].encode() + after.encode())
         return sha.hexdigest()
 
+    def file(self, path: str) -> tuple[str, str]:
+        """URI and SHA-256 of a part, as its readers take them; the digest of one that is not listed is empty."""
+        return storage.join(self.uri, path), self.parts.sha256(path)
+
     def part_uris(self, prefix: str = "", suffix: str = "") -> list[str]:
         """URIs of the parts whose path starts with ``prefix`` and ends with ``suffix``, in the manifest's order."""
         return [storage.join(self.uri, path) for path in self.parts.below(prefix, suffix).paths]
@@ -136,7 +140,7 @@ def load(uri: str) -> Manifest:
     """Read a manifest from its own URI or from its stage's prefix.
 
     Raises:
-        DataError: there is none, or it is not a manifest of a known schema version.
+        DataError: there is none, it is no manifest, or another version of Wukong wrote it.
         StorageError: the table of its parts is missing, or was altered.
     """
     target = uri if uri.endswith(".json") else storage.join(uri, _NAME)
@@ -145,11 +149,8 @@ def load(uri: str) -> Manifest:
             f"no manifest at {target}: the stage has not finished; run it again, it continues where it stopped"
         )
     value = storage.read_json(target)
-    if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
-        version = value.get("schema_version")
-        raise DataError(
-            f"{target} has schema version {version!r}, this code reads {SCHEMA_VERSION}: {damage.remedy(target)}"
-        )
+    if isinstance(value, dict):
+        damage.refuse_other_format(value, FORMAT, target)
     try:
         if isinstance(value, dict) and _TABLE in value:
             table = PartsTable.model_validate(value[_TABLE])
@@ -308,7 +309,7 @@ class Stage:
         self.name = name
         self.config = dict(config)
         self.parents = tuple(Parent(stage=p.stage, uri=p.uri, digest=p.digest) for p in parents)
-        identity = [SCHEMA_VERSION, name, version, self.config, [parent.digest for parent in self.parents]]
+        identity = [FORMAT, name, version, self.config, [parent.digest for parent in self.parents]]
         self.key = digest_of(identity)[:16]
         self.uri = storage.join(root, name, self.key)
         self._started = time.time()

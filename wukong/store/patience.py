@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from wukong.errors import ConfigError, StorageError
@@ -66,26 +67,90 @@ def set_default(chosen: float) -> None:
     _default = chosen
 
 
-class Outage:
-    """What this process's log says about an outage: one line at its start, one every 30 s, one at its end.
+@dataclass(eq=False)
+class Service:
+    """A service that is waited for. The log has one line at the start of an outage, one every 30 s, one at its end.
 
     Attributes:
         name: name of the service.
+        is_away: whether an error means that the service is away, or full. Any other error is an answer.
         hint: what to do if it stays away, for the error's message.
         room: what to do if it is full.
+        may_be_full: whether such an error of a write means that a service that answers reads is full; gets the error,
+            and whether the request has failed for long.
+        probe: is called before each request. It fails after seconds, a request to a service that hangs after minutes.
     """
 
-    def __init__(self, name: str, hint: str = "", room: str = "") -> None:
-        self.name = name
-        self.hint = hint
-        self.room = room
-        self._lock = threading.Lock()
-        self._began: float | None = None
-        self._failed = 0.0
-        self._said = 0.0
-        self._full = False
+    name: str
+    is_away: Callable[[BaseException], bool]
+    hint: str = ""
+    room: str = ""
+    may_be_full: Callable[[BaseException, bool], bool] = lambda _error, _lasts: False
+    probe: Callable[[], object] = lambda: None
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _began: float | None = field(default=None, init=False)
+    _failed: float = field(default=0.0, init=False)
+    _said: float = field(default=0.0, init=False)
+    _full: bool = field(default=False, init=False)
 
-    def goes_on(self, error: BaseException, allowed: float, full: bool = False) -> None:
+    def until_answered(
+        self, request: Callable[[], _Answer], *, reads: Callable[[], object] | None = None, deletes: bool = False
+    ) -> _Answer:
+        """Make a request; if the service is away, repeat it, in pauses of at most 5 s, until the service answers.
+
+        Args:
+            request: the whole of what is repeated.
+            reads: a request that only reads, beside one that writes: it tells a full service from one that is away.
+            deletes: whether it deletes one thing. A repetition that finds nothing then has succeeded: the service
+                deleted the thing, and only its answer was lost.
+
+        Raises:
+            FullError: the service was full for longer than the patience.
+            AwayError: the service was away for longer than the patience.
+        """
+        began, pause = None, _FIRST_PAUSE
+        while True:
+            try:
+                self.probe()
+                answer = request()
+            except Exception as error:
+                if not self.is_away(error):
+                    if began is not None:
+                        self._ends()
+                        if deletes and isinstance(error, FileNotFoundError):
+                            return None  # type: ignore[return-value]  # a request that deletes answers nothing
+                    raise
+                now, allowed = time.monotonic(), seconds()
+                began = now if began is None else began
+                waited, left = now - began, began + allowed - now
+                lasts = left <= 0 or waited >= _LASTING
+                full = reads is not None and self.may_be_full(error, lasts) and self._answers(reads)
+                if left <= 0 and full:
+                    raise FullError(
+                        f"{self.name} is full, it seems: it answers, and has taken no data for {waited:.0f} s "
+                        f"({VARIABLE}={allowed:g}): {error}{self.room}"
+                    ) from error
+                if left <= 0:
+                    raise AwayError(
+                        f"{self.name} is away: {error}; so it was for {waited:.0f} s ({VARIABLE}={allowed:g})"
+                        f"{self.hint}"
+                    ) from error
+                self._goes_on(error, allowed, full)
+                time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                if began is not None:
+                    self._ends()
+                return answer
+
+    def _answers(self, request: Callable[[], object]) -> bool:
+        try:
+            request()
+        except Exception as error:  # noqa: BLE001 - a refusal is an answer too
+            return not self.is_away(error)
+        return True
+
+    def _goes_on(self, error: BaseException, allowed: float, full: bool) -> None:
         """A request has failed, which is repeated for so many seconds; ``full`` if the service has no room for it."""
         with self._lock:
             now = time.monotonic()
@@ -106,62 +171,10 @@ class Outage:
             else:
                 log.warning("%s has been away for %.0f s: %s", self.name, lasted, error)
 
-    def ends(self) -> None:
+    def _ends(self) -> None:
         """The service has answered."""
         with self._lock:
             if self._began is not None:
                 done = "takes data again" if self._full else "is back"
                 log.warning("%s %s after %.1f s", self.name, done, time.monotonic() - self._began)
             self._began = None
-
-
-def until_answered(
-    request: Callable[[], _Answer],
-    is_away: Callable[[BaseException], bool],
-    outage: Outage,
-    is_full: Callable[[BaseException, bool], bool] = lambda _error, _lasts: False,
-) -> _Answer:
-    """Make a request; if the service is away, repeat it, in pauses of at most 5 s, until the service answers.
-
-    Args:
-        request: the whole of what is repeated.
-        is_away: whether an error means that the service is away, or full. Any other error is the answer, and is raised.
-        outage: outage of the service.
-        is_full: whether such an error of a write means that the service is full; gets the error, and whether the
-            request has failed for long.
-
-    Raises:
-        FullError: the service was full for longer than the patience.
-        AwayError: the service was away for longer than the patience.
-    """
-    began, pause = None, _FIRST_PAUSE
-    while True:
-        try:
-            answer = request()
-        except Exception as error:
-            if not is_away(error):
-                if began is not None:
-                    outage.ends()
-                raise
-            now, allowed = time.monotonic(), seconds()
-            began = now if began is None else began
-            left = began + allowed - now
-            full = is_full(error, left <= 0 or now - began >= _LASTING)
-            if left <= 0:
-                waited = now - began
-                if full:
-                    raise FullError(
-                        f"{outage.name} is full, it seems: it answers, and has taken no data for {waited:.0f} s "
-                        f"({VARIABLE}={allowed:g}): {error}{outage.room}"
-                    ) from error
-                raise AwayError(
-                    f"{outage.name} is away: {error}; so it was for {waited:.0f} s ({VARIABLE}={allowed:g})"
-                    f"{outage.hint}"
-                ) from error
-            outage.goes_on(error, allowed, full)
-            time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        else:
-            if began is not None:
-                outage.ends()
-            return answer

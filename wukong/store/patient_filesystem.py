@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from wukong.store import refusal, s3_requests
 from wukong.store.address import Address
-from wukong.store.patient_store import COPY_BYTES, until_answered
+from wukong.store.patient_store import COPY_BYTES, STORE
 
 _SPOOL_BYTES = 8 << 20  # what is written stays in memory up to this size
 _CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
@@ -79,18 +79,18 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
         try:
-            return until_answered(lambda: self._store.get_file_info(paths))
+            return STORE.until_answered(lambda: self._store.get_file_info(paths))
         except OSError as error:
             if self._address is None or not refusal.is_denial(error):
                 raise
             return [_listed(self._address, path, error) for path in paths]
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        return until_answered(lambda: self._store.get_file_info(selector))
+        return STORE.until_answered(lambda: self._store.get_file_info(selector))
 
     def create_dir(self, path: str, recursive: bool) -> None:
         try:
-            until_answered(lambda: self._store.create_dir(path, recursive=recursive))
+            STORE.until_answered(lambda: self._store.create_dir(path, recursive=recursive))
         except OSError as error:
             # A key that may make neither the bucket nor a folder is one for what lies below, which needs none.
             if not refusal.is_denial(error):
@@ -98,21 +98,21 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
 
     def delete_dir(self, path: str) -> None:
         try:
-            until_answered(lambda: self._store.delete_dir(path), deletes=True)
+            STORE.until_answered(lambda: self._store.delete_dir(path), deletes=True)
         except OSError as error:
             if self._address is None or not refusal.is_denial(error):
                 raise
             _delete_listed(self._address, path, error)
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
-        until_answered(lambda: self._store.delete_dir_contents(path, missing_dir_ok=missing_dir_ok), deletes=True)
+        STORE.until_answered(lambda: self._store.delete_dir_contents(path, missing_dir_ok=missing_dir_ok), deletes=True)
 
     def delete_root_dir_contents(self) -> None:
-        until_answered(lambda: self._store.delete_dir_contents("", accept_root_dir=True))
+        STORE.until_answered(lambda: self._store.delete_dir_contents("", accept_root_dir=True))
 
     def delete_file(self, path: str) -> None:
         try:
-            until_answered(lambda: self._store.delete_file(path), deletes=True)
+            STORE.until_answered(lambda: self._store.delete_file(path), deletes=True)
         except OSError as error:
             # When it has deleted the file, pyarrow writes an empty object in the place of its folder. A key that may
             # not do that has deleted all the same.
@@ -124,13 +124,14 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         self.delete_file(source)
 
     def copy_file(self, source: str, target: str) -> None:
-        until_answered(lambda: self._store.copy_file(source, target), reads=lambda: self._store.get_file_info(source))
+        reads = partial(self._store.get_file_info, source)
+        STORE.until_answered(lambda: self._store.copy_file(source, target), reads=reads)
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(_Reader(until_answered(lambda: self._store.open_input_file(path)), path), mode="r")
+        return pa.PythonFile(_Reader(STORE.until_answered(lambda: self._store.open_input_file(path)), path), mode="r")
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         return pa.PythonFile(_Writer(partial(put, self._store, path, metadata=metadata)), mode="w")
@@ -193,7 +194,7 @@ class _Reader:
     def read_buffer(self, size: int | None = None) -> pa.Buffer:
         left = max(self._size - self._at, 0)
         wanted = left if size is None or size < 0 else min(size, left)
-        data = until_answered(lambda: self._read_here(wanted))
+        data = STORE.until_answered(lambda: self._read_here(wanted))
         self._at += wanted
         return data
 
@@ -260,4 +261,4 @@ def put(store: pafs.FileSystem, path: str, content: IO[bytes], metadata: Any = N
             while piece := content.read(COPY_BYTES):
                 target.write(piece)
 
-    until_answered(send, reads=lambda: store.get_file_info(path))
+    STORE.until_answered(send, reads=lambda: store.get_file_info(path))

@@ -9,8 +9,7 @@ other sign. It is waited for too, because it may be about to reclaim what was de
 """
 
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+import sys
 
 from wukong.runtime.language import message
 from wukong.store import patience
@@ -23,71 +22,50 @@ _AWAY = re.compile(
     r"|AWS Error [^:]*\(HTTP status (408|429|50[02-9]|5[1-9]\d)\)"
 )
 _REFUSED = re.compile(r"AWS Error INTERNAL_FAILURE\b|\(HTTP status 500\)")
+_BUSY = ("429", "500", "502", "503", "504", "507", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
+# What stores say when they are full: most by HTTP's status or a name, SeaweedFS's filer in words.
+_NO_ROOM = re.compile(
+    r"\(HTTP status 507\)|StorageFull|InsufficientStorage|QuotaExceeded|no (writable|free) volumes|no space left", re.I
+)
 # Of curl's codes: unknown protocol, malformed URL, wrong or unreadable TLS certificates. To wait does not mend them.
 _NEVER_AWAY = re.compile(r"curlCode: (1|3|51|53|54|58|59|60|66|77|80|82|83|90|91),")
 
-_Answer = TypeVar("_Answer")
 
-OUTAGE = patience.Outage(
+def has_code(error: BaseException, *codes: str) -> bool:
+    """Return whether an error of boto3's is an answer of the store with one of these statuses or names."""
+    answer = getattr(error, "response", None)
+    if not isinstance(answer, dict):
+        return False
+    status = str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    return str(answer.get("Error", {}).get("Code", "")) in codes or status in codes
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an error means that the store cannot be reached or asks for a pause."""
+    if isinstance(error, patience.AwayError | FileNotFoundError):
+        return False
+    if boto := sys.modules.get("botocore.exceptions"):  # what is not imported has raised nothing
+        if isinstance(error, boto.SSLError):  # a certificate that is not trusted; to wait does not mend it
+            return False
+        if isinstance(error, boto.HTTPClientError | boto.ConnectionError) or has_code(error, *_BUSY):
+            return True
+    text = str(error) if isinstance(error, OSError) else ""
+    return bool(_AWAY.search(text)) and not _NEVER_AWAY.search(text)
+
+
+def _may_be_full(error: BaseException, lasts: bool) -> bool:
+    if has_code(error, "507") or _NO_ROOM.search(str(error)):
+        return True
+    return lasts and (has_code(error, "500", "InternalError") or bool(_REFUSED.search(str(error))))
+
+
+STORE = patience.Service(
     message("the object store"),
+    is_away,
     room=". "
     + message(
         "Delete outputs that are not needed, or give it more room. What was deleted takes room until the store "
         "reclaims it, which it does by itself"
     ),
+    may_be_full=_may_be_full,
 )
-NO_ROOM = re.compile(
-    r"\b507\b|StorageFull|InsufficientStorage|QuotaExceeded|no (writable|free) volumes|no space left", re.I
-)
-"""What stores say when they are full: most by HTTP's status or a name, SeaweedFS's filer in words."""
-
-
-def is_away(error: BaseException) -> bool:
-    """Return whether an error means that the store cannot be reached or asks for a pause."""
-    if isinstance(error, patience.AwayError | FileNotFoundError) or not isinstance(error, OSError):
-        return False
-    text = str(error)
-    return bool(_AWAY.search(text)) and not _NEVER_AWAY.search(text)
-
-
-def until_answered(
-    request: Callable[[], _Answer], *, deletes: bool = False, reads: Callable[[], Any] | None = None
-) -> _Answer:
-    """Make a request; if the store is away or full, repeat it until the store answers.
-
-    Args:
-        request: the whole of what is repeated.
-        deletes: whether it deletes one thing. A repetition that finds nothing then has succeeded: the store deleted
-            the thing, and only its answer was lost.
-        reads: a request that only reads, beside one that writes: it tells a full store from one that is away.
-
-    Raises:
-        FullError: the store was full for longer than the patience.
-        AwayError: the store was away for longer than the patience.
-    """
-    failed = False
-
-    def ask() -> _Answer:
-        nonlocal failed
-        try:
-            return request()
-        except FileNotFoundError:
-            if deletes and failed:
-                return None  # type: ignore[return-value]  # a request that deletes answers nothing
-            raise
-        except OSError:
-            failed = True
-            raise
-
-    def is_full(error: BaseException, lasts: bool) -> bool:
-        if reads is None or NO_ROOM.search(str(error)):
-            return reads is not None
-        if not (lasts and _REFUSED.search(str(error))):
-            return False
-        try:
-            reads()
-        except OSError:
-            return False
-        return True
-
-    return patience.until_answered(ask, is_away, OUTAGE, is_full)

@@ -1,19 +1,15 @@
 """Requests to an S3 store that pyarrow's client does not make, by boto3's. They wait for a store that is away."""
 
-from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from wukong.store import patience, patient_store
 from wukong.store.address import Address
+from wukong.store.patient_store import STORE, has_code
 
-_AWAY = ("429", "500", "502", "503", "504", "507", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
 _MISPLACED = ("IllegalLocationConstraintException", "InvalidLocationConstraint", "AuthorizationHeaderMalformed")
 _HOME = "us-east-1"
 """AWS's first region, whose name no request for a bucket may give."""
-
-_Answer = TypeVar("_Answer")
 
 
 class Found(NamedTuple):
@@ -47,47 +43,6 @@ def client(address: Address) -> Any:
     )
 
 
-def answered(request: Callable[[], _Answer], reads: Callable[[], Any] | None = None) -> _Answer:
-    """Return the answer to a request of boto3's; one that writes comes with one that ``reads``.
-
-    Raises:
-        ClientError: the store refuses it.
-        BotoCoreError: it cannot be made.
-        AwayError: the store was away, or full, for longer than the patience.
-    """
-    from botocore import exceptions
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    def is_away(error: BaseException) -> bool:
-        if isinstance(error, exceptions.SSLError):  # a certificate that is not trusted; to wait does not mend it
-            return False
-        return isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError) or has_code(error, *_AWAY)
-
-    def is_full(error: BaseException, lasts: bool) -> bool:
-        if reads is None or not isinstance(error, ClientError):
-            return False
-        if has_code(error, "507") or patient_store.NO_ROOM.search(str(error)):
-            return True
-        if not (lasts and has_code(error, "500", "InternalError")):
-            return False
-        try:
-            reads()
-        except (BotoCoreError, ClientError):
-            return False
-        return True
-
-    return patience.until_answered(request, is_away, patient_store.OUTAGE, is_full)
-
-
-def has_code(error: BaseException, *codes: str) -> bool:
-    """Return whether an error is an answer of the store with one of these statuses or names."""
-    answer = getattr(error, "response", None)
-    if not isinstance(answer, dict):
-        return False
-    status = str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-    return str(answer.get("Error", {}).get("Code", "")) in codes or status in codes
-
-
 def make_bucket(address: Address, name: str) -> bool:
     """Make a bucket, unless there is one of that name that the key may list; return whether one was made.
 
@@ -101,7 +56,7 @@ def make_bucket(address: Address, name: str) -> bool:
 
     store = client(address)
     try:
-        answered(lambda: store.head_bucket(Bucket=name))
+        STORE.until_answered(lambda: store.head_bucket(Bucket=name))
     except ClientError:
         pass  # whether it is another's, the store says when it is to be made
     else:
@@ -110,7 +65,7 @@ def make_bucket(address: Address, name: str) -> bool:
     asked: list[dict[str, Any]] = [{}] if address.region == _HOME else [{}, place] if address.endpoint else [place]
     for options in asked:
         try:
-            answered(partial(store.create_bucket, Bucket=name, **options))
+            STORE.until_answered(partial(store.create_bucket, Bucket=name, **options))
         except ClientError as error:
             if has_code(error, "BucketAlreadyOwnedByYou"):
                 return False
@@ -137,7 +92,7 @@ def look_up(address: Address, path: str) -> Found | None:
     bucket, _, key = path.partition("/")
 
     def first(prefix: str) -> list[dict[str, Any]]:
-        answer = answered(lambda: client(address).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
+        answer = STORE.until_answered(lambda: client(address).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1))
         return list(answer.get("Contents", []))
 
     for entry in first(key):
@@ -161,11 +116,11 @@ def delete_below(address: Address, path: str) -> None:
     bucket, _, key = path.partition("/")
     store = client(address)
     while True:
-        listed = answered(partial(store.list_objects_v2, Bucket=bucket, Prefix=f"{key}/"))
+        listed = STORE.until_answered(partial(store.list_objects_v2, Bucket=bucket, Prefix=f"{key}/"))
         if not (entries := listed.get("Contents", [])):
             return
         for entry in entries:
-            answered(partial(store.delete_object, Bucket=bucket, Key=entry["Key"]))
+            STORE.until_answered(partial(store.delete_object, Bucket=bucket, Key=entry["Key"]))
 
 
 def keeps_versions(address: Address, bucket: str) -> bool:
@@ -177,11 +132,10 @@ def keeps_versions(address: Address, bucket: str) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        return (
-            str(answered(lambda: client(address).get_bucket_versioning(Bucket=bucket)).get("Status", "")) == "Enabled"
-        )
+        answer = STORE.until_answered(lambda: client(address).get_bucket_versioning(Bucket=bucket))
     except (BotoCoreError, ClientError):
         return False
+    return str(answer.get("Status", "")) == "Enabled"
 
 
 def expires_versions(address: Address, bucket: str) -> bool:
@@ -193,7 +147,7 @@ def expires_versions(address: Address, bucket: str) -> bool:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        answer = answered(lambda: client(address).get_bucket_lifecycle_configuration(Bucket=bucket))
+        answer = STORE.until_answered(lambda: client(address).get_bucket_lifecycle_configuration(Bucket=bucket))
     except (BotoCoreError, ClientError):
         return False
     return any(

@@ -14,11 +14,8 @@ is not waited for.
 import errno
 import json
 import logging
-import os
 import shutil
-import stat
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -42,7 +39,8 @@ from wukong.store import (
 )
 from wukong.store.address import Address
 from wukong.store.conditional_store import ChangedError, UnconditionalError
-from wukong.store.local_paths import local_path
+from wukong.store.local_paths import local_path, refuse_pipe
+from wukong.store.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,18 +95,8 @@ def read_with(uri: str, read: "Callable[[pafs.FileSystem, str], _Answer]") -> _A
     store, path = _bare(uri)
     with _explained("read", uri):
         if _is_local(store):
-            _refuse_pipe(path)
-        return patient_store.until_answered(lambda: read(store, path))
-
-
-def _refuse_pipe(path: str) -> None:
-    """Check that a local path is no pipe, socket or device, whose reader would wait for ever or read without end."""
-    try:
-        mode = Path(path).stat().st_mode
-    except (OSError, ValueError):
-        return  # opening it says why
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
+            refuse_pipe(path)
+        return patient_store.STORE.until_answered(lambda: read(store, path))
 
 
 def _bare(uri: str) -> "tuple[pafs.FileSystem, str]":
@@ -240,7 +228,7 @@ def read_bytes(uri: str, sha256: str = "") -> bytes:
         data = read_with(uri, read)
     else:
         with _explained("read", uri):
-            _refuse_pipe(local)
+            refuse_pipe(local)
             with Path(local).open("rb", buffering=0) as stream:
                 data = stream.readall()
     damage.compare(uri, data, sha256)
@@ -313,9 +301,7 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
         conditional_store.write(address.of_environment(), _key(uri), data, expected)
         return
     with _explained("write", uri):
-        written = conditional_files.write(Path(path), data, expected)
-    if not written:
-        raise ChangedError(f"{uri} was written by somebody else")
+        conditional_files.write(Path(path), data, expected)
 
 
 def update(uri: str, change: Callable[[Any], Any]) -> Any:
@@ -362,7 +348,7 @@ def open_input(uri: str, sha256: str = "") -> Iterator[IO[bytes]]:
     fs, path = filesystem(uri)
     with _explained("read", uri):
         if _is_local(fs):
-            _refuse_pipe(path)
+            refuse_pipe(path)
         stream = fs.open_input_file(path)
     with stream:
         try:
@@ -385,18 +371,8 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
         synced: whether a file on a local disk must be complete under its name even if the machine loses its power.
     """
     if (path := _local_path(uri)) is not None:
-        partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
-        with _explained("write", uri):
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as stream:
-                    yield stream
-                    stream.flush()
-                    if synced:
-                        os.fsync(stream.fileno())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with _explained("write", uri), whole_file(Path(path), synced=synced) as stream:
+            yield stream
         return
     # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
     # written to a temporary local file first.

@@ -2,8 +2,8 @@
 
 ``MLFLOW_TRACKING_URI`` names the server. Without it nothing is tracked, and the log says so. A server that is away (it
 cannot be reached, does not answer in time, or has an internal error) ends no stage. Each call is bounded in time; the
-log says what is left out. Only ``until_answered`` waits, as for an object store (``wukong.store.patience``). An error
-of another kind, for instance a refused password, is raised.
+log says what is left out. Only ``MLFLOW.until_answered`` waits, as for an object store (``wukong.store.patience``). An
+error of another kind, for instance a refused password, is raised.
 """
 
 import logging
@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from urllib.parse import urlencode
 
 from wukong.errors import ConfigError
@@ -22,9 +22,6 @@ from wukong.runtime.language import message
 from wukong.store import patience
 from wukong.tracking import mlflow_rest
 from wukong.tracking.mlflow_rest import MlflowError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +32,6 @@ AT_START_ON_CLUSTER = 180.0  # the same where another server may be about to sta
 AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 
 _Answer = TypeVar("_Answer")
-
-_outage = patience.Outage(
-    "MLflow", message(". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it.")
-)
 
 
 def enabled() -> bool:
@@ -110,19 +103,18 @@ def unless_away(request: Callable[[], _Answer], left_out: str, within: float = 0
         return None
 
 
-def until_answered(request: Callable[[], _Answer]) -> _Answer:
-    """Make a request that can be repeated, again and again while MLflow is away, for as long as for an object store.
+def _probe() -> None:
+    if not answers(0):
+        raise MlflowError(f"{mlflow_rest.address()} does not answer", 503)
 
-    Raises:
-        AwayError: MLflow was away for longer than the patience (``wukong.store.patience``).
-    """
 
-    def ask() -> _Answer:
-        if not answers(0):  # known after seconds; a request proper to a server that hangs takes minutes
-            raise MlflowError(f"{mlflow_rest.address()} does not answer", 503)
-        return request()
-
-    return patience.until_answered(ask, is_away, _outage)
+MLFLOW = patience.Service(
+    "MLflow",
+    is_away,
+    message(". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it."),
+    probe=_probe,
+)
+"""Is waited for as an object store is, by requests that can be repeated."""
 
 
 def public_address() -> str:
@@ -135,15 +127,3 @@ def page(path: str, **asked: str) -> str:
     if workspace := os.environ.get(mlflow_rest.WORKSPACE):
         asked["workspace"] = workspace
     return f"{public_address()}/#/{path}" + (f"?{urlencode(asked)}" if asked else "")
-
-
-def mlflow_client() -> "MlflowClient":
-    """MLflow's own client, for artifacts and models; its import takes seconds."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name, value in mlflow_rest.BOUNDS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    return MlflowClient()

@@ -1,22 +1,27 @@
 """Runs of an MLflow server, by its REST API, version 2.0.
 
 MLflow's own client does the same, but its import takes seconds of a core. A component opens its stage's run before its
-job exists, so nothing else is done in that time. ``wukong.tracking`` uses this module for runs, and MLflow's client for
-artifacts and models.
+job exists, so nothing else is done in that time. MLflow's client writes and reads the files of models, and those of
+runs that the server does not pass on.
 """
 
+import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, urlsplit
 
 from wukong.errors import ConfigError, WukongError
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from requests import Response, Session
 
 BOUNDS = {
@@ -40,8 +45,15 @@ MOST_PARAMS = 100
 MOST_METRICS = 500
 """Values of metrics in one request."""
 
+LONGEST_DIGEST = 36
+"""Characters of a data set's digest."""
+
+MISSING, EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
+"""Codes of MLflow's errors."""
+
 _BUSY = (408, 429, 500, 502, 503, 504)
 _MOST_RUNS = 1000
+_PASSED_ON = "mlflow-artifacts"  # scheme of files that the server passes on to its store
 
 
 class MlflowError(WukongError):
@@ -87,12 +99,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Metric:
-    """A value of a metric at a step, and when it was measured, in milliseconds since 1970."""
+    """A value of a metric at a step, and when it was measured, in milliseconds since 1970.
+
+    ``of`` names what was measured: ``model_id``, ``dataset_name``, ``dataset_digest``.
+    """
 
     key: str
     value: float
     timestamp: int
     step: int
+    of: Mapping[str, str] = field(default_factory=dict)
 
 
 def address() -> str:
@@ -112,6 +128,18 @@ def address() -> str:
 def now() -> int:
     """Milliseconds since 1970."""
     return int(time() * 1000)
+
+
+def mlflow_client() -> "MlflowClient":
+    """MLflow's own client, for the files of models; its import takes seconds."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name, value in BOUNDS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient()
 
 
 class Server:
@@ -137,21 +165,15 @@ class Server:
         """Return the ID of an experiment, which is made if there is none."""
         if known := self.find_experiment(name):
             return known
-        try:
-            return str(self.ask("POST", "experiments/create", {"name": name})["experiment_id"])
-        except MlflowError as error:
-            if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster, or the answer to this request was lost
-                raise
-        return self._experiment_id(name)
+        made = self.ask("POST", "experiments/create", {"name": name}, but=EXISTS)
+        if not made:  # somebody was faster, or the answer to this request was lost
+            made = self.ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]
+        return str(made["experiment_id"])
 
     def find_experiment(self, name: str) -> str | None:
         """Return the ID of an experiment, or None if there is none."""
-        try:
-            return self._experiment_id(name)
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
+        found = self.ask("GET", "experiments/get-by-name", {"experiment_name": name}, but=MISSING)
+        return str(found["experiment"]["experiment_id"]) if found else None
 
     def model_version(self, name: str, version: str) -> dict[str, Any]:
         """A registered model's version, which is a number or ``@ALIAS``: ``source``, ``tags`` and more."""
@@ -223,17 +245,12 @@ class Server:
             run: the run.
             below: the folder to list; empty for all.
         """
-        page = ""
-        while True:
-            asked = {"run_id": run.run_id, "path": below, "page_token": page}
-            answer = self.ask("GET", "artifacts/list", {name: value for name, value in asked.items() if value})
-            for entry in answer.get("files", []):
-                if entry.get("is_dir"):
-                    yield from self.files(run, entry["path"])
-                else:
-                    yield entry["path"]
-            if not (page := answer.get("next_page_token", "")):
-                return
+        asked = {"run_id": run.run_id} | ({"path": below} if below else {})
+        for entry in self._pages("artifacts/list", asked, "files", method="GET"):
+            if entry.get("is_dir"):
+                yield from self.files(run, entry["path"])
+            else:
+                yield entry["path"]
 
     def delete_file(self, run: Run, path: str) -> None:
         """Delete a file of a run, where the server passes files on to its store.
@@ -244,17 +261,21 @@ class Server:
         self._file(run, path, "DELETE", None)
 
     def write_file(self, run: Run, path: str, data: bytes) -> None:
-        """Log a file of a run, where the server passes files on to its store.
+        """Log a file of a run. Where the server does not pass files on, MLflow's client writes to their store.
 
         Args:
             run: the run.
             path: path of the file, below the run's artifacts.
             data: what is in it.
-
-        Raises:
-            MlflowError: also where the server does not pass files on: the run's artifacts lie elsewhere.
         """
-        self._file(run, path, "PUT", data)
+        if urlsplit(run.artifacts).scheme == _PASSED_ON:
+            self._file(run, path, "PUT", data)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            mlflow_client().log_artifacts(run.run_id, folder)
 
     def read_file(self, run: Run, path: str) -> bytes:
         """Read a file of a run, where the server passes files on from its store.
@@ -265,19 +286,11 @@ class Server:
         return self._file(run, path, "GET", None)
 
     def _file(self, run: Run, path: str, method: str, data: bytes | None) -> bytes:
-        from urllib.parse import quote, urlsplit
-
         location = urlsplit(run.artifacts)
-        if location.scheme != "mlflow-artifacts":
+        if location.scheme != _PASSED_ON:
             raise MlflowError(f"MLflow at {self.address} passes no files on: those of {run.name} lie elsewhere", 501)
         below = quote(f"{location.path.strip('/')}/{path}")
-        response = _session().request(
-            method,
-            f"{self.address}/api/2.0/mlflow-artifacts/artifacts/{below}",
-            data=data,
-            timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
-            **_identity(self._workspace),
-        )
+        response = self._request(method, f"2.0/mlflow-artifacts/artifacts/{below}", data=data)
         if not response.ok:
             raise _explained(f"{method} {below}", response, {})
         return bytes(response.content)
@@ -308,21 +321,33 @@ class Server:
         for first in range(MOST_METRICS, len(values), MOST_METRICS):
             self.ask("POST", "runs/log-batch", {"run_id": run_id, "metrics": values[first : first + MOST_METRICS]})
 
-    def log_inputs(self, run_id: str, inputs: Mapping[str, tuple[str, str]]) -> None:
-        """Log what a run was made from.
+    def log_inputs(
+        self, run_id: str, inputs: Mapping[str, tuple[str, str]], context: str = "", models: Sequence[str] = ()
+    ) -> None:
+        """Log what a run was made from, or what it measured.
 
         Args:
             run_id: ID of the run.
-            inputs: URI and digest (36 characters at most) by name.
+            inputs: URI and digest by name.
+            context: what they are to the run; by default each is called as its name.
+            models: IDs of the models.
         """
-        datasets = [
-            {
-                "tags": [{"key": "mlflow.data.context", "value": name}],
-                "dataset": {"name": name, "digest": digest, "source_type": "uri", "source": f'{{"uri": "{uri}"}}'},
-            }
-            for name, (uri, digest) in inputs.items()
-        ]
-        self.ask("POST", "runs/log-inputs", {"run_id": run_id, "datasets": datasets})
+        datasets = []
+        for name, (uri, digest) in inputs.items():
+            data_set = {"name": name, "digest": digest[:LONGEST_DIGEST], "source_type": "uri"}
+            tags = _pairs({"mlflow.data.context": context or name})
+            datasets.append({"tags": tags, "dataset": data_set | {"source": json.dumps({"uri": uri})}})
+        given = {"datasets": datasets, "models": [{"model_id": each} for each in models]}
+        self.ask("POST", "runs/log-inputs", {"run_id": run_id, **given})
+
+    def logged_model(self, run: Run, name: str, tag: str, value: str) -> str:
+        """Return the ID of the newest model of a run's experiment that has a tag, or of a new one."""
+        if known := self.logged_models(run.experiment_id, f"tags.`{tag}` = '{value}'"):
+            return known[0]
+        body = {"experiment_id": run.experiment_id, "name": name, "source_run_id": run.run_id}
+        made = self.ask("POST", "logged-models", body | {"tags": _pairs({tag: value})})["model"]["info"]["model_id"]
+        self.ask("PATCH", f"logged-models/{made}", {"model_id": made, "status": "LOGGED_MODEL_READY"})
+        return str(made)
 
     def logged_models(self, experiment_id: str, condition: str) -> list[str]:
         """IDs of the models of an experiment that meet a condition, the newest first."""
@@ -345,7 +370,9 @@ class Server:
             for entry in history
         ]
 
-    def ask(self, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0") -> dict[str, Any]:
+    def ask(
+        self, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0", but: str = ""
+    ) -> dict[str, Any]:
         """Make a request and return the answer's JSON.
 
         Args:
@@ -353,25 +380,25 @@ class Server:
             endpoint: below ``/api/VERSION/mlflow/``.
             values: in the address for GET, otherwise the JSON that is sent.
             version: version of the API.
+            but: code of an error that is no error here: for it nothing is returned.
         """
-        response = _session().request(
-            method,
-            f"{self.address}/api/{version}/mlflow/{endpoint}",
-            params=dict(values) if method == "GET" else None,
-            json=None if method == "GET" else dict(values),
-            timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
-            **_identity(self._workspace),
-        )
+        given = {"params" if method == "GET" else "json": dict(values)}
+        response = self._request(method, f"{version}/mlflow/{endpoint}", **given)
         try:
             answer = response.json()
         except ValueError:
             answer = None
         if response.ok and isinstance(answer, dict):
             return answer
-        raise _explained(endpoint, response, answer if isinstance(answer, dict) else {})
+        error = _explained(endpoint, response, answer if isinstance(answer, dict) else {})
+        if but and error.code == but:
+            return {}
+        raise error
 
-    def _experiment_id(self, name: str) -> str:
-        return str(self.ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"])
+    def _request(self, method: str, path: str, **content: Any) -> "Response":
+        bound = float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT"))
+        url = f"{self.address}/api/{path}"
+        return _session().request(method, url, timeout=bound, **content, **_identity(self._workspace))
 
 
 def _bound(name: str) -> str:
@@ -432,7 +459,7 @@ def _metric(value: Metric) -> dict[str, Any]:
     """A metric as JSON. What is no number in JSON is a text, as protocol buffers write it."""
     texts = {math.inf: "Infinity", -math.inf: "-Infinity"}
     number = value.value if math.isfinite(value.value) else texts.get(value.value, "NaN")
-    return {"key": value.key, "value": number, "timestamp": value.timestamp, "step": value.step}
+    return {"key": value.key, "value": number, "timestamp": value.timestamp, "step": value.step, **value.of}
 
 
 def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:

@@ -5,11 +5,9 @@ In a stage's job, ``MLFLOW_RUN_ID`` names the stage's run, so that metrics logge
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from wukong.config.experiment import Experiment
@@ -23,12 +21,11 @@ from wukong.tracking.availability import (
     AT_END,
     AT_START,
     AT_START_ON_CLUSTER,
+    MLFLOW,
     answers,
     enabled,
-    mlflow_client,
     page,
     unless_away,
-    until_answered,
 )
 from wukong.tracking.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.tracking.tags import (
@@ -78,7 +75,7 @@ def stage_run(
     server = Server()
     open_runs = partial(_open, server, experiment, run, stage, tags or {})
     if needed:
-        parent, nested = until_answered(open_runs)
+        parent, nested = MLFLOW.until_answered(open_runs)
     else:
         within = AT_START
         if os.environ.get("WUKONG_CLUSTER") and not answers(AT_START):
@@ -146,7 +143,7 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
                 server.end(entry.run_id, "FINISHED")
 
     if enabled():
-        until_answered(complete)
+        MLFLOW.until_answered(complete)
 
 
 def _nested(server: Server, parent: Run) -> list[Run]:
@@ -182,7 +179,8 @@ def log_page(experiment: Experiment, run: str, page: str, name: str) -> None:
     """Log an HTML page as a file of the pipeline's run; MLflow shows files with the suffix ``.html``."""
 
     def send() -> None:
-        mlflow_client().log_text(pipeline_run(Server(), experiment, run).run_id, page, name)
+        server = Server()
+        server.write_file(pipeline_run(server, experiment, run), name, page.encode())
 
     if enabled():
         unless_away(send, f"{name} is left out", AT_END)
@@ -235,24 +233,20 @@ def log_files(server: Server, run: Run, files: Mapping[str, str]) -> str:
         files: by the path below the run's artifacts what is in the file.
     """
     for path, text in files.items():
-        if run.artifacts.startswith("mlflow-artifacts:"):
-            server.write_file(run, path, text.encode())
-        else:  # the server does not pass files on, so its client writes to their store
-            mlflow_client().log_text(run.run_id, text, path)
+        server.write_file(run, path, text.encode())
     return page_of(run)
 
 
 def log_docs(experiment: Experiment, run: str, docs: str) -> None:
     """Log the files below a prefix as ``docs/`` of the pipeline's run, which its report links to."""
-    if not enabled():
-        return
-    with tempfile.TemporaryDirectory() as folder:
+
+    def send() -> None:
+        server = Server()
+        own = pipeline_run(server, experiment, run)
         for uri in storage.list_files(docs):
-            storage.download(uri, Path(folder), uri[len(docs) :].lstrip("/"))
+            server.write_file(own, storage.join("docs", uri[len(docs) :]), storage.read_bytes(uri))
 
-        def send() -> None:
-            mlflow_client().log_artifacts(pipeline_run(Server(), experiment, run).run_id, folder, "docs")
-
+    if enabled():
         unless_away(send, "the data docs are left out")
 
 

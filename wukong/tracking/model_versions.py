@@ -11,13 +11,8 @@ from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
 from wukong.store import storage
 from wukong.store.manifest import Manifest, code_revision, digest_of
-from wukong.tracking.availability import (
-    mlflow_client,
-    page,
-    refuse_untracked,
-    until_answered,
-)
-from wukong.tracking.mlflow_rest import Server
+from wukong.tracking.availability import MLFLOW, page, refuse_untracked
+from wukong.tracking.mlflow_rest import Server, mlflow_client
 from wukong.tracking.tags import EVALUATION_TAG, PARENT_TAG
 
 if TYPE_CHECKING:
@@ -58,7 +53,8 @@ def register(
         "wukong.value": repr(evaluation.metrics[registry.metric]),
         "wukong.revision": code_revision(),
     }
-    return until_answered(lambda: _register(mlflow_client(), registry.model_name, run_id, model, {**own, **tags}))
+    said, name = {**own, **tags}, registry.model_name
+    return MLFLOW.until_answered(lambda: _register(mlflow_client(), name, run_id, model, said))
 
 
 def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, tags: Mapping[str, str]) -> str:
@@ -104,7 +100,7 @@ def evaluation_of(model: str) -> str:
     """Return the URI of the manifest of a registered model's evaluation; for argument and errors see ``folder_of``."""
     if uri := _tags_of(model).get(EVALUATION_TAG):
         return uri
-    raise DataError(f"{model} was registered without the address of its evaluation: name its run")
+    raise DataError(f"{model} does not say where its evaluation is: it was not registered by Wukong")
 
 
 def _tags_of(model: str) -> dict[str, str]:
@@ -142,10 +138,8 @@ def add_file(model: str, name: str, content: bytes) -> None:
     run_id, _, folder = source.removeprefix("runs:/").partition("/")
     if source == run_id or not folder:
         raise DataError(f"the files of {model} are at {source}, and in no run: it was not registered by Wukong")
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, name)
-        file.write_bytes(content)
-        mlflow_client().log_artifact(run_id, str(file), folder)
+    server = Server()
+    server.write_file(server.run(run_id), f"{folder}/{name}", content)
 
 
 def model_url(name: str, version: int | None = None) -> str:
@@ -160,11 +154,10 @@ def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
     """
     from wukong.model import pyfunc, signature
 
-    parts = manifest.parts.below("model/").paths
     with tempfile.TemporaryDirectory() as folder:
-        for path in parts:
-            storage.download(storage.join(manifest.uri, path), Path(folder), path)
-        similarity = storage.read_json(storage.join(manifest.uri, "model", "config.json"))["model"]["similarity"]
+        for part in manifest.parts.below("model/"):
+            storage.download(storage.join(manifest.uri, part.path), Path(folder), part.path, part.sha256)
+        similarity = storage.read_json(storage.from_path(Path(folder, "model/config.json")))["model"]["similarity"]
         made = Path(folder, "mlflow")
         pyfunc.save(made, Path(folder, "model"), similarity)
         if (signer := signature.Signer.of_environment()) is not None:

@@ -10,8 +10,8 @@ from wukong.config.experiment import Experiment
 from wukong.errors import DataError
 from wukong.store import storage
 from wukong.tracking import mlflow_rest
-from wukong.tracking.availability import AT_START, enabled, mlflow_client, page, refuse_untracked, unless_away
-from wukong.tracking.mlflow_rest import Run, Server
+from wukong.tracking.availability import AT_START, enabled, page, refuse_untracked, unless_away
+from wukong.tracking.mlflow_rest import Run, Server, mlflow_client
 from wukong.tracking.mlflow_runs import page_of, pipeline_run
 from wukong.tracking.tags import MANIFEST_TAG, MODEL_TAG, RUN_TAG
 

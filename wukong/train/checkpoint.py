@@ -237,13 +237,17 @@ def load(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return progress
 
 
-def load_weights(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_weights(uri: str, goes_with: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read only the model's state and the progress from a checkpoint.
+
+    Args:
+        uri: URI of the checkpoint.
+        goes_with: URI of what names it, and is of no use without it; empty where nothing does.
 
     Raises:
         DataError: the checkpoint is incomplete.
     """
-    with _explained(uri), _local(uri, _MODEL, _PROGRESS) as folder:
+    with _explained(uri, goes_with), _local(uri, _MODEL, _PROGRESS) as folder:
         progress: dict[str, Any] = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["progress"]
         return load_file(folder / _MODEL), progress
 
@@ -251,7 +255,7 @@ def load_weights(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 @contextmanager
 def _local(uri: str, *names: str) -> Iterator[Path]:
     """Copy files of a checkpoint to a folder of this machine."""
-    sizes = storage.read_json(storage.join(uri, _MANIFEST))["bytes"]
+    sizes = json.loads(storage.read_bytes(storage.join(uri, _MANIFEST)))["bytes"]
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             path = storage.download(storage.join(uri, name), Path(folder), name)
@@ -261,10 +265,12 @@ def _local(uri: str, *names: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def _explained(uri: str, goes_with: str = "") -> Iterator[None]:
     try:
         yield
-    except StorageError:
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise _unreadable(uri, error, goes_with) from error
         raise
     except OSError as error:
         raise StorageError(
@@ -272,8 +278,14 @@ def _explained(uri: str) -> Iterator[None]:
             "another folder for temporary files by TMPDIR"
         ) from error
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise DataError(
-            f"the checkpoint {uri} cannot be read ({error}): delete it, and training goes on from the one before it"
-        ) from error
+        raise _unreadable(uri, error, goes_with) from error
     except RuntimeError as error:
         raise DataError(f"the checkpoint {uri} belongs to another architecture: {error}") from error
+
+
+def _unreadable(uri: str, error: Exception, goes_with: str) -> DataError:
+    gone = goes_with or uri
+    return DataError(
+        f"the checkpoint {uri} cannot be read ({error}): delete {gone} and run its stage again, which goes on from the "
+        "checkpoint before it, or from the start"
+    )

@@ -132,7 +132,7 @@ class State:
     @classmethod
     def of(cls, progress: Mapping[str, Any]) -> "State":
         """Return the state that a checkpoint's progress holds."""
-        return cls(**{**progress, "validations": Validations(**progress.get("validations", {}))})
+        return cls(**{**progress, "validations": Validations(**progress["validations"])})
 
     def restored(self, progress: Mapping[str, Any], uri: str) -> "State":
         """Return the state that a checkpoint holds, which must be of the data of this one.

@@ -24,11 +24,6 @@ REPEATED = "repeated_pairs"
 _KIND = pl.Enum(["train", "drawn", "unseen", "seen", "other"])
 
 
-def columns() -> list[str]:
-    """The columns that ``audit`` adds."""
-    return [*(check.column for _, check in rules.checks() if check.audit is not None), NAME_LEFT]
-
-
 def audit(pairs: pl.DataFrame, loaded: Mapping[str, Any]) -> pl.DataFrame:
     """Add the columns that the expectations on pairs check: those of the rules' checks, and ``NAME_LEFT``.
 
@@ -36,13 +31,9 @@ def audit(pairs: pl.DataFrame, loaded: Mapping[str, Any]) -> pl.DataFrame:
         pairs: rows of ``PAIRS``.
         loaded: what ``wukong.curate.rules.load`` has read.
     """
-    computed: dict[str, pl.Expr | pl.Series] = {
-        check.column: check.audit(pairs, loaded.get(rule.name))
-        for rule, check in rules.checks()
-        if check.audit is not None
-    }
-    computed[NAME_LEFT] = pl.Series(names.suspects(pairs["caption"].to_list()), dtype=pl.Boolean)
-    return pairs.with_columns(**computed)
+    for rule in rules.REGISTRY:
+        pairs = pairs.with_columns(**rule.audit(pairs, loaded.get(rule.name)))
+    return pairs.with_columns(pl.Series(NAME_LEFT, names.suspects(pairs["caption"].to_list()), dtype=pl.Boolean))
 
 
 def facts_of(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:

@@ -23,18 +23,20 @@ def pair_expectations(experiment: Experiment) -> list[Any]:
     """Expectations on the rows that ``wukong.validate.audit.audit`` returns."""
     settings, gate = experiment.filter, experiment.validation
     splits = ["train", *(holdout.name for holdout in settings.split.holdouts)]
-    known = [*PAIRS.names, *sorted(rules.optional_columns(settings)), *audit.columns()]
+    checks = rules.checks(settings, gate)
+    known = [*PAIRS.names, *sorted(rules.optional_columns(settings)), *(check.column for check in checks)]
     expectations = {
-        "columns": gxe.ExpectTableColumnsToMatchSet(column_set=known, exact_match=True),
+        "columns": gxe.ExpectTableColumnsToMatchSet(
+            column_set=[*dict.fromkeys(known), audit.NAME_LEFT], exact_match=True
+        ),
         "no_missing_captions": gxe.ExpectColumnValuesToNotBeNull(column="caption"),
         "no_missing_digests": gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
         "keys_well_formed": gxe.ExpectColumnValuesToMatchRegex(column="key", regex="^[0-9a-f]{20}$"),
         "downloaded": gxe.ExpectColumnValuesToBeInSet(column="status", value_set=["success"]),
         "known_splits": gxe.ExpectColumnValuesToBeInSet(column="split", value_set=splits),
     }
-    for _, check in rules.checks():
-        expectation = getattr(gxe, check.expectation)
-        expectations[check.name] = expectation(column=check.column, **check.arguments(settings, gate))
+    for check in checks:
+        expectations[check.name] = getattr(gxe, check.expectation)(column=check.column, **check.arguments)
     expectations["unmasked_names"] = gxe.ExpectColumnValuesToBeInSet(
         column=audit.NAME_LEFT, value_set=[False], mostly=1 - gate.max_unmasked_name_rate
     )

@@ -59,7 +59,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ray.wait(60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_log_of_a_job_comes_whole_by_one_connection(head: str, capsys: pytest.CaptureFixture[str]) -> None:
     tails, connect = [], job_api.websocket.create_connection
     with pytest.MonkeyPatch.context() as patch:

@@ -111,7 +111,7 @@ def test_a_registered_model_stands_for_its_evaluation(
     made, said = table(experiment, tmp_path, *addresses)
     assert [(model["label"], model["column"]) for model in made["models"]] == [(each, "ViT-B/32") for each in addresses]
     assert "35.0 ▲" in said
-    with pytest.raises(DataError, match=r"/2 was registered without the address of its evaluation: name its run"):
+    with pytest.raises(DataError, match=r"/2 does not say where its evaluation is: it was not registered by Wukong"):
         table(experiment, tmp_path, f"models:/{name}/2")
     with pytest.raises(ConfigError, match=r"write models:/NAME/VERSION"):
         table(experiment, tmp_path, f"models:/{name}")

@@ -26,7 +26,7 @@ FILES = {
     KEYS[f"{a}色和{b}色"]: colours.encoded(colours.picture(a, b), "JPEG", quality=95, subsampling=0) for a, b in PAIRS
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

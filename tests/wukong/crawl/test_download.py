@@ -30,6 +30,7 @@ from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
 from wukong.data import decoding
+from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import CRAWLED
 from wukong.store import storage
 
@@ -448,23 +449,6 @@ def test_what_is_stored_is_what_every_reader_opens(hostile_part) -> None:
                 assert not {"exif", "icc_profile", "comment", "xmp", "mp"} & set(opened.info)
 
 
-def test_pictures_of_an_earlier_crawl_lose_their_metadata(web, crawl_config, picture, tmp_path) -> None:
-    """One whose bytes cannot be stored any more is requested again."""
-    exif = Image.Exif()
-    exif[0x010E] = "SECRET"
-    urls = [f"{SITE}/{name}.jpg" for name in "ab"]
-    web.bytes_at("/b.jpg", picture(250, 200))
-    columns = {"status": "success", "stored_width": 250, "stored_height": 200, "width": 250, "height": 200}
-    stored_before = [picture(250, 200, exif=exif), b"\xff\xd8\xff\xe1"]
-    known = [(key_of(url), columns, data) for url, data in zip(urls, stored_before, strict=True)]
-    rows = download(urls, crawl_config(), ConnectTo({HOST: web.connect_to}), tmp_path / "0", known=known)
-    assert {row["status"] for row in rows.values()} == {"success"}
-    assert "/a.jpg" not in web.requests
-    assert web.requests["/b.jpg"] == 1
-    files = members(tmp_path / "0")
-    assert [files[f"{key_of(url)}.jpg"] for url in urls] == [picture(250, 200)] * 2
-
-
 def test_a_row_that_cannot_be_written_does_not_end_the_part(web, crawl_config, picture, tmp_path, monkeypatch) -> None:
     """Whatever number gets through, for instance from an engine or a decoder of tomorrow."""
     web.bytes_at("/good.jpg", picture())
@@ -736,11 +720,7 @@ def test_a_part_that_waits_for_slow_hosts_is_stored_and_goes_on_to_the_same_byte
             fetcher = Fetcher(config, connect_to)
             try:
                 uri = storage.from_path(tmp_path / target)
-                known = (
-                    previous.outcomes([previous.EarlierPart(uri)], planned, False)
-                    if options.pop("again", False)
-                    else ()
-                )
+                known = previous.outcomes([CrawlPart(uri)], planned, False) if options.pop("again", False) else ()
                 return await download_part(uri, list(planned.values()), fetcher, config, known, **options)
             finally:
                 fetcher.close()
@@ -786,7 +766,7 @@ def test_a_part_that_is_put_back_leaves_no_request_behind(web, crawl_config, pic
         assert (begun["urls"], begun["left"]) == (web.requests.total(), 5 - web.requests.total())
         assert 0 < begun["left"] < 5
         web.fallback = answering(picture(300, 300))
-        known = previous.outcomes([previous.EarlierPart(uri)], set(planned), False)
+        known = previous.outcomes([CrawlPart(uri)], set(planned), False)
         ended = await download_part(uri, list(planned.values()), fetchers[1], config, known)
         for fetcher in fetchers:
             fetcher.close()

@@ -13,7 +13,8 @@ from wukong.curate.exchange import File
 from wukong.errors import StorageError
 from wukong.store import storage
 
-KEY = st.integers(0, 2**64 - 1) | st.integers(0, 3) | st.just(2**64 - 1)
+EDGES = [key + step for ranges in (3, 17) for key in exchange.edges(2**64, ranges) for step in (-1, 0)]
+KEY = st.integers(0, 2**64 - 1) | st.integers(0, 3) | st.just(2**64 - 1) | st.sampled_from(EDGES)
 
 
 def ranges_of(files, edges, folder, rows, fan=None):

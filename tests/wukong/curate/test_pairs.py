@@ -72,11 +72,6 @@ def test_strings_of_any_kind_and_parts_without_rows_are_read(tmp_path):
     assert len(read_pairs(written(tmp_path, parquet(CRAWLED.empty_table())))) == 0
 
 
-def test_a_part_of_a_crawl_that_did_not_ask_about_use_is_read(tmp_path):
-    (row,) = read_pairs(written(tmp_path, parquet(table(usage=None)))).to_dicts()
-    assert (row["usage"], row["caption"]) == (None, "一只猫")
-
-
 @given(cut=st.integers(0))
 @settings(deadline=None, max_examples=60)
 def test_a_part_cut_anywhere_is_an_error(tmp_path_factory, cut):

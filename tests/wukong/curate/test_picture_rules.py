@@ -210,7 +210,7 @@ def test_thresholds_are_no_part_of_what_is_computed_and_the_model_is(tmp_path):
         assert section == looked(**{rule: {"model": model, **other}})
         assert section["rule_versions"][rule] == 1
         assert section != looked(**{rule: {"model": model | {"sha256": "0" * 64}, **one}})
-        assert rule not in looked()
+        assert looked()[rule] is None and rule not in looked()["rule_versions"]
 
 
 @pytest.mark.parametrize(

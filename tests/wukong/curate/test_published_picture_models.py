@@ -86,9 +86,11 @@ def settings_of(bench, python, rule):
 
 
 def judged(rule, settings, files):
-    (compute,) = (each.from_pictures[0].compute for each in REGISTRY if each.name == rule)
+    (first,) = (each.from_pictures(settings)[0] for each in REGISTRY if each.name == rule)
     names = [file.name for file in files]
-    return compute(PictureBatch([file.read_bytes() for file in files], [""] * len(files), names), settings).to_list()
+    return first.compute(
+        PictureBatch([file.read_bytes() for file in files], [""] * len(files), names), settings
+    ).to_list()
 
 
 def portrait():

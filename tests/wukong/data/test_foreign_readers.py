@@ -26,7 +26,7 @@ from wukong.store.manifest import Stage
 READERS = ("img2dataset==1.47.0", "open_clip_torch==3.3.0", "webdataset==0.2.86")
 COUNT = 5
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

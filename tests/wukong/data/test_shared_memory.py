@@ -135,7 +135,7 @@ def in_small_shared_memory(size: str, processes: int, fill_after: int) -> list[s
     return [line for line in found.stdout.splitlines() if line.startswith(("batch", "error"))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shared_memory_that_becomes_full_ends_the_run() -> None:
     lines = in_small_shared_memory("32m", 2, fill_after=2)
     assert lines[:3] == ["batch 0", "batch 1", "batch 2"]
@@ -144,7 +144,7 @@ def test_shared_memory_that_becomes_full_ends_the_run() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_said_to_be_needed_is_enough() -> None:
     """Four batches are 9.2 MiB."""
     assert in_small_shared_memory("10m", 1, fill_after=99) == [f"batch {number}" for number in range(12)]

@@ -23,7 +23,7 @@ from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 

@@ -1,4 +1,4 @@
-"""The same numbers as other evaluators, to the last digit; ``peers.json`` is recorded by ``make bench-eval``.
+"""The same numbers as other evaluators, to the last digit; ``peers.json`` is recorded by ``make bench NAME=eval``.
 
 ``benchmarks/eval/peers.py`` runs Chinese-CLIP's scripts, CLIP_benchmark's metrics and MTEB's hit_rate on random scores,
 on scores with many ties and on equal scores, in an environment of their own, and writes scores and results.

@@ -21,7 +21,7 @@ def test_an_evaluation_is_read_as_it_was_stored(tmp_path: Path) -> None:
     assert found.document == storage.read_json(storage.join(made.uri, "evaluation.json"))
 
 
-@pytest.mark.parametrize("known", [None, 1, results.FORMAT - 1, results.FORMAT + 1, "3"])
+@pytest.mark.parametrize("known", [None, results.FORMAT - 1, results.FORMAT + 1, "1"])
 def test_another_format_is_refused_with_what_to_do(known: object) -> None:
-    with pytest.raises(DataError, match=rf"^x has format {known!r}, this version reads {results.FORMAT}: evaluate ag"):
+    with pytest.raises(DataError, match=r"^x was written by another version of Wukong, .* or delete it and run again"):
         stored.check({"format": known, "tasks": []}, "x")

@@ -129,7 +129,7 @@ def hard(rng: np.random.Generator, images_of: Sequence[Sequence[int]]) -> list[n
 ONE_SHARED = [[0, 239], *[[n] for n in range(1, 239)]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "images_of", [ONE_SHARED, *([[*range(n * per, (n + 1) * per)] for n in range(480 // per)] for per in (8, 20))],
     ids=["one shared caption", "8 images a word", "20 images a word"],
@@ -154,7 +154,7 @@ def test_equal_models_are_promoted_at_the_level_and_intervals_hold_the_true_reca
     assert stats.binomtest(covered, SIMULATIONS // 2, 0.95, alternative="less").pvalue > 0.01, covered
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equal_models_are_promoted_at_the_level_by_the_mean_over_hold_outs_of_the_same_words() -> None:
     rng = np.random.default_rng(12)
     images_of = [[2 * n, 2 * n + 1] for n in range(60)]

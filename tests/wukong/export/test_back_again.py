@@ -1,11 +1,9 @@
 """Exports come back: they are evaluated with the model's own numbers, and trainings start from their towers."""
 
 import json
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +19,10 @@ from wukong.evaluate.protocol import PROTOCOLS, named
 from wukong.export import parts, run
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
-from wukong.model.saved_model import EXPORT_RECORD, SavedModel
+from wukong.model.saved_model import SavedModel
 from wukong.store import storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TEXT = {"layers": 2, "heads": 4, "width": 64}
 VIT = {"image": {"name": "test_vit", "image_size": 32, "weights": "random"}, "text": TEXT, "embedding": 32}
@@ -89,25 +87,3 @@ def test_a_training_starts_from_the_towers_of_an_export(
     with torch.no_grad():
         torch.testing.assert_close(model.image(pixels), saved.model.image(pixels), atol=0, rtol=0)
         torch.testing.assert_close(model.text(ids), saved.model.text(ids), atol=1e-5, rtol=0)
-
-
-def test_an_export_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    """The tar is what version 0.1.0 exported of a small model, whose weights have few values, so that they compress.
-
-    The path in it is of a folder that is not here, so it is mended as ``docs/export.md`` says.
-    """
-    with tarfile.open(Path(__file__).with_name("exported_by_0.1.0.tar.xz")) as archive:
-        archive.extractall(tmp_path, filter="data")
-    folder = tmp_path / "clip"
-    record: dict[str, Any] = json.loads((folder / EXPORT_RECORD).read_text("utf-8"))
-    assert (record["format"], record["target"]) == (1, "open_clip")
-    assert [set(check) for check in record["checks"]] == [{"of", "measure", "value", "by"}] * 6
-    settings = folder / "open_clip_config.json"
-    settings.write_text(settings.read_text("utf-8").replace("/exported/clip", str(folder)), "utf-8")
-    found = adapters.load(f"open_clip:local-dir:{folder}")
-    picture = Image.fromarray((np.mgrid[:60, :90].sum(0) * 3 % 256).astype(np.uint8)).convert("RGB")
-    image = [-0.4484, -0.1582, -0.4512, -0.2238, 0.1571, -0.3001, 0.6217, -0.1376]
-    text = [0.6623, -0.2529, -0.1988, 0.1172, 0.2855, 0.4447, -0.35, 0.2057]
-    np.testing.assert_allclose(found.encode_images([picture], named("own"))[0], image, atol=2e-4)
-    np.testing.assert_allclose(found.encode_texts(["红色的苹果，在树下"], named("own")).vectors[0], text, atol=2e-4)
-    assert found.scale == pytest.approx(np.exp(2.5))

@@ -77,7 +77,7 @@ def test_grid_widths_and_groups_match_the_architecture(name: str) -> None:
     assert (statistics.mean, statistics.std) == (mean, std)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.long] if "large" in name else []) for name in ENCODERS]
 )

@@ -158,7 +158,7 @@ def _shares(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
     return {f"{kind}, {objective}": _share(rank, count, kind, objective) for kind, objective in CASES}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_several_workers_equal_one(tmp_path: Path, count: int) -> None:
     found = workers.run(count, tmp_path, _shares)
@@ -206,7 +206,7 @@ def _traffic(rank: int, count: int) -> dict[str, torch.Tensor]:
     return sent
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel's count of bytes is Linux's")
 def test_workers_exchange_only_text_tokens_and_scores(tmp_path: Path) -> None:
     """Both directions count: tokens and scores, and their gradients. Image tokens would be 50 times as many bytes."""

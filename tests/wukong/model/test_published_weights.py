@@ -81,7 +81,7 @@ def get(endpoint: str, home: Path, *arguments: str) -> "subprocess.CompletedProc
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_hub_gives_a_tower_which_an_experiment_then_loads(tmp_path: Path) -> None:
     content = save(tower())
     with hub({f"timm/{TINY}/model.safetensors": content}) as endpoint:
@@ -130,7 +130,7 @@ def test_a_file_is_stored_byte_for_byte_once(tmp_path: Path) -> None:
     assert lying.stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bucket_gets_a_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").mkdir()
     stack = Stack.load_or_new(tmp_path / "home")

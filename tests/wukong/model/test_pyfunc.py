@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 from importlib import metadata
 from pathlib import Path
 
@@ -128,6 +127,7 @@ def test_an_existing_device_is_used(saved: Path) -> None:
     assert loaded.model_config["device"] == "cpu"
 
 
+@pytest.mark.long
 def test_it_can_be_loaded_where_the_project_is_not_installed(saved: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.path = [p for p in sys.path if p]\n"
@@ -143,42 +143,7 @@ def test_it_can_be_loaded_where_the_project_is_not_installed(saved: Path, tmp_pa
     assert ended.stdout.split() == [str(saved / "code" / "wukong" / "__init__.py"), "8"], ended.stderr
 
 
-_LOADS = """
-import mlflow, pandas as pd, sys
-loaded = mlflow.pyfunc.load_model(sys.argv[1])
-row = loaded.predict(pd.DataFrame({"caption": ["猫"], "image": [bytes.fromhex(sys.argv[2])]})).iloc[0]
-import wukong
-print(wukong.__file__, *row["caption_vector"], *row["image_vector"])
-"""
-
-
-@pytest.mark.parametrize("imported", [True, False])
-def test_a_model_that_an_earlier_version_registered_loads(tmp_path: Path, imported: bool) -> None:
-    """The tar is the MLflow model that the code of df51cc1 saved, with its copy of the library; none of it is a pickle.
-
-    Its weights have few values, so that they compress. A process that has imported the library gives it its own code.
-    """
-    with tarfile.open(Path(__file__).with_name("registered_by_df51cc1.tar.xz")) as archive:
-        archive.extractall(tmp_path, filter="data")
-    code = ("import wukong.config.experiment\n" if imported else "") + _LOADS
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    library = Path(wukong.__file__).parents[1]
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "mlflow"), picture(0).hex()],
-        cwd=library if imported else tmp_path,
-        env=clean,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    file, *vectors = ended.stdout.split()
-    assert file == str((library if imported else tmp_path / "mlflow" / "code") / "wukong" / "__init__.py")
-    text = [0.1302, 0.0673, -0.1780, 0.1701, -0.0811, 0.3073, -0.6523, -0.6256]
-    image = [-0.4308, -0.5285, 0.0774, -0.4858, 0.1701, -0.2377, -0.2572, 0.3761]
-    np.testing.assert_allclose([float(value) for value in vectors], [*text, *image], atol=2e-4)
-
-
+@pytest.mark.long
 def test_its_requirements_can_be_installed(saved: Path) -> None:
     """Each requirement can be on an index, is not the other package named wukong, and is the version installed here."""
     lines = (saved / "requirements.txt").read_text().split()

@@ -27,7 +27,7 @@ from wukong.tracking import mlflow_runs, model_versions
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("model_signing", reason="model-signing is not installed: it is in the extra sign")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

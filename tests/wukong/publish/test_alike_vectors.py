@@ -25,7 +25,7 @@ from wukong.serve import collection, encode
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
 CROPPED = (40, 30, 300, 220)
 """A part of the picture: its hash is another one's."""

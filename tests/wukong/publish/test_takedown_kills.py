@@ -23,7 +23,7 @@ def test_features_of_pictures_that_were_taken_down_do_not_stay(
     other = Stage(root, "features", {}).commit([])
     change = Change(stage="filter", uri=filtered.uri, before=filtered.digest)
     facts = {"when": "now", "reason": "asked", "list_name": "list", "list_sha256": "0", "listed": {}, "keys": ()}
-    planned, delete = Plan(**facts, changes=(change,), seen=versions(root)), storage.delete
+    planned, delete = Plan(**facts, changes=(change,), entries="", seen=versions(root)), storage.delete
     deleted: list[str] = []
 
     def killed(uri: str) -> None:

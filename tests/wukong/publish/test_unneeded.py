@@ -421,6 +421,9 @@ def test_a_deletion_that_ends_anywhere_ends_the_same_when_it_is_run_again(
         except Killed:
             monkeypatch.setattr(storage, "delete", delete)
             for uri in storage.list_files(root, "/manifest.json"):
+                assert all(map(storage.exists, manifest.load(uri).part_uris())), (
+                    "each manifest that is left has its parts"
+                )
                 for parent in manifest.load(uri).parents:
                     assert manifest.load(parent.uri), "each manifest that is left has its parents"
             collect(root)

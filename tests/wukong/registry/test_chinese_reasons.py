@@ -94,7 +94,7 @@ class Registered:
     def __init__(self, held: Mapping[str, str], candidate: Mapping[str, str], holder: str = "6") -> None:
         self.tags, self.holder = {"6": held, "7": candidate}, holder
 
-    def ask(self, _method: str, endpoint: str, values: Mapping[str, str]) -> dict[str, Any]:
+    def ask(self, _method: str, endpoint: str, values: Mapping[str, str], **_: str) -> dict[str, Any]:
         if endpoint == "registered-models/get":
             return {"registered_model": {"aliases": [{"alias": "champion", "version": self.holder}]}}
         version = values["version"]
@@ -114,8 +114,6 @@ def refused(made: Folder) -> Iterator[Decision]:
     evaluated = {**gate, EVALUATION_TAG: uri}
     yield of({}, gate, "7")
     yield of({}, {**gate, aliases.ROLLED_BACK: f"2026-11-26T07:27:50+00:00: {TOLD}"})
-    yield of({}, gate)
-    yield of({}, {key: value for key, value in evaluated.items() if key != aliases.CHOSEN})
     yield of({aliases.ORIGIN: "elsewhere"}, evaluated)
     yield of({}, evaluated)
     yield of({EVALUATION_TAG: f"{uri}-gone"}, evaluated)

@@ -87,6 +87,8 @@ def stored_run(folder: Path) -> tuple[Experiment, dict[str, Manifest], dict[str,
     recalls = {f"{way}_r{k}": {"value": value} for way in ways for k, value in ((1, 0.25), (5, 0.5), (10, 0.75))}
     hits = [{"image": row["key"], "caption": row["caption"], "right": n == 2} for n, row in enumerate(kept["new"][:5])]
     evaluation = {
+        "overlaps": [],
+        "trained_on": [],
         "tasks": [
             {
                 "model": "finetuned",

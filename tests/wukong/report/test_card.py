@@ -56,8 +56,6 @@ def test_in_a_frame_the_address_of_the_data_docs_is_text(tmp_path: Path) -> None
     assert "<a " not in framed
     card.write(root, filled())
     assert "data docs" not in card.page_for_frame(root)
-    (tmp_path / card.DATA_PATH).unlink()  # as an earlier version left it
-    assert card.page_for_frame(root).encode() == (tmp_path / card.PATH).read_bytes()
 
 
 def filled(docs: str = "") -> card.Card:
@@ -108,16 +106,6 @@ def test_dropped_pictures_are_taken_off_a_card_by_their_keys() -> None:
     assert [each.key for each in left.dropped] == [f"{10:020x}", f"{12:020x}"]
     assert left.pairs == shown.pairs and gone not in card.render(left) and "base64,B11" not in card.render(left)
     assert "blurred" not in card.render(shown.model_copy(update={"dropped": ()})).split("</style>", 1)[1]
-
-
-def test_a_card_of_an_earlier_version_is_read_and_shows_no_empty_parts(tmp_path: Path) -> None:
-    shown = without_checks()
-    stored = shown.model_dump(mode="json", exclude={"rules", "found", "unchecked", "dropped"})
-    storage.write_json(f"{storage.from_path(tmp_path)}/{card.DATA_PATH}", stored)
-    again = card.read(storage.from_path(tmp_path))
-    assert again == shown
-    page = english(card.render(again))
-    assert not [title for title in ("Rules", "What was found", "What was not checked", "Dropped") if title in page]
 
 
 def test_damaged_data_of_a_card_are_named(tmp_path: Path) -> None:

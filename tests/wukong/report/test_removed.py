@@ -16,6 +16,7 @@ from wukong.errors import DataError
 from wukong.report import removed
 from wukong.report.removed import Removed
 from wukong.store import storage
+from wukong.store.manifest import Stage
 
 SOURCES = (Source(name="stamps", pattern="*/stamps/*"), Source(name="all of a", pattern="http://a.cn/*"))
 WORDS = ["色情图片网站", "赌博平台网址", "网上赌博", "一只猫"]
@@ -62,13 +63,15 @@ def test_the_sum_of_tables_is_the_count_of_all_and_is_read_as_it_was_stored(tmp_
     tables = [dropped(40, reasons, start) for start in (0, 40, 80)]
     whole = removed.merge(removed.count(table, Filter(), SOURCES) for table in tables)
     assert whole == removed.count(pl.concat(tables), Filter(), SOURCES)
-    uri = f"{storage.from_path(tmp_path)}/{removed.PATH}"
+    stage = Stage(storage.from_path(tmp_path), "validate", {})
+    uri = stage.path(removed.PATH)
     storage.write_json(uri, whole.as_json())
-    assert removed.read(uri) == dataclasses.replace(whole, candidates={})
+    assert removed.read(stage.commit([stage.describe(removed.PATH)])) == dataclasses.replace(whole, candidates={})
     assert "0000" not in storage.read_bytes(uri).decode(), "no key is stored"
+    assert removed.read(stage.commit([])) == removed.Removed(), "a gate of an earlier version counted nothing"
     storage.write_json(uri, {"kinds": 3})
-    with pytest.raises(DataError, match="validate the set again"):
-        removed.read(uri)
+    with pytest.raises(DataError, match=r"delete it, and .*/manifest\.json"):
+        removed.read(stage.commit([stage.describe(removed.PATH)]))
 
 
 def test_of_each_rule_one_is_chosen_before_a_second_of_any() -> None:
@@ -88,8 +91,8 @@ def test_what_must_never_be_shown_hides_all_that_was_not_compared_with_it(monkey
     settings = Filter.model_validate({"duplicate_images": "equal", "similarity_model": "file:///m"})
     table = dropped(40, ["size", "sensitive", "similarity", "duplicate_image"])
     assert set(removed.candidates(table, settings)) == {"size", "sensitive", "similarity", "duplicate_image"}
-    forbidding = tuple(dataclasses.replace(rule, never_shown=rule.name == "similarity") for rule in REGISTRY)
-    monkeypatch.setattr(removed, "REGISTRY", forbidding)
+    (rule,) = (rule for rule in REGISTRY if rule.name == "similarity")
+    monkeypatch.setattr(rule, "never_shown", True)
     # Texts are judged before any picture is read: a picture that they drop may be a forbidden one.
     assert set(removed.candidates(table, settings)) == {"duplicate_image"}
     off = Filter.model_validate({"duplicate_images": "equal"})

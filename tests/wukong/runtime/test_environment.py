@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wukong
+from infra.stack import state
 from wukong.errors import ConfigError, StackError
 from wukong.runtime import environment, forwarded
 from wukong.store import storage
@@ -50,7 +52,7 @@ def test_the_home_is_named_or_here_or_above(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_last_stack_is_found_but_not_used_as_a_new_home(tmp_path: Path) -> None:
     last = written(tmp_path / "project" / ".wukong")
-    environment.remember(last)
+    state.remember(last)
     assert environment.find_home() == last
     assert environment.home() == tmp_path / "here" / "below" / ".wukong", "a new stack begins here"
     (last / environment.FILE).unlink()
@@ -63,7 +65,7 @@ def test_all_homes_are_known_the_last_first(tmp_path: Path, monkeypatch: pytest.
         for name in ("1st", "2nd", "3rd")
     )
     for home in (first, second, third, first):
-        environment.remember(home)
+        state.remember(home)
     assert environment.homes() == [first, third, second]
     assert environment.elsewhere() == (f" (looked in {first}; WUKONG_HOME names another home: {third}, {second})"), (
         "the last one is found from here"
@@ -81,8 +83,15 @@ def test_all_homes_are_known_the_last_first(tmp_path: Path, monkeypatch: pytest.
 def test_a_state_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    environment.remember(tmp_path)
+    state.remember(tmp_path)
     assert environment.find_home() is None
+
+
+def test_homes_that_are_started_at_once_are_all_known(tmp_path: Path) -> None:
+    homes = [written(tmp_path / f"{number:02d}" / ".wukong") for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(state.remember, homes))
+    assert sorted(environment.homes()) == homes
 
 
 @pytest.mark.parametrize(
@@ -250,7 +259,7 @@ def test_another_users_home_is_refused_by_whoever_looks_for_one(
 ) -> None:
     home = written(tmp_path / "project" / ".wukong")
     home.chmod(0o700)
-    environment.remember(home)
+    state.remember(home)
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     for look in (environment.find_home, lambda: environment.make(home), lambda: environment.read_variables(home)):

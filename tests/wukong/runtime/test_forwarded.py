@@ -19,8 +19,8 @@ def test_names_are_those_that_are_read() -> None:
     assert {environment.CONNECT_TO, events.VARIABLE} < set(forwarded.TO_JOBS)
     assert {fence.VARIABLE, patience.VARIABLE} < set(forwarded.TO_WORKERS)
     assert forwarded.OPTIONAL_SECRETS["register"]["wukong-signing"] == (signature.KEY_FILE, signature.PASSWORD)
-    assert forwarded.OPTIONAL_TO_COMPONENTS == (address.ADDRESSING, address.CERTIFICATES, mlflow_rest.WORKSPACE)
-    assert address.ADDRESSING in forwarded.TO_WORKERS
+    assert forwarded.OPTIONAL_TO_COMPONENTS == (address.CERTIFICATES, mlflow_rest.WORKSPACE)
+    assert address.ADDRESSING in {*forwarded.TO_WORKERS} & {*forwarded.TO_COMPONENTS}
     settings = yaml.safe_load((ROOT / "k8s" / "base" / "settings.yaml").read_text(encoding="utf-8"))["data"]
     assert set(forwarded.TO_COMPONENTS) <= set(settings), "the ConfigMap has every key"
 

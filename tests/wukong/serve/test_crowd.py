@@ -18,7 +18,7 @@ from test_server_process import lines, started
 from wukong.model import saved_model
 from wukong.store import storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 CLIENTS = 1_000
 QUERY = quote("红蓝")
 

@@ -18,16 +18,17 @@ import drawn
 import numpy as np
 import pytest
 import torch
+from made_again import cut, is_made_again, refused_wherever_a_bit_is_flipped
 
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
 from wukong.publish import superseded, takedown, takedown_plan
-from wukong.serve import collection, encode, index, recall, served_shard, shard, taken_down
+from wukong.serve import collection, earlier, encode, index, recall, served_shard, shard, taken_down
 from wukong.serve.approximate import Candidates
 from wukong.serve.filters import NO_FILTERS
 from wukong.serve.index import Index
 from wukong.serve.search import Searcher
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
 faiss = pytest.importorskip("faiss")
@@ -407,3 +408,44 @@ def test_a_lost_shard_is_made_anew_as_the_message_says(data: Data, seen: list[st
     again = encode.build(collection.of(storage.from_path(data.root / "data")), data.model, data.indexes)
     assert seen.count("picture") == 2 * EACH
     assert [len(each.keys) for each in data.opened(again)] == [2 * EACH] * 2
+
+
+def files_of(made: Manifest, shard: int) -> list[str]:
+    """What an index lists, and a shard of it."""
+    uri = superseded.shard_uri(made.uri, superseded.listed(made.uri).keys[shard])
+    of_shard = manifest.load(uri).model_copy(update={"uri": uri})
+    return [*made.part_uris(), *of_shard.part_uris()]
+
+
+def test_each_damaged_file_is_made_anew_as_the_message_says(data: Data, seen: list[str]) -> None:
+    made = data.build()
+    place = collection.of(storage.from_path(data.root / "data"))
+
+    def build() -> Manifest:
+        found = encode.build(place, data.model, data.indexes)
+        assert [len(each.keys) for each in data.opened(found)] == [2 * EACH] * 2
+        return found
+
+    for number, uri in enumerate(files_of(made, 1)):
+        if uri.endswith(("/collection.json", "/pieces.json")):
+            continue  # read by who makes an index alone
+        seen.clear()
+        is_made_again(uri, build, [storage.delete if "/index-shard/" in uri and number % 2 else cut])
+        assert seen.count("picture") in (0, 2 * EACH), "the other shard is kept"
+
+
+def test_no_altered_file_of_an_index_is_made_anything_of(data: Data) -> None:
+    made = data.build()
+    for uri in made.part_uris():
+        if not uri.endswith("/collection.json"):  # it is read where the index is not finished
+            refused_wherever_a_bit_is_flipped(uri, lambda: data.opened(made), 2)
+    data.shards["train/00003"] += pairs(5 * EACH, 3)
+    grown = collection.of(data.stage().uri)
+
+    def grow() -> None:
+        earlier.opened.cache_clear()
+        encode.build(grown, data.model, data.indexes)
+
+    for uri in files_of(made, 1)[len(made.parts) :]:
+        if not uri.endswith(f"/{index.RECALL}"):  # nothing of it is taken over
+            refused_wherever_a_bit_is_flipped(uri, grow, 2)

@@ -122,9 +122,8 @@ def paths(site: Site) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("locale", [ENGLISH, CHINESE])
-@pytest.mark.parametrize("colour", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.long
+@pytest.mark.parametrize(("width", "colour", "locale"), [("desktop", "dark", ENGLISH), ("phone", "light", CHINESE)])
 def test_no_page_has_a_serious_finding(
     open_page: Callable[[str], Any], site: Site, width: str, colour: str, locale: str
 ) -> None:

@@ -19,7 +19,7 @@ from wukong.model import saved_model
 from wukong.serve.listening import USUAL_PORT
 from wukong.store import storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 START = "from wukong.commands.main import main; main()"
 ENDED = "Ended. What was encoded is kept for the next start.\n"
 ENDS = {"SIGINT": 130, "SIGTERM": 0}

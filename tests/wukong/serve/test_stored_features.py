@@ -32,7 +32,7 @@ from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 from wukong.train import features
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
 TEXT = {"layers": 1, "heads": 2, "width": 16}
 KINDS: dict[str, dict[str, Any]] = {

@@ -238,5 +238,5 @@ def test_the_rates_of_the_stacks_home_come_first(tmp_path: Path, monkeypatch: py
     (tmp_path / "rates.json").write_text(RATES.model_dump_json())
     assert measured_rates.load() == RATES
     (tmp_path / "rates.json").write_text('{"machine": 3}')
-    with pytest.raises(ConfigError, match=r"rates.json: these rates cannot be read .*make bench-scale"):
+    with pytest.raises(ConfigError, match=r"rates.json: these rates cannot be read .*make bench NAME=scale"):
         measured_rates.load()

@@ -89,7 +89,8 @@ class ObjectStore:
                 stdout=log,
                 stderr=log,
                 env={
-                    "PATH": os.environ["PATH"],
+                    # By the second, Ctrl-C finds it.
+                    **{name: os.environ[name] for name in ("PATH", "WUKONG_TEST_SESSION") if name in os.environ},
                     "HOME": str(self.folder),
                     "GOMEMLIMIT": "400MiB",
                     "WEED_MASTER_VOLUME_GROWTH_COPY_1": "2",

@@ -19,7 +19,7 @@ from wukong.errors import StorageError
 from wukong.store import patience, patient_store, storage
 from wukong.train import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 VOLUMES, VOLUME_MB = 12, 16
 ROOM = VOLUMES * VOLUME_MB * 2**20
@@ -47,7 +47,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("TOLD", f"http://127.0.0.1:{told}/metrics")
         monkeypatch.setenv("MASTER", server.master)
-        monkeypatch.setattr(patient_store.OUTAGE, "_began", None)
+        monkeypatch.setattr(patient_store.STORE, "_began", None)
         yield "s3://bucket"
     finally:
         server.kill()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from object_store import ObjectStore
@@ -356,6 +357,25 @@ def test_a_holder_renews(root: str) -> None:
     assert storage.read_json(stage.path(lease.NAME))["released"]
 
 
+def test_a_holder_renews_every_15_of_the_60_seconds_after_which_it_is_taken_over(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+
+    class Short(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(0.01)
+
+    monkeypatch.setattr(lease, "threading", SimpleNamespace(Event=Short, Thread=threading.Thread))
+    stage, until = Stage(root, "filter", {}), time.monotonic() + 20
+    with lease.held(stage.uri, never):
+        while len(waits) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert storage.read_json(stage.path(lease.NAME))["seconds"] == 60
+    assert len(waits) >= 3 and set(waits) == {15.0}
+
+
 def test_a_holder_that_cannot_renew_goes_on(
     root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -527,7 +547,7 @@ def test_a_killed_process_is_taken_over(shared: str, processes: list[Process]) -
     assert time.monotonic() - began < 20, "on one machine nobody waits for what is gone"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_process_is_taken_over_and_commits_nothing(shared: str, processes: list[Process]) -> None:
     """As if its node were lost: what others know of it is its lease, which says for how long they must wait."""
     first = Process(shared, "a", 5, ELSEWHERE, SHORT_LEASES)

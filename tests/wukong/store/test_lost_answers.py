@@ -156,7 +156,7 @@ def _of_manifest(body: bytes) -> str:
     return str(json.loads(body)["provenance"]["by"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fate", [{"is_lost": lambda number: number in (3, 4)}, {"kill_at": 3}, {"kill_at": 4}])
 def test_who_is_taken_over_is_ended(server: Server, forks: Any, tmp_path: Path, fate: dict[str, Any]) -> None:
     """The answer to the write that takes the lease is lost, or it is the last write of the one who takes it."""
@@ -174,7 +174,7 @@ def test_who_is_taken_over_is_ended(server: Server, forks: Any, tmp_path: Path, 
     scene.check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deletion_whose_answers_are_lost_leaves_no_lease(server: Server, forks: Any, tmp_path: Path) -> None:
     scene = Scene(server, forks, tmp_path.name)
     assert Actor(scene, "first").end() == ["works", "has"]
@@ -235,7 +235,7 @@ def _play_all(server: Server, forks: Any, name: str, seeds: range) -> None:
     assert not errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_is_lost_or_killed_nobody_writes_after_his_successor(
     server: Server, forks: Any, tmp_path: Path
 ) -> None:

@@ -53,6 +53,8 @@ def test_the_digest_ignores_where_and_when_but_nothing_else(tmp_path: Path) -> N
     first, second = commit(tmp_path / "a"), commit(tmp_path / "b")
     assert first.uri != second.uri
     assert first.digest == second.digest
+    children = [commit(tmp_path / each, "filter", parents=(of,)) for each, of in (("a", first), ("b", second))]
+    assert children[0].digest == children[1].digest, "where its parents lie is left out too"
     assert first.model_copy(update={"counts": {"pairs": 6}}).digest != first.digest
     assert first.model_copy(update={"parts": ()}).digest != first.digest
 
@@ -76,12 +78,24 @@ def test_part_uris_select_by_prefix_and_suffix(tmp_path: Path) -> None:
     assert done.part_uris("other/") == []
 
 
-@pytest.mark.parametrize("broken", ["{}", '{"schema_version": 99}', '{"schema_version": 1, "stage": "x"}'])
+@pytest.mark.parametrize("broken", ["[]", '{"format": 1, "stage": "x"}'])
 def test_something_else_is_not_taken_for_a_manifest(tmp_path: Path, broken: str) -> None:
     file = tmp_path / "manifest.json"
     file.write_text(broken)
-    with pytest.raises(DataError, match=r"manifest\.json"):
+    with pytest.raises(DataError, match=r"manifest\.json is not a manifest"):
         manifest.load(storage.from_path(file))
+
+
+@pytest.mark.parametrize("version", [{"format": 2}, {"schema_version": 1}, {}])
+def test_what_another_version_wrote_is_refused_with_what_to_do(tmp_path: Path, version: dict[str, int]) -> None:
+    """Manifests that were written before the first format called it ``schema_version``."""
+    done = commit(tmp_path)
+    uri = storage.join(done.uri, "manifest.json")
+    value = storage.read_json(uri)
+    del value["format"]
+    storage.write_json(uri, value | version)
+    with pytest.raises(DataError, match=r"manifest\.json was written by another version of Wukong, .*another storage"):
+        manifest.load(done.uri)
 
 
 def test_the_file_is_plain_json_with_sorted_keys(tmp_path: Path) -> None:

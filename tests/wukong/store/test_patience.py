@@ -28,8 +28,12 @@ def failing(failures: list[Exception]) -> Callable[[], str]:
 
 
 @pytest.fixture
-def outage() -> patience.Outage:
-    return patience.Outage("the service", ". Start it.")
+def service() -> patience.Service:
+    return patience.Service("the service", is_away, ". Start it.", may_be_full=lambda _, lasts: lasts)
+
+
+def nothing() -> None:
+    """A request that reads and is answered."""
 
 
 @pytest.fixture
@@ -43,10 +47,10 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_request_is_repeated_until_it_is_answered_and_the_log_says_so_twice(
-    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+    service: patience.Service, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert patience.until_answered(failing([GoneError("gone")] * 6), is_away, outage) == "answer"
+        assert service.until_answered(failing([GoneError("gone")] * 6)) == "answer"
     assert len(pauses) == 6
     limits = [0.25, 0.5, 1, 2, 4, 5]
     assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, limits, strict=True))
@@ -56,39 +60,39 @@ def test_a_request_is_repeated_until_it_is_answered_and_the_log_says_so_twice(
 
 
 def test_after_the_patience_the_error_says_what_failed_how_long_and_what_to_do(
-    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+    service: patience.Service, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = r"the service is away: gone; so it was for 60 s \(WUKONG_STORE_PATIENCE=60\)\. Start it\."
     with caplog.at_level(logging.WARNING), pytest.raises(patience.AwayError, match=expected):
-        patience.until_answered(failing([GoneError("gone")] * 1000), is_away, outage)
+        service.until_answered(failing([GoneError("gone")] * 1000))
     assert sum(pauses) == pytest.approx(60)
     assert [record.getMessage()[:26] for record in caplog.records][1:] == ["the service has been away "], "each 30 s"
 
 
 def test_an_outage_that_a_request_gave_up_on_does_not_last_until_the_next_one(
-    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+    service: patience.Service, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The service was back in between, and the requests that it answered had not failed before."""
     with pytest.raises(patience.FullError):
-        patience.until_answered(failing([GoneError()] * 1000), is_away, outage, lambda _, lasts: lasts)
-    assert patience.until_answered(failing([]), is_away, outage) == "answer"
+        service.until_answered(failing([GoneError()] * 1000), reads=nothing)
+    assert service.until_answered(failing([])) == "answer"
     pauses.append(20 * 3600)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert patience.until_answered(failing([GoneError("gone")]), is_away, outage) == "answer"
+        assert service.until_answered(failing([GoneError("gone")])) == "answer"
     begun, over = (record.getMessage() for record in caplog.records)
     assert begun == "the service is away (gone); what needs it is repeated for up to 60 s"
     assert re.fullmatch(r"the service is back after 0\.\d s", over)
 
 
 def test_another_error_is_an_answer(
-    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+    service: patience.Service, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ZeroDivisionError):
-        patience.until_answered(failing([ZeroDivisionError()]), is_away, outage)
+        service.until_answered(failing([ZeroDivisionError()]))
     assert (pauses, caplog.records) == ([], [])
     with pytest.raises(ZeroDivisionError):
-        patience.until_answered(failing([GoneError(), ZeroDivisionError()]), is_away, outage)
+        service.until_answered(failing([GoneError(), ZeroDivisionError()]))
     assert caplog.records[-1].getMessage().startswith("the service is back")
 
 
@@ -110,15 +114,15 @@ def test_a_full_service_is_told_from_one_that_is_away(
     pauses: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(patience.VARIABLE, "600")
-    outage = patience.Outage("the store", ". Start it.", ". Delete something.")
-    request, asked = failing([GoneError("no")] * 25), list[bool]()
+    asked = list[bool]()
 
-    def is_full(_: BaseException, lasts: bool) -> bool:
+    def may_be_full(_: BaseException, lasts: bool) -> bool:
         asked.append(lasts)
         return lasts
 
+    service = patience.Service("the store", is_away, ". Start it.", ". Delete something.", may_be_full)
     with caplog.at_level(logging.WARNING):
-        assert patience.until_answered(request, is_away, outage, is_full) == "answer"
+        assert service.until_answered(failing([GoneError("no")] * 25), reads=nothing) == "answer"
     begun, full, later, *_, over = (record.getMessage() for record in caplog.records)
     assert begun.startswith("the store is away (no)"), "it may be a passing failure"
     seems = r"the store is full, it seems: it answers, and has taken no data for (\d+) s \(no\); what is written is "
@@ -132,7 +136,7 @@ def test_a_full_service_is_told_from_one_that_is_away(
 
 
 def test_after_the_patience_a_full_service_is_an_error_that_says_so(pauses: list[float]) -> None:
-    outage = patience.Outage("the store", ". Start it.", ". Delete something.")
+    service = patience.Service("the store", is_away, ". Start it.", ". Delete something.", lambda _, lasts: lasts)
     expected = r"the store is full, it seems: .* no data for 60 s \(WUKONG_STORE_PATIENCE=60\): no\. Delete something\."
     with pytest.raises(patience.FullError, match=expected):
-        patience.until_answered(failing([GoneError("no")] * 1000), is_away, outage, lambda _, lasts: lasts)
+        service.until_answered(failing([GoneError("no")] * 1000), reads=nothing)

@@ -75,7 +75,7 @@ def over_and_over(request: Callable[[], Any], expected: Any, stop: threading.Eve
     return count
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_goes_on_while_the_server_is_killed_succeeds(
     root: str, store: ObjectStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +128,7 @@ def test_what_goes_on_while_the_server_is_killed_succeeds(
     assert said.count("lasts") <= _PATIENCE / 30, "one line in 30 s says so"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_credentials_and_missing_things_are_errors_at_once(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
     with pytest.raises(StorageError, match="nothing at that address"):
@@ -143,7 +143,7 @@ def test_wrong_credentials_and_missing_things_are_errors_at_once(root: str, monk
     assert time.monotonic() - began < _PATIENCE, "none is waited for"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_file_system_survives_pickling(root: str) -> None:
     storage.write_bytes(f"{root}/pickled", b"content")
     filesystem, path = storage.filesystem(f"{root}/pickled")
@@ -242,7 +242,7 @@ def test_a_store_that_answers_reads_and_refuses_to_write_is_called_full(
 ) -> None:
     monkeypatch.setattr(patience, "_LASTING", 0.5)
     monkeypatch.setattr(patient_filesystem, "_ATTEMPTS", 1)
-    monkeypatch.setattr(patient_store.OUTAGE, "_began", None)
+    monkeypatch.setattr(patient_store.STORE, "_began", None)
     storage._s3.cache_clear()
     monkeypatch.setenv(patience.VARIABLE, "3")
     answers((200, ""))
@@ -312,12 +312,12 @@ def away() -> OSError:
 
 def test_a_deletion_whose_answer_was_lost_has_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(patience.VARIABLE, "30")
-    assert patient_store.until_answered(failing([away()])) == "answer"
-    assert patient_store.until_answered(failing([away(), FileNotFoundError()]), deletes=True) is None
+    assert patient_store.STORE.until_answered(failing([away()])) == "answer"
+    assert patient_store.STORE.until_answered(failing([away(), FileNotFoundError()]), deletes=True) is None
     with pytest.raises(FileNotFoundError):
-        patient_store.until_answered(failing([FileNotFoundError()]), deletes=True)
+        patient_store.STORE.until_answered(failing([FileNotFoundError()]), deletes=True)
     with pytest.raises(FileNotFoundError):
-        patient_store.until_answered(failing([away(), FileNotFoundError()]))
+        patient_store.STORE.until_answered(failing([away(), FileNotFoundError()]))
 
 
 @pytest.mark.parametrize("code", [60, 3])

@@ -33,7 +33,7 @@ from wukong.stages import access, preflight
 from wukong.store import address, fence, patience, s3_requests, storage
 from wukong.store.conditional_store import ChangedError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 BUCKET = "wukong-test"
 SETTINGS = Path(__file__).parents[3] / "k8s" / "base" / "settings.yaml"

@@ -8,6 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ def test_parameters_beyond_one_request_arrive(client: Any, run: mlflow_rest.Run)
     Server().log(run.run_id, params=params)
     Server().log(run.run_id, params=params)  # by a component that goes on after another
     assert client.get_run(run.run_id).data.params == params
+
+
+@pytest.mark.slow
+def test_a_file_is_logged_by_the_server_or_by_its_client(client: Any, run: mlflow_rest.Run, tmp_path: Path) -> None:
+    Server().write_file(run, "by/server.txt", b"1")
+    Server().write_file(replace(run, artifacts="s3://elsewhere/1"), "by/client.txt", b"2")
+    assert sorted(Server().files(run)) == ["by/client.txt", "by/server.txt"]
+    folder = Path(client.download_artifacts(run.run_id, "by", str(tmp_path)))
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"client.txt": b"2", "server.txt": b"1"}
 
 
 class Played(http.server.BaseHTTPRequestHandler):

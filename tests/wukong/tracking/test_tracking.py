@@ -313,8 +313,8 @@ from wukong.store.manifest import Stage
 experiment = documents.parse(storage.read_json(sys.argv[1]))
 with mlflow_runs.stage_run(experiment, "first", "filter") as run_id:
     stage = Stage(experiment.root, "filter", {"seed": 1})
-    storage.write_json(stage.path("a.json"), {})
-    stage_results.log_stage(run_id, stage.commit([stage.describe("a.json")], counts={"pairs": 7}))
+    storage.write_json(stage.path("docs/a.json"), {})
+    stage_results.log_stage(run_id, stage.commit([stage.describe("docs/a.json")], counts={"pairs": 7}))
 mlflow_runs.complete_run(experiment, "first", {})
 print(" ".join({"mlflow", "torch", "pandas", "ray"} & sys.modules.keys()))
 """
@@ -322,7 +322,9 @@ print(" ".join({"mlflow", "torch", "pandas", "ray"} & sys.modules.keys()))
     storage.write_json(uri, experiment.model_dump(mode="json"))
     loaded = subprocess.run([sys.executable, "-c", script, uri], check=True, capture_output=True, text=True)
     assert loaded.stdout.split() == []
-    assert runs_of(experiment)["filter"].data.metrics == {"filter/count/pairs": 7.0}
+    run = runs_of(experiment)["filter"]
+    assert run.data.metrics == {"filter/count/pairs": 7.0}
+    assert [file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, "docs")] == ["docs/a.json"]
 
 
 def evaluation(value: float) -> dict[str, Any]:

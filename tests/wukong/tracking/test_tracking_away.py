@@ -17,7 +17,7 @@ from wukong.store.manifest import Manifest, Stage
 from wukong.tracking import availability, mlflow_runs, run_links, stage_results, training_metrics
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

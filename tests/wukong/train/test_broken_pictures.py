@@ -103,7 +103,7 @@ def test_one_two_and_four_workers_train_on_the_same_pairs(patch: Callable[..., o
     assert stand_ins == 2 * len(broken)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loader_processes_change_no_stand_in(tmp_path: Path) -> None:
     damaged = corpus(tmp_path, {5, 6, 20, 90})
     with WINDOWS:

@@ -59,7 +59,7 @@ def _joined(shares: list[dict[str, torch.Tensor]]) -> list[list[int]]:
     return [sorted(step) for step in torch.cat([share["rows"] for share in shares], dim=1).tolist()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_with_fewer_workers_has_the_same_pairs_and_the_same_loss(tmp_path: Path) -> None:
     alone = workers.run(WORKERS[0], tmp_path, _train, storage.from_path(tmp_path / "alone"), small.SETTINGS.epochs)
     pairs, losses = [], []

@@ -100,7 +100,7 @@ def _share(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
     return shares
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_in_pieces_equal_one_worker_with_the_whole_batch(tmp_path: Path) -> None:
     first, second = workers.run(2, tmp_path, _share)
     for case, alone in _share(0, 1).items():
@@ -156,7 +156,7 @@ def test_batch_norm_updates_its_statistics_once() -> None:
     assert int(norm.num_batches_tracked) == 2  # pieces, each seen twice
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_towers_give_equal_gradients() -> None:
     """Batches of several lengths, for which each layer is compiled once. The image tower has one block, for speed.
 

@@ -205,7 +205,7 @@ def test_checkpoints_are_not_written_too_often(
     assert len(stored) >= 48 // between
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("similarity", "count"), [("global", 2), ("token", 2), ("pooled", 2), ("global", 4)])
 def test_workers_train_the_same_model_as_one_worker(tmp_path: Path, similarity: str, count: int) -> None:
     alone = _train_share(0, 1, similarity)
@@ -231,7 +231,7 @@ def _train_wide(_rank: int, _count: int, kind: str) -> dict[str, torch.Tensor]:
     return weights(model)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 2])
 def test_gradients_of_used_rows_give_the_weights_of_whole_gradients(tmp_path: Path, count: int) -> None:
     ours, timms = (workers.run(count, tmp_path, _train_wide, kind)[0] for kind in ("rows", "whole"))

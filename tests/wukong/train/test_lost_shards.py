@@ -173,7 +173,7 @@ def test_a_shard_that_vanishes_in_the_middle_of_an_epoch(tmp_path: Path, kind: s
         list(strict)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loader_processes_do_not_hang_when_a_shard_vanishes(tmp_path: Path) -> None:
     for limit in (1, 0):
         corpus = written(tmp_path / str(limit))
@@ -239,7 +239,7 @@ def test_a_store_that_is_away_has_lost_no_shard(tmp_path: Path, away: StorageErr
     assert caught.value is away
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_objects_that_are_deleted_and_a_store_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, here = ObjectStore(tmp_path / "weed"), written(tmp_path / "data", (ROWS,) * 40)
     for name, value in (server.variables() | {patience.VARIABLE: "1"}).items():
@@ -332,7 +332,7 @@ def _two_workers(rank: int, _workers: int, prefix: str, rows: tuple[int, ...]) -
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_agree_on_the_number_of_lost_shards(tmp_path: Path) -> None:
     """Each finds the shards of its own lanes; the limit is for all of them together."""
     rows = (ROWS,) * 12

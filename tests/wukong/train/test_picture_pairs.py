@@ -71,7 +71,7 @@ def test_only_the_configured_augmentations_are_applied(prefix: str) -> None:
     assert images.augmented_view(image, SIZE, 3).tobytes() not in crops
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loader_processes_give_equal_images(prefix: str) -> None:
     """Also in a second epoch, in another order; and torch's global generator is not used."""
     here, there = (pictures(prefix, loader_workers=n) for n in (0, 2))
@@ -168,7 +168,7 @@ def test_a_shard_is_read_in_pieces_that_follow_one_another(tmp_path: Path, monke
     assert begins[3] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_an_image_tower_can_be_interrupted_and_resumed(prefix: str, tmp_path: Path) -> None:
     """With pieces, bfloat16 and activation checkpointing, the weights are the same with and without interruption."""
     settings = Training(epochs=2, batch_size=6, learning_rate=0.02, lock=12, micro_batch=4, precision="bfloat16")

@@ -90,7 +90,7 @@ def test_the_metrics_are_those_of_the_evaluators(tmp_path: Path, similarity: str
     assert "retrieval/holdouts/mean_recall" in found and "classification/named/top1" in found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("similarity", ["global", "token"])
 def test_workers_measure_together_what_one_measures(tmp_path: Path, similarity: str) -> None:
     """Nine images and captions, and two or four workers: their shares are not equal."""

@@ -13,11 +13,10 @@ import polars, which takes 0.15 s, inside the functions that use it.
 from __future__ import annotations
 
 import itertools
-import pkgutil
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import import_module
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import create_model
@@ -26,64 +25,55 @@ from wukong.config.section import Strict
 from wukong.curate.rule import HELD_BACK, Batch, Check, Column, Decided, FromPictures, Nearness, PictureBatch, Rule
 from wukong.errors import ConfigError
 from wukong.runtime.language import message
+from wukong.runtime.registered import registered
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from wukong.curate.caption_counts import CaptionCounts, Hashes
+    from wukong.curate.caption_counts import CaptionCounts
 
 
 _PICTURES, _PICTURES_ON_GPU = 64, 256
 """Pictures of a batch."""
 
 
-def _registered() -> tuple[Rule[Any], ...]:
+def _ordered() -> tuple[Rule, ...]:
     """The rule of every module of this folder, in the order of their places.
 
     Raises:
-        TypeError: a module has no ``RULE``, or two rules share a name, a place, a setting or a stored column.
+        TypeError: a module has no ``RULE``, or two rules share a place, a setting or a stored column.
     """
-    registered: list[Rule[Any]] = []
-    for module in pkgutil.iter_modules(__path__):
-        rule = getattr(import_module(f"{__name__}.{module.name}"), "RULE", None)
-        if not isinstance(rule, Rule):
-            raise TypeError(f"wukong/curate/rules/{module.name}.py assigns no Rule to RULE: each file here is one rule")
-        registered.append(rule)
-    registered.sort(key=lambda rule: (rule.place, rule.name))
-    for first, second in itertools.combinations(registered, 2):
-        if first.name == second.name or first.place == second.place:
-            raise TypeError(f"the rules {first.name!r} and {second.name!r} share a name or a place: each has its own")
-        for a, b in ((first.settings, second.settings), (first.gate_settings, second.gate_settings)):
-            if a and b and a is not b and (shared := a.model_fields.keys() & b.model_fields.keys()):
+    rules = sorted(registered(__name__, "RULE", Rule).values(), key=lambda rule: rule.place)
+    for first, second in itertools.combinations(rules, 2):
+        if first.place == second.place:
+            raise TypeError(f"the rules {first.name!r} and {second.name!r} share a place: each has its own")
+        for a, b in ((first.Settings, second.Settings), (first.GateSettings, second.GateSettings)):
+            if a is not b and (shared := a.model_fields.keys() & b.model_fields.keys()):
                 raise TypeError(f"the rules {first.name!r} and {second.name!r} both have the setting {min(shared)}")
         if shared := {column.name for column in first.stored} & {column.name for column in second.stored}:
             raise TypeError(f"the rules {first.name!r} and {second.name!r} both store the column {min(shared)}")
-        for one, other in itertools.product(first.from_pictures, second.from_pictures):
-            if one.column == other.column and one.compute is not other.compute:
-                raise TypeError(f"the rules {first.name!r} and {second.name!r} compute {one.column} in two ways")
-    return tuple(registered)
+    return tuple(rules)
 
 
-REGISTRY = _registered()
+REGISTRY = _ordered()
 """All rules, in the order in which they drop pairs."""
 
 
-def section_of(which: Literal["settings", "gate_settings"]) -> type[Strict]:
+def section_of(which: Literal["Settings", "GateSettings"]) -> type[Strict]:
     """The base class of a section of the experiment, with the settings of every rule.
 
     Args:
-        which: ``settings`` for the section ``filter``, ``gate_settings`` for ``validation``.
+        which: ``Settings`` for the section ``filter``, ``GateSettings`` for ``validation``.
     """
-    classes = dict.fromkeys(getattr(rule, which) for rule in REGISTRY)
-    bases = [each for each in classes if each not in (None, Strict)]
+    bases = [each for each in dict.fromkeys(getattr(rule, which) for rule in REGISTRY) if each is not Strict]
     # pydantic takes fields from the last base first.
     return create_model(f"Rules_{which}", __base__=tuple(reversed(bases)) or Strict)
 
 
 def stored_columns(*, optional: bool = False) -> list[Column]:
     """The columns that the rules store with every pair, in their order; or those that only switched-on rules store."""
-    columns = (column for rule in REGISTRY for column in rule.stored if column.optional is optional)
-    return sorted(columns, key=lambda column: column.place)
+    placed = [(column.place or rule.place, column) for rule in REGISTRY for column in rule.stored]
+    return [column for _, column in sorted(placed, key=itemgetter(0)) if column.optional is optional]
 
 
 def optional_columns(settings: Strict) -> set[str]:
@@ -101,7 +91,7 @@ def never_shown() -> tuple[str, ...]:
     return tuple(rule.name for rule in REGISTRY if rule.never_shown)
 
 
-def decided(when: Decided, settings: Strict) -> tuple[Rule[Any], ...]:
+def decided(when: Decided, settings: Strict) -> tuple[Rule, ...]:
     """The rules that are on and decide at this time, in the order in which they drop pairs."""
     return tuple(rule for rule in REGISTRY if rule.decided == when and rule.enabled(settings))
 
@@ -114,35 +104,19 @@ def config_of(settings: Strict, *, exclude: Collection[str] = ()) -> dict[str, A
         exclude: settings that are left out, of a section ``SECTION.SETTING``.
 
     Returns:
-        The settings, and under ``rule_versions`` each rule that was added or has changed since version 6 of the stage.
-        What is younger than version 7 is left out where it is off.
-    """
-    versions = {
-        rule.name: rule.version for rule in REGISTRY if rule.version and (rule.enabled(settings) or not rule.added)
-    }
-    return dumped(settings, exclude) | ({"rule_versions": versions} if versions else {})
-
-
-def dumped(settings: Strict, exclude: Collection[str] = ()) -> dict[str, Any]:
-    """The settings as JSON, without what is younger than version 7 of the stage and has its default.
-
-    Args:
-        settings: the filter's settings.
-        exclude: settings that are left out, of a section ``SECTION.SETTING``.
+        The settings, and under ``rule_versions`` the version of each rule that is on.
     """
     values = settings.model_dump(mode="json")
-    defaults = {key: type(settings).model_fields[key].get_default(call_default_factory=True) for key in _added()}
-    young = {key for key, default in defaults.items() if getattr(settings, key) == default}
-    for name in {*exclude, *young}:
+    for name in exclude:
         section, _, key = name.partition(".")
         if not key:
             values.pop(section, None)
         elif isinstance(values.get(section), dict):
             values[section].pop(key, None)
-    return values
+    return values | {"rule_versions": {rule.name: rule.version for rule in REGISTRY if rule.enabled(settings)}}
 
 
-def uris(settings: Strict, of: Sequence[Rule[Any]] = REGISTRY) -> dict[str, str]:
+def uris(settings: Strict, of: Sequence[Rule] = REGISTRY) -> dict[str, str]:
     """The URIs that the settings of rules name, by setting; those of a list with their places, ``section.setting[0]``.
 
     Args:
@@ -150,17 +124,13 @@ def uris(settings: Strict, of: Sequence[Rule[Any]] = REGISTRY) -> dict[str, str]
         of: the rules.
     """
     found: dict[str, str] = {}
-    for key in (key for rule in of for key in rule.uris or ()):
+    for key in (key for rule in of for key in rule.uris):
         value: Any = settings
         for name in key.split("."):
             value = getattr(value, name, None)  # a section may be null
         named = {key: value} if isinstance(value, str) else {f"{key}[{n}]": each for n, each in enumerate(value or ())}
         found |= {name: uri for name, uri in named.items() if uri}
     return found
-
-
-def _added() -> list[str]:
-    return [key for rule in REGISTRY for key in rule.added]
 
 
 def digests(settings: Strict, *, late: bool | None = None) -> dict[str, str]:
@@ -173,12 +143,7 @@ def digests(settings: Strict, *, late: bool | None = None) -> dict[str, str]:
     Raises:
         ConfigError: a file cannot be used.
     """
-    found: dict[str, str] = {}
-    for rule in REGISTRY:
-        chosen = late is None or (rule.look_up is not None) is late
-        if rule.digests is not None and rule.enabled(settings) and chosen:
-            found |= rule.digests(settings)
-    return found
+    return {key: digest for rule in _loading(settings, late) for key, digest in rule.digests(settings).items()}
 
 
 def load(settings: Strict, *, late: bool = False, known: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -186,17 +151,13 @@ def load(settings: Strict, *, late: bool = False, known: Mapping[str, str] | Non
 
     Args:
         settings: the filter's settings.
-        late: true for what the rules need that look something up after the pictures were read.
+        late: true for what the rules need that decide after the pictures were read, false for what the others need.
         known: the ``digests`` in the key of the stage that works with it; None if there is no such key.
 
     Raises:
         ConfigError: it cannot be used, or is not what the key says.
     """
-    found = {
-        rule.name: rule.load(settings)
-        for rule in REGISTRY
-        if rule.load is not None and (rule.look_up is not None) is late and rule.enabled(settings)
-    }
+    found = {rule.name: rule.load(settings) for rule in _loading(settings, late)}
     for key, digest in digests(settings, late=late).items() if known is not None else ():
         if known is not None and known.get(key) != digest:
             raise ConfigError(
@@ -221,15 +182,14 @@ def compute(pairs: pl.DataFrame, settings: Strict, counts: CaptionCounts, loaded
     batch = Batch(pairs, counts, loaded)
     columns: dict[str, pl.Expr | pl.Series] = {}
     for rule in REGISTRY:
-        if rule.compute is not None:
-            columns |= rule.compute(batch, settings)
+        columns |= rule.compute(batch, settings)
     return pairs.with_columns(**columns)
 
 
-def checks() -> list[tuple[Rule[Any], Check[Any]]]:
-    """What the gate expects of every kept pair, each with its rule, in the order of the gate's results."""
-    checked = [(rule, rule.check) for rule in REGISTRY if rule.check is not None]
-    return sorted(checked, key=lambda entry: entry[1].place)
+def checks(settings: Strict, gate: Strict) -> list[Check]:
+    """What the gate expects of every kept pair, in the order of its results."""
+    placed = [(rule.place, check) for rule in REGISTRY if (check := rule.check(settings, gate)) is not None]
+    return [check for _, check in sorted(placed, key=lambda each: each[1].place or each[0])]
 
 
 def needs_pictures(settings: Strict) -> bool:
@@ -239,7 +199,7 @@ def needs_pictures(settings: Strict) -> bool:
 
 def picture_thresholds() -> set[str]:
     """Settings that decide over what was computed of pictures: with another value of them no picture is read again."""
-    return {key for rule in REGISTRY for each in rule.from_pictures for key in each.thresholds}
+    return {key for rule in REGISTRY for key in rule.thresholds}
 
 
 def columns_of_pictures(settings: Strict) -> list[str]:
@@ -315,36 +275,24 @@ def look_up(pairs: pl.DataFrame, settings: Strict, loaded: Mapping[str, Any]) ->
         loaded: what ``load`` has read for these rules.
     """
     for rule in REGISTRY:
-        if rule.look_up is not None and rule.enabled(settings):
+        if rule.enabled(settings):
             pairs = pairs.with_columns(**rule.look_up(pairs, settings, loaded.get(rule.name)))
     return pairs
 
 
 def counts(pairs: pl.DataFrame, settings: Strict) -> dict[str, int]:
     """The further counts of the rules that are on, over pairs whose pictures were read, with ``dropped_by``."""
-    asked = [rule.counts for rule in REGISTRY if rule.counts is not None and rule.enabled(settings)]
-    return {name: count for each in asked for name, count in each(pairs, settings).items()}
+    on = (rule for rule in REGISTRY if rule.enabled(settings))
+    return {name: count for rule in on for name, count in rule.counts(pairs, settings).items()}
 
 
-def compared_values(name: str, pairs: pl.DataFrame, settings: Strict) -> Hashes:
-    """The 64-bit value of each pair by which a rule compares pairs with each other.
-
-    Args:
-        name: the name of the rule.
-        pairs: rows with the stored columns.
-        settings: the filter's settings.
-    """
-    (comparison,) = (rule.comparison for rule in REGISTRY if rule.name == name and rule.comparison is not None)
-    return comparison.values(pairs, settings)
-
-
-def nearness(settings: Strict) -> Nearness[Any] | None:
-    """How the vectors of pairs are compared, where a rule that is on does so."""
-    return next((rule.nearness for rule in decided("corpus", settings) if rule.nearness is not None), None)
+def nearness(settings: Strict) -> Nearness | None:
+    """The rule that is on and compares the vectors of pairs."""
+    return next((rule for rule in decided("corpus", settings) if isinstance(rule, Nearness)), None)
 
 
 def vectors(pairs: pl.DataFrame, looked: pl.DataFrame, settings: Strict) -> pl.DataFrame:
-    """The vectors of pairs by which the rule compares them that has a ``nearness``.
+    """The vectors of pairs by which a ``Nearness`` compares them.
 
     Args:
         pairs: rows with the stored columns.
@@ -381,19 +329,24 @@ def decide(columns: pl.DataFrame, settings: Strict, when: Decided | Literal["spl
     import polars as pl
 
     if when == "split":
-        drops = {HELD_BACK: pl.col("split") == HELD_BACK}
+        drops: dict[str, Any] = {HELD_BACK: columns["split"] == HELD_BACK}
     else:
-        drops = {rule.name: rule.drops(settings) for rule in decided(when, settings)}
-    reasons = [pl.when(dropped).then(pl.lit(name)) for name, dropped in drops.items()]
+        drops = {rule.name: rule.drops(columns, settings) for rule in decided(when, settings)}
+    reasons = [pl.when(name).then(pl.lit(name)) for name in drops]
     earlier = [pl.col("dropped_by")] if "dropped_by" in columns.columns else []
     first = pl.coalesce([*earlier, *reasons, pl.lit(None, pl.String)])
-    return columns.select(dropped_by=first)["dropped_by"]
+    return columns.with_columns(**drops).with_columns(dropped_by=first)["dropped_by"]
 
 
-def _from_pictures(settings: Strict) -> list[FromPictures[Any]]:
+def _loading(settings: Strict, late: bool | None) -> list[Rule]:
+    """The rules that are on, or of these those that load what they need late; see ``load``."""
+    on = [rule for rule in REGISTRY if rule.enabled(settings)]
+    return [rule for rule in on if late is None or (rule.decided == "pictures") is late]
+
+
+def _from_pictures(settings: Strict) -> list[FromPictures]:
     """What the settings ask to be computed from pictures: stored columns in their order, then the others."""
     on = [rule for rule in REGISTRY if rule.enabled(settings)]
-    asked = [each for rule in on for each in rule.from_pictures if each.needed(settings)]
-    by_column = {each.column: each for each in reversed(asked)}
+    by_column = {each.column: each for rule in on for each in rule.from_pictures(settings)}
     places = {column.name: place for place, column in enumerate([*stored_columns(), *stored_columns(optional=True)])}
     return sorted(by_column.values(), key=lambda each: (places.get(each.column, len(places)), each.column))

@@ -4,8 +4,8 @@ from pydantic import Field, model_validator
 
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
-from wukong.curate.picture_scores import known_range, rule_of_scores
-from wukong.runtime.language import message
+from wukong.curate.picture_scores import ModelRule, known_range
+from wukong.curate.rule import Column
 
 
 class Aesthetic(Strict):
@@ -25,20 +25,15 @@ class Aesthetic(Strict):
         return self
 
 
-class AestheticSettings(Strict):
-    """Keys of ``filter``."""
+class AestheticRule(ModelRule):
+    place = 84
+    title = "pleasing picture, by a model"
+    unchecked = "No model judged how pictures look."
+    column = Column("aesthetic_score", "float32", optional=True)
+    decides = ("min_score",)
 
-    aesthetic: Aesthetic | None = Field(None, description="leave out pictures that a model finds ugly")
+    class Settings(Strict):
+        aesthetic: Aesthetic | None = Field(None, description="leave out pictures that a model finds ugly")
 
 
-RULE = rule_of_scores(
-    "aesthetic",
-    place=84,
-    title="pleasing picture, by a model",
-    unchecked=message("No model judged how pictures look."),
-    settings=AestheticSettings,
-    column="aesthetic_score",
-    column_place=62,
-    threshold="min_score",
-    drops=lambda score, aesthetic: score < aesthetic.min_score,
-)
+RULE = AestheticRule()

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from wukong.config.section import Strict
-from wukong.curate.rule import Column, Comparison, FromPictures, PictureBatch, Rule
-from wukong.runtime.language import message
+from wukong.curate.rule import Column, Comparison, Dropped, FromPictures, Pairs, PictureBatch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -16,16 +15,7 @@ if TYPE_CHECKING:
     from wukong.curate.caption_counts import Hashes
 
 
-class DuplicateImageSettings(Strict):
-    """Keys of ``filter``."""
-
-    duplicate_images: Literal["keep", "equal", "similar"] = Field(
-        "keep", description="of pairs with an equal picture, or a similar one by perceptual hash, keep the first by key"
-    )
-    max_hash_distance: int = Field(3, ge=0, le=3, description="bits of 64 in which similar pictures' hashes may differ")
-
-
-def _hashes(batch: PictureBatch, _settings: DuplicateImageSettings) -> pl.Series:
+def _hashes(batch: PictureBatch, _settings: Strict) -> pl.Series:
     import polars as pl
 
     from wukong.curate.phash import perceptual_hash
@@ -34,39 +24,39 @@ def _hashes(batch: PictureBatch, _settings: DuplicateImageSettings) -> pl.Series
     return pl.Series(hashes, dtype=pl.UInt64)
 
 
-def _values(pairs: pl.DataFrame, settings: DuplicateImageSettings) -> Hashes:
-    from wukong.curate.split import picture_digests
+class DuplicateImageRule(Comparison):
+    place = 90
+    title = "picture not seen before"
+    unchecked = "Equal and similar pictures were not looked for."
+    stored = (Column("image_hash", "uint64", place=70, nullable=True),)
+    thresholds = ("max_hash_distance",)
+    column = "repeats_picture"
 
-    return pairs["image_hash"].to_numpy() if settings.duplicate_images == "similar" else picture_digests(pairs)
+    class Settings(Strict):
+        duplicate_images: Literal["keep", "equal", "similar"] = Field(
+            "keep",
+            description="of pairs with an equal picture, or a similar one by perceptual hash, keep the first by key",
+        )
+        max_hash_distance: int = Field(
+            3, ge=0, le=3, description="bits of 64 in which similar pictures' hashes may differ"
+        )
+
+    def enabled(self, settings: Settings) -> bool:
+        return settings.duplicate_images != "keep"
+
+    def from_pictures(self, settings: Settings) -> tuple[FromPictures, ...]:
+        return (FromPictures("image_hash", _hashes),) if settings.duplicate_images == "similar" else ()
+
+    def values(self, pairs: Pairs, settings: Settings) -> Hashes:
+        from wukong.curate.split import picture_digests
+
+        return pairs["image_hash"].to_numpy() if settings.duplicate_images == "similar" else picture_digests(pairs)
+
+    def distance(self, settings: Settings) -> int:
+        return settings.max_hash_distance if settings.duplicate_images == "similar" else 0
+
+    def drops(self, pairs: Pairs, settings: Settings) -> Dropped:
+        return pairs[self.column]
 
 
-def _drops(_settings: DuplicateImageSettings) -> pl.Expr:
-    import polars as pl
-
-    return pl.col("repeats_picture")
-
-
-RULE = Rule(
-    name="duplicate_image",
-    place=90,
-    title="picture not seen before",
-    version=0,
-    settings=DuplicateImageSettings,
-    enabled=lambda settings: settings.duplicate_images != "keep",
-    stored=(Column("image_hash", "uint64", place=40, nullable=True),),
-    from_pictures=(
-        FromPictures(
-            column="image_hash",
-            needed=lambda settings: settings.duplicate_images == "similar",
-            compute=_hashes,
-            thresholds=("max_hash_distance",),
-        ),
-    ),
-    comparison=Comparison(
-        column="repeats_picture",
-        values=_values,
-        distance=lambda settings: settings.max_hash_distance if settings.duplicate_images == "similar" else 0,
-    ),
-    drops=_drops,
-    unchecked=message("Equal and similar pictures were not looked for."),
-)
+RULE = DuplicateImageRule()

@@ -6,17 +6,19 @@ JPEG that the crawl stores. See ``docs/overlap.md``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
 from wukong.config.section import Strict
-from wukong.curate.rule import FromPictures, PictureBatch, Rule
+from wukong.curate.rule import Columns, Dropped, FromPictures, Pairs, PictureBatch, Rule
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from wukong.curate.hash_files import HashList
     from wukong.curate.hash_search import HashSearch
 
 
@@ -34,36 +36,26 @@ class Forbidden(Strict):
     )
 
 
-class ForbiddenSettings(Strict):
-    """Keys of ``filter``."""
-
-    forbidden: Forbidden = Forbidden()
-
-
 class _Lists(NamedTuple):
     pdq: HashSearch
     md5: pl.Series
 
 
-def _on(settings: ForbiddenSettings) -> bool:
-    return bool(settings.forbidden.lists)
-
-
-def pdq_forms(batch: PictureBatch, _settings: Strict) -> pl.Series:
+def _pdq_forms(batch: PictureBatch, _settings: Strict) -> pl.Series:
     """The PDQ hash of each picture in eight forms, one after another."""
     import polars as pl
 
     return pl.Series([each.tobytes() for each in batch.pdq[0]], dtype=pl.Binary)
 
 
-def pdq_quality(batch: PictureBatch, _settings: Strict) -> pl.Series:
+def _pdq_quality(batch: PictureBatch, _settings: Strict) -> pl.Series:
     """The PDQ quality of each picture, 0 to 100."""
     import polars as pl
 
     return pl.Series(batch.pdq[1], dtype=pl.UInt8)
 
 
-def _md5(batch: PictureBatch, _settings: ForbiddenSettings) -> pl.Series:
+def _md5(batch: PictureBatch, _settings: Strict) -> pl.Series:
     import hashlib
 
     import polars as pl
@@ -71,81 +63,69 @@ def _md5(batch: PictureBatch, _settings: ForbiddenSettings) -> pl.Series:
     return pl.Series([hashlib.md5(data, usedforsecurity=False).digest() for data in batch.pictures], dtype=pl.Binary)
 
 
-def load(settings: ForbiddenSettings) -> _Lists:
-    """Read the lists.
-
-    Raises:
-        ConfigError: one cannot be used.
-    """
-    import polars as pl
-
-    from wukong.curate import hash_files
-    from wukong.curate.hash_search import HashSearch
-
-    known = hash_files.together([hash_files.read_list(uri) for uri in settings.forbidden.lists])
-    return _Lists(HashSearch(known.pdq), pl.Series([row.tobytes() for row in known.md5], dtype=pl.Binary))
-
-
-def _digests(settings: ForbiddenSettings) -> dict[str, str]:
+def _known(settings: Forbidden) -> HashList:
     from wukong.curate import hash_files
 
-    known = hash_files.together([hash_files.read_list(uri) for uri in settings.forbidden.lists])
-    return {"forbidden.lists": known.digest}
+    return hash_files.together(map(hash_files.read_list, settings.lists))
 
 
-def _look_up(pairs: pl.DataFrame, settings: ForbiddenSettings, lists: _Lists) -> dict[str, pl.Series]:
-    import numpy as np
-    import polars as pl
+class ForbiddenRule(Rule):
+    place = 1
+    title = "picture on no list of forbidden ones"
+    unchecked = "No list of forbidden pictures was obeyed."
+    decided = "pictures"
+    thresholds = ("forbidden.lists", "forbidden.distance", "forbidden.min_quality")
+    uris = ("forbidden.lists",)
+    never_shown = True
 
-    from wukong.curate.pdq import BYTES, FORMS
+    class Settings(Strict):
+        forbidden: Forbidden = Forbidden()
 
-    listed = pairs["md5"].is_in(lists.md5.implode()).fill_null(value=False).to_numpy(writable=True)
-    told = np.flatnonzero((pairs["pdq_quality"] >= settings.forbidden.min_quality).fill_null(value=False))
-    forms = np.frombuffer(b"".join(pairs["pdq_forms"].gather(told)), np.uint8).reshape(-1, BYTES)
-    found, _ = lists.pdq.nearest(forms, settings.forbidden.distance)
-    listed[told] |= (found >= 0).reshape(-1, FORMS).any(axis=1)
-    return {"forbidden": pl.Series(listed)}
+    def enabled(self, settings: Settings) -> bool:
+        return bool(settings.forbidden.lists)
+
+    def problem(self, key: str, uri: str) -> str:
+        from wukong.store import storage
+
+        return "" if storage.exists(uri) else message(f"{uri} does not exist; name a list of hashes that is there")
+
+    def load(self, settings: Settings) -> _Lists:
+        import polars as pl
+
+        from wukong.curate.hash_search import HashSearch
+
+        known = _known(settings.forbidden)
+        return _Lists(HashSearch(known.pdq), pl.Series([row.tobytes() for row in known.md5], dtype=pl.Binary))
+
+    def digests(self, settings: Settings) -> Mapping[str, str]:
+        return {"forbidden.lists": _known(settings.forbidden).digest}
+
+    def from_pictures(self, settings: Settings) -> tuple[FromPictures, ...]:
+        return (
+            FromPictures("pdq_forms", _pdq_forms),
+            FromPictures("pdq_quality", _pdq_quality),
+            FromPictures("md5", _md5),
+        )
+
+    def look_up(self, pairs: Pairs, settings: Settings, loaded: _Lists) -> Columns:
+        import numpy as np
+        import polars as pl
+
+        from wukong.curate.pdq import BYTES, FORMS
+
+        listed = pairs["md5"].is_in(loaded.md5.implode()).fill_null(value=False).to_numpy(writable=True)
+        told = np.flatnonzero((pairs["pdq_quality"] >= settings.forbidden.min_quality).fill_null(value=False))
+        forms = np.frombuffer(b"".join(pairs["pdq_forms"].gather(told)), np.uint8).reshape(-1, BYTES)
+        found, _ = loaded.pdq.nearest(forms, settings.forbidden.distance)
+        listed[told] |= (found >= 0).reshape(-1, FORMS).any(axis=1)
+        return {"forbidden": pl.Series(listed)}
+
+    def drops(self, pairs: Pairs, settings: Settings) -> Dropped:
+        return pairs["forbidden"]
+
+    def counts(self, pairs: Pairs, settings: Settings) -> Mapping[str, int]:
+        """Count the pictures that cannot be compared by PDQ, because one of them may be forbidden."""
+        return {"unread/forbidden": int((pairs["pdq_quality"] < settings.forbidden.min_quality).sum())}
 
 
-def _drops(_settings: ForbiddenSettings) -> pl.Expr:
-    import polars as pl
-
-    return pl.col("forbidden")
-
-
-def _counts(pairs: pl.DataFrame, settings: ForbiddenSettings) -> dict[str, int]:
-    """Pictures that cannot be compared by PDQ are counted, because one of them may be forbidden."""
-    import polars as pl
-
-    return {"unread/forbidden": len(pairs.filter(pl.col("pdq_quality") < settings.forbidden.min_quality))}
-
-
-def _list_problem(uri: str) -> str:
-    from wukong.store import storage
-
-    return "" if storage.exists(uri) else message(f"{uri} does not exist; name a list of hashes that is there")
-
-
-_THRESHOLDS = ("forbidden.lists", "forbidden.distance", "forbidden.min_quality")
-
-RULE = Rule(
-    name="forbidden",
-    place=1,
-    title="picture on no list of forbidden ones",
-    unchecked=message("No list of forbidden pictures was obeyed."),
-    version=1,
-    added=("forbidden",),
-    settings=ForbiddenSettings,
-    enabled=_on,
-    load=load,
-    digests=_digests,
-    from_pictures=tuple(
-        FromPictures(column=column, compute=compute, thresholds=_THRESHOLDS)
-        for column, compute in (("pdq_forms", pdq_forms), ("pdq_quality", pdq_quality), ("md5", _md5))
-    ),
-    look_up=_look_up,
-    drops=_drops,
-    counts=_counts,
-    uris={"forbidden.lists": _list_problem},
-    never_shown=True,
-)
+RULE = ForbiddenRule()

@@ -1,55 +1,36 @@
 """Captions that are not Chinese are dropped (section 3.2)."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from wukong.config.section import Fraction, Strict
-from wukong.curate.rule import Check, Rule
-from wukong.curate.rules.length import LengthSettings
-
-if TYPE_CHECKING:
-    import polars as pl
+from wukong.curate.rule import Batch, Check, Columns, Dropped, Pairs, Rule
+from wukong.curate.rules.length import LengthRule
 
 
-class LanguageGate(Strict):
-    """Keys of ``validation``."""
+class LanguageRule(Rule):
+    place = 40
+    title = "caption is Chinese"
+    Settings = LengthRule.Settings
 
-    min_chinese_share: Fraction = Field(0.9, description="share of captions that must hold a Chinese character")
+    class GateSettings(Strict):
+        min_chinese_share: Fraction = Field(0.9, description="share of captions that must hold a Chinese character")
+
+    def compute(self, batch: Batch, settings: LengthRule.Settings) -> Columns:
+        return {"chinese": batch.scripts[1]}
+
+    def drops(self, pairs: Pairs, settings: LengthRule.Settings) -> Dropped:
+        # Whoever keeps captions without a Chinese character (``min_length: 0``) keeps those in other languages.
+        return settings.min_length > 0 and ~pairs["chinese"]
+
+    def check(self, settings: LengthRule.Settings, gate: GateSettings) -> Check:
+        return Check("chinese", "han", {"min_value": 1, "mostly": gate.min_chinese_share}, place=65)
+
+    def audit(self, pairs: Pairs, loaded: None) -> Columns:
+        import polars as pl
+
+        from wukong.curate.text.characters import han_characters
+
+        return {"han": han_characters(pl.col("caption"))}
 
 
-def _drops(settings: LengthSettings) -> pl.Expr:
-    import polars as pl
-
-    # Whoever keeps captions without a Chinese character (``min_length: 0``) keeps those in other languages.
-    return ~pl.col("chinese") & (settings.min_length > 0)
-
-
-def _chinese_characters() -> pl.Expr:
-    import polars as pl
-
-    from wukong.curate.text.characters import han_characters
-
-    return han_characters(pl.col("caption"))
-
-
-RULE = Rule(
-    name="language",
-    place=40,
-    title="caption is Chinese",
-    version=0,
-    settings=LengthSettings,
-    gate_settings=LanguageGate,
-    compute=lambda batch, settings: {"chinese": batch.scripts[1]},
-    drops=_drops,
-    check=Check(
-        name="chinese",
-        place=50,
-        column="han",
-        expectation="ExpectColumnValuesToBeBetween",
-        arguments=lambda settings, gate: {"min_value": 1, "mostly": gate.min_chinese_share},
-        audit=lambda pairs, loaded: _chinese_characters(),
-    ),
-)
+RULE = LanguageRule()

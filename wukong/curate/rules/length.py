@@ -8,70 +8,51 @@ Only Chinese counts in these units. So a second limit is on characters of any ki
 Latin letters is no caption.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from wukong.config.section import Strict
-from wukong.curate.rule import Batch, Check, Column, Rule
-
-if TYPE_CHECKING:
-    import polars as pl
+from wukong.curate.rule import Batch, Check, Column, Columns, Dropped, Pairs, Rule
 
 
-class LengthSettings(Strict):
-    """Keys of ``filter``."""
+class LengthRule(Rule):
+    place = 50
+    title = "caption of the right length"
+    stored = (Column("length", "int32", place=10, of_caption=True),)
 
-    length_unit: Literal["character", "word", "token"] = Field(
-        "character", description="what min_length and max_length count: Chinese characters, words or tokens"
-    )
-    min_length: int = Field(1, ge=0, description="Chinese units, inclusive")
-    max_length: int = Field(31, ge=1, description="Chinese units, inclusive: fewer than 32")
+    class Settings(Strict):
+        length_unit: Literal["character", "word", "token"] = Field(
+            "character", description="what min_length and max_length count: Chinese characters, words or tokens"
+        )
+        min_length: int = Field(1, ge=0, description="Chinese units, inclusive")
+        max_length: int = Field(31, ge=1, description="Chinese units, inclusive: fewer than 32")
 
-    max_characters: int = Field(1_000, ge=1, description="of a caption, of any kind, inclusive")
+        max_characters: int = Field(1_000, ge=1, description="of a caption, of any kind, inclusive")
 
-    @model_validator(mode="after")
-    def _lengths_are_a_range(self) -> LengthSettings:
-        if self.min_length > self.max_length:
-            raise ValueError(
-                f"min_length is {self.min_length} and max_length {self.max_length}: no caption is of that length; "
-                "min_length is at most max_length"
-            )
-        return self
+        @model_validator(mode="after")
+        def _lengths_are_a_range(self) -> Self:
+            if self.min_length > self.max_length:
+                raise ValueError(
+                    f"min_length is {self.min_length} and max_length {self.max_length}: no caption is of that length; "
+                    "min_length is at most max_length"
+                )
+            return self
+
+    def compute(self, batch: Batch, settings: Settings) -> Columns:
+        from wukong.curate.text.units import COUNTERS
+
+        # The characters have been counted for the language check.
+        characters = settings.length_unit == "character"
+        length = batch.scripts[0] if characters else COUNTERS[settings.length_unit](batch.captions)
+        return {"length": length, "characters": batch.captions.str.len_chars()}
+
+    def drops(self, pairs: Pairs, settings: Settings) -> Dropped:
+        in_units = pairs["length"].is_between(settings.min_length, settings.max_length)
+        return ~in_units | (pairs["characters"] > settings.max_characters)
+
+    def check(self, settings: Settings, gate: Strict) -> Check:
+        return Check("length", "length", {"min_value": settings.min_length, "max_value": settings.max_length})
 
 
-def _compute(batch: Batch, settings: LengthSettings) -> dict[str, pl.Series]:
-    from wukong.curate.text.units import COUNTERS
-
-    # The characters have been counted for the language check.
-    characters = settings.length_unit == "character"
-    length = batch.scripts[0] if characters else COUNTERS[settings.length_unit](batch.captions)
-    return {"length": length, "characters": batch.captions.str.len_chars()}
-
-
-def _drops(settings: LengthSettings) -> pl.Expr:
-    import polars as pl
-
-    in_units = pl.col("length").is_between(settings.min_length, settings.max_length)
-    return ~(in_units & (pl.col("characters") <= settings.max_characters))
-
-
-RULE = Rule(
-    name="length",
-    place=50,
-    title="caption of the right length",
-    version=1,
-    settings=LengthSettings,
-    compute=_compute,
-    stored=(Column("length", "int32", place=10, of_caption=True),),
-    drops=_drops,
-    check=Check(
-        name="length",
-        place=30,
-        column="length",
-        expectation="ExpectColumnValuesToBeBetween",
-        arguments=lambda settings, gate: {"min_value": settings.min_length, "max_value": settings.max_length},
-    ),
-)
+RULE = LengthRule()

@@ -3,37 +3,23 @@
 This rule comes before the language check, so that ``000.jpg`` is counted as meaningless and not as foreign.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from wukong.config.section import Strict
-from wukong.curate.rule import Batch, Rule
-
-if TYPE_CHECKING:
-    import polars as pl
+from wukong.curate.rule import Batch, Columns, Dropped, Pairs, Rule
 
 
-def _compute(batch: Batch, _settings: Strict) -> dict[str, pl.Expr]:
-    import polars as pl
+class MeaninglessRule(Rule):
+    place = 30
+    title = "caption says something"
 
-    from wukong.curate.text.meaningless import is_meaningless
+    def compute(self, batch: Batch, settings: Strict) -> Columns:
+        import polars as pl
 
-    return {"meaningless": is_meaningless(pl.lit(batch.normal))}
+        from wukong.curate.text.meaningless import is_meaningless
+
+        return {"meaningless": is_meaningless(pl.lit(batch.normal))}
+
+    def drops(self, pairs: Pairs, settings: Strict) -> Dropped:
+        return pairs["meaningless"]
 
 
-def _drops(_settings: Strict) -> pl.Expr:
-    import polars as pl
-
-    return pl.col("meaningless")
-
-
-RULE = Rule(
-    name="meaningless",
-    place=30,
-    title="caption says something",
-    version=0,
-    settings=Strict,
-    compute=_compute,
-    drops=_drops,
-)
+RULE = MeaninglessRule()

@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from wukong.config.section import Strict
 from wukong.curate.preferred import Keep, scores, sharpness
-from wukong.curate.rule import Column, FromPictures, Nearness, Rule
+from wukong.curate.rule import Column, Dropped, FromPictures, Nearness, Pairs
 from wukong.curate.rules.overlap import vectors
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,49 +37,34 @@ class NearDuplicates(Strict):
     )
 
 
-class NearDuplicateSettings(Strict):
-    """Keys of ``filter``."""
+class NearDuplicateRule(Nearness):
+    place = 95
+    title = "no picture nearly the same, by vectors"
+    unchecked = "Near duplicates were not looked for."
+    stored = (Column(_COSINE, "float32", place=82, optional=True),)
+    thresholds = ("near_duplicates.min_cosine", "near_duplicates.keep")
+    vector = "vector"
 
-    near_duplicates: NearDuplicates | None = Field(
-        None, description="find pairs with nearly the same picture, by vectors of vector_model"
-    )
+    class Settings(Strict):
+        near_duplicates: NearDuplicates | None = Field(
+            None, description="find pairs with nearly the same picture, by vectors of vector_model"
+        )
+
+    def enabled(self, settings: Settings) -> bool:
+        return settings.near_duplicates is not None
+
+    def from_pictures(self, settings: Any) -> tuple[FromPictures, ...]:
+        asked = [FromPictures(self.vector, vectors, runs_model=True)]
+        if settings.near_duplicates.keep == "sharpest":
+            asked.append(FromPictures("sharpness", sharpness))
+        return tuple(asked)
+
+    def scores(self, pairs: Pairs, settings: Any) -> pl.Series:
+        return scores(pairs, settings.near_duplicates.keep)
+
+    def drops(self, pairs: Pairs, settings: Any) -> Dropped:
+        lowest = settings.near_duplicates.min_cosine
+        return lowest is not None and pairs[_COSINE] >= lowest
 
 
-def _asked(settings: NearDuplicateSettings) -> NearDuplicates:
-    return settings.near_duplicates or NearDuplicates()
-
-
-def _drops(settings: NearDuplicateSettings) -> pl.Expr:
-    import polars as pl
-
-    lowest = _asked(settings).min_cosine
-    return pl.lit(False) if lowest is None else pl.col(_COSINE) >= lowest
-
-
-RULE = Rule(
-    name="near_duplicate",
-    place=95,
-    title="no picture nearly the same, by vectors",
-    unchecked=message("Near duplicates were not looked for."),
-    version=1,
-    settings=NearDuplicateSettings,
-    added=("near_duplicates",),
-    enabled=lambda settings: settings.near_duplicates is not None,
-    stored=(Column(_COSINE, "float32", place=60, optional=True),),
-    from_pictures=(
-        FromPictures(
-            column="vector",
-            compute=vectors,
-            thresholds=("near_duplicates.min_cosine", "near_duplicates.keep"),
-            runs_model=True,
-        ),
-        FromPictures(
-            column="sharpness",
-            needed=lambda settings: _asked(settings).keep == "sharpest",
-            compute=sharpness,
-            thresholds=(),
-        ),
-    ),
-    nearness=Nearness(vector="vector", scores=lambda pairs, settings: scores(pairs, _asked(settings).keep)),
-    drops=_drops,
-)
+RULE = NearDuplicateRule()

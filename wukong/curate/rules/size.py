@@ -1,59 +1,30 @@
 """Pictures with a short side are dropped (section 3.1: both sides are greater than 200 pixels)."""
 
-from __future__ import annotations
-
-import operator
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from wukong.config.section import Strict
-from wukong.curate.rule import Check, Rule
-
-if TYPE_CHECKING:
-    import polars as pl
+from wukong.curate.rule import Batch, Check, Columns, Dropped, Pairs, Rule
 
 
-class SizeSettings(Strict):
-    """Keys of ``filter``."""
+class SizeRule(Rule):
+    place = 10
+    title = "sides over the minimum"
+    crawl_limits = ("min_side",)
 
-    min_side: int = Field(201, ge=0, description="the paper keeps images with both sides greater than 200 pixels")
+    class Settings(Strict):
+        min_side: int = Field(201, ge=0, description="the paper keeps images with both sides greater than 200 pixels")
 
+    def compute(self, batch: Batch, settings: Settings) -> Columns:
+        return {"shorter_side": batch.pairs.select("width", "height").fill_null(0).min_horizontal()}
 
-def shorter_side() -> pl.Expr:
-    """Pixels of the shorter side of the original picture; 0 where the size is unknown."""
-    import polars as pl
+    def drops(self, pairs: Pairs, settings: Settings) -> Dropped:
+        return pairs["shorter_side"] < settings.min_side
 
-    return pl.min_horizontal(pl.col("width", "height").fill_null(0)).cast(pl.Int32)
+    def check(self, settings: Settings, gate: Strict) -> Check:
+        return Check("sides", "shorter_side", {"min_value": settings.min_side})
 
-
-def _drops(settings: SizeSettings) -> pl.Expr:
-    import polars as pl
-
-    return pl.col("shorter_side") < settings.min_side
-
-
-def _audited_side() -> pl.Expr:
-    import polars as pl
-
-    return pl.min_horizontal("width", "height")
+    def audit(self, pairs: Pairs, loaded: None) -> Columns:
+        return {"shorter_side": pairs.select("width", "height").min_horizontal()}
 
 
-RULE = Rule(
-    name="size",
-    place=10,
-    title="sides over the minimum",
-    version=0,
-    settings=SizeSettings,
-    compute=lambda batch, settings: {"shorter_side": shorter_side()},
-    drops=_drops,
-    check=Check(
-        name="sides",
-        place=10,
-        column="shorter_side",
-        expectation="ExpectColumnValuesToBeBetween",
-        arguments=lambda settings, gate: {"min_value": settings.min_side},
-        audit=lambda pairs, loaded: _audited_side(),
-    ),
-    crawl_limits={"min_side": operator.lt},
-)
+RULE = SizeRule()

@@ -8,9 +8,8 @@ from pydantic import Field, field_validator
 
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Fraction, Strict
-from wukong.curate.picture_scores import rule_of_scores, whole_picture
-from wukong.curate.rule import PictureBatch
-from wukong.runtime.language import message
+from wukong.curate.picture_scores import ModelRule, whole_picture
+from wukong.curate.rule import Column, PictureBatch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,36 +29,30 @@ class TextArea(Strict):
     _sees_all = field_validator("model")(whole_picture)
 
 
-class TextAreaSettings(Strict):
-    """Keys of ``filter``."""
+class TextAreaRule(ModelRule):
+    place = 85
+    title = "little text in the picture, by a model"
+    unchecked = "No model looked for text in pictures."
+    column = Column("text_area", "float32", optional=True)
+    decides = ("max_share",)
+    one_number = False
 
-    text_area: TextArea | None = Field(
-        None, description="measure which share of a picture is text, and leave out those with much"
-    )
+    class Settings(Strict):
+        text_area: TextArea | None = Field(
+            None, description="measure which share of a picture is text, and leave out those with much"
+        )
+
+    def seen(self, batch: PictureBatch, section: TextArea) -> pl.Series:
+        import polars as pl
+
+        from wukong.curate import picture_models, text_areas
+
+        maps = picture_models.maps(section.model, batch.decoded, batch.device, batch.names)
+        shares = [
+            arrays and text_areas.share(arrays[0][0], section.min_pixel, section.min_line, section.grow)
+            for arrays in maps
+        ]
+        return pl.Series(shares, dtype=pl.Float32)
 
 
-def _shares(batch: PictureBatch, settings: TextArea) -> pl.Series:
-    import polars as pl
-
-    from wukong.curate import picture_models, text_areas
-
-    seen = picture_models.maps(settings.model, batch.decoded, batch.device, batch.names)
-    shares = [
-        arrays and text_areas.share(arrays[0][0], settings.min_pixel, settings.min_line, settings.grow)
-        for arrays in seen
-    ]
-    return pl.Series(shares, dtype=pl.Float32)
-
-
-RULE = rule_of_scores(
-    "text_area",
-    place=85,
-    title="little text in the picture, by a model",
-    unchecked=message("No model looked for text in pictures."),
-    settings=TextAreaSettings,
-    column="text_area",
-    column_place=63,
-    threshold="max_share",
-    drops=lambda share, text_area: share > text_area.max_share,
-    scores=_shares,
-)
+RULE = TextAreaRule()

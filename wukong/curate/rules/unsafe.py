@@ -4,8 +4,8 @@ from pydantic import Field, field_validator
 
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Fraction, Strict
-from wukong.curate.picture_scores import known_range, rule_of_scores
-from wukong.runtime.language import message
+from wukong.curate.picture_scores import ModelRule, known_range
+from wukong.curate.rule import Column
 
 
 class Unsafe(Strict):
@@ -17,20 +17,15 @@ class Unsafe(Strict):
     _is_comparable = field_validator("model")(known_range)
 
 
-class UnsafeSettings(Strict):
-    """Keys of ``filter``."""
+class UnsafeRule(ModelRule):
+    place = 82
+    title = "safe picture, by a model"
+    unchecked = "No model looked for unsafe pictures."
+    column = Column("unsafe_score", "float32", optional=True)
+    decides = ("max_score",)
 
-    unsafe: Unsafe | None = Field(None, description="leave out pictures that a model calls unsafe")
+    class Settings(Strict):
+        unsafe: Unsafe | None = Field(None, description="leave out pictures that a model calls unsafe")
 
 
-RULE = rule_of_scores(
-    "unsafe",
-    place=82,
-    title="safe picture, by a model",
-    unchecked=message("No model looked for unsafe pictures."),
-    settings=UnsafeSettings,
-    column="unsafe_score",
-    column_place=60,
-    threshold="max_score",
-    drops=lambda score, unsafe: score > unsafe.max_score,
-)
+RULE = UnsafeRule()

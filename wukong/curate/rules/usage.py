@@ -13,44 +13,31 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from wukong.config.section import Strict
-from wukong.curate.rule import Batch, Rule
+from wukong.curate.rule import Dropped, Pairs, Rule
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-class UsageSettings(Strict):
-    """Keys of ``filter``."""
+class UsageRule(Rule):
+    place = 75
+    title = "owners do not object"
 
-    refused_usage: tuple[Literal["noai", "noimageai", "noindex", "search=n", "train-ai=n"], ...] = Field(
-        ("noai", "noimageai", "noindex", "search=n", "train-ai=n"),
-        description="statements of its owner (X-Robots-Tag, Content-Usage) under which a picture is left out; an empty "
-        "list leaves none out",
-    )
+    class Settings(Strict):
+        refused_usage: tuple[Literal["noai", "noimageai", "noindex", "search=n", "train-ai=n"], ...] = Field(
+            ("noai", "noimageai", "noindex", "search=n", "train-ai=n"),
+            description="statements of its owner (X-Robots-Tag, Content-Usage) under which a picture is left out; an "
+            "empty list leaves none out",
+        )
 
+    def drops(self, pairs: Pairs, settings: Settings) -> Dropped:
+        refused = "|".join(settings.refused_usage)
+        if not refused or "usage" not in pairs.columns:
+            return False
+        return pairs["usage"].str.contains(f"(?:^|, )(?:{refused})(?:,|$)")
 
-def _compute(batch: Batch, settings: UsageSettings) -> dict[str, pl.Expr]:
-    import polars as pl
-
-    said = pl.col("usage") if "usage" in batch.pairs.columns else pl.lit(None, pl.String)
-    return {"said": said}
-
-
-def _drops(settings: UsageSettings) -> pl.Expr:
-    import polars as pl
-
-    if not settings.refused_usage:
-        return pl.lit(False)
-    return pl.col("said").str.contains(f"(?:^|, )(?:{'|'.join(settings.refused_usage)})(?:,|$)").fill_null(value=False)
+    def kinds(self, pairs: Pairs, settings: Settings) -> pl.Series:
+        return pairs["usage"]
 
 
-RULE = Rule(
-    name="usage",
-    place=75,
-    title="owners do not object",
-    version=1,
-    settings=UsageSettings,
-    compute=_compute,
-    drops=_drops,
-    kinds=lambda pairs, _settings, _loaded: pairs["usage"],
-)
+RULE = UsageRule()

@@ -4,8 +4,8 @@ from pydantic import Field, field_validator
 
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Fraction, Strict
-from wukong.curate.picture_scores import known_range, rule_of_scores
-from wukong.runtime.language import message
+from wukong.curate.picture_scores import ModelRule, known_range
+from wukong.curate.rule import Column
 
 
 class Watermark(Strict):
@@ -17,20 +17,15 @@ class Watermark(Strict):
     _is_comparable = field_validator("model")(known_range)
 
 
-class WatermarkSettings(Strict):
-    """Keys of ``filter``."""
+class WatermarkRule(ModelRule):
+    place = 83
+    title = "no watermark, by a model"
+    unchecked = "No model looked for watermarks."
+    column = Column("watermark_score", "float32", optional=True)
+    decides = ("max_score",)
 
-    watermark: Watermark | None = Field(None, description="leave out pictures on which a model sees a watermark")
+    class Settings(Strict):
+        watermark: Watermark | None = Field(None, description="leave out pictures on which a model sees a watermark")
 
 
-RULE = rule_of_scores(
-    "watermark",
-    place=83,
-    title="no watermark, by a model",
-    unchecked=message("No model looked for watermarks."),
-    settings=WatermarkSettings,
-    column="watermark_score",
-    column_place=61,
-    threshold="max_score",
-    drops=lambda score, watermark: score > watermark.max_score,
-)
+RULE = WatermarkRule()

@@ -4,36 +4,15 @@ To add a kind, add a file, and its name to ``wukong.config.model_kinds.KINDS``. 
 --model`` takes.
 """
 
-import pkgutil
-from importlib import import_module
-
-from wukong.config import model_kinds
 from wukong.evaluate.foreign import Kind
 from wukong.evaluate.model import Model, OwnModel
 from wukong.model import saved_model
+from wukong.runtime.registered import registered
 
 __all__ = ["REGISTRY", "load"]
 
 
-def _registered() -> dict[str, Kind]:
-    """The kind of every module of this folder by its name.
-
-    Raises:
-        TypeError: a module has no ``KIND``, or its name is not the module's.
-    """
-    registered: dict[str, Kind] = {}
-    for module in pkgutil.iter_modules(__path__):
-        kind = getattr(import_module(f"{__name__}.{module.name}"), "KIND", None)
-        if not isinstance(kind, Kind) or kind.name != module.name or kind.name not in model_kinds.KINDS:
-            raise TypeError(
-                f"wukong/evaluate/adapters/{module.name}.py assigns no Kind with the name {module.name!r} to KIND, or "
-                "wukong/config/model_kinds.py does not name it: each file here is one kind of models"
-            )
-        registered[kind.name] = kind
-    return registered
-
-
-REGISTRY = _registered()
+REGISTRY = registered(__name__, "KIND", Kind)
 """All kinds by what stands before the colon of their URIs."""
 
 

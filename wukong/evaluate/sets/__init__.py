@@ -4,35 +4,14 @@ To add a set, add a file and, for a classification set, its class names; nothing
 ``wukong/evaluate/data_set.py``. ``docs/evaluation-sets.md`` says how to get each set.
 """
 
-import pkgutil
 from collections.abc import Collection, Sequence
-from importlib import import_module
 from pathlib import Path
 
 from wukong.errors import ConfigError
-from wukong.evaluate.data_set import Data, DataSet
+from wukong.evaluate.data_set import Classification, Data, DataSet, Retrieval, WordOrder
+from wukong.runtime.registered import registered
 
-
-def _registered() -> dict[str, DataSet]:
-    """The set of every module of this folder by its name: the module's, with - for _.
-
-    Raises:
-        TypeError: a module has no ``SET``, or its name is not the module's.
-    """
-    registry: dict[str, DataSet] = {}
-    for module in pkgutil.iter_modules(__path__):
-        name = module.name.replace("_", "-")
-        data_set = getattr(import_module(f"{__name__}.{module.name}"), "SET", None)
-        if not isinstance(data_set, DataSet) or data_set.name != name:
-            raise TypeError(
-                f"wukong/evaluate/sets/{module.name}.py assigns no set with the name {name!r} to SET: each file here "
-                "is one evaluation set"
-            )
-        registry[name] = data_set
-    return registry
-
-
-REGISTRY = _registered()
+REGISTRY: dict[str, DataSet] = registered(__name__, "SET", Classification, Retrieval, WordOrder)
 """All evaluation sets by their names."""
 
 ALL = "all"

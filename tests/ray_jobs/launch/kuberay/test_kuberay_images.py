@@ -105,7 +105,7 @@ def _upgrade(server: ApiServer, version: str) -> None:
     """Have the cluster name the images of another version, as applying its manifests does."""
     data = server.config_maps["ray-job"]
     for name in ("settings.yaml", "template.yaml"):
-        data[name] = data[name].replace("ray:0.1.0", f"ray:{version}")
+        data[name] = data[name].replace("ray:0.2.0", f"ray:{version}")
     assert version in data["settings.yaml"] and version in data["template.yaml"]
 
 
@@ -116,15 +116,15 @@ def _images(job: dict[str, Any]) -> set[str]:
 
 def test_a_run_ends_with_the_images_with_which_it_began(server: ApiServer, experiment: Experiment) -> None:
     keep_images(experiment, "before", "wukong")
-    _upgrade(server, "0.2.0")
+    _upgrade(server, "0.3.0")
     keep_images(experiment, "after", "wukong")
     server.scripts = [[NEW, RUNNING, SUCCEEDED]] * 2
     run(experiment, name="before")
     run(experiment, name="after")
     old, new = server.jobs.values()
-    assert (_images(old), _images(new)) == ({"localhost/wukong/ray:0.1.0"}, {"localhost/wukong/ray:0.2.0"})
+    assert (_images(old), _images(new)) == ({"localhost/wukong/ray:0.2.0"}, {"localhost/wukong/ray:0.3.0"})
     head = old["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    assert {"name": "WUKONG_IMAGE", "value": "localhost/wukong/ray:0.1.0"} in head["env"]
+    assert {"name": "WUKONG_IMAGE", "value": "localhost/wukong/ray:0.2.0"} in head["env"]
 
 
 def test_a_component_that_is_started_again_after_an_upgrade_finds_its_ray_job(
@@ -135,7 +135,7 @@ def test_a_component_that_is_started_again_after_an_upgrade_finds_its_ray_job(
     server.scripts = [done, done]
     keep_images(experiment, "before", "wukong")
     run(experiment, name="before")
-    _upgrade(server, "0.2.0")
+    _upgrade(server, "0.3.0")
     run(experiment, name="before")
     assert len(server.jobs) == 1
 
@@ -144,12 +144,12 @@ def test_a_run_that_begins_again_under_its_name_takes_the_images_of_then(
     server: ApiServer, experiment: Experiment
 ) -> None:
     keep_images(experiment, "same", "wukong")
-    _upgrade(server, "0.2.0")
+    _upgrade(server, "0.3.0")
     keep_images(experiment, "same", "wukong")
     server.scripts = [[NEW, RUNNING, SUCCEEDED]]
     run(experiment, name="same")
     (job,) = server.jobs.values()
-    assert _images(job) == {"localhost/wukong/ray:0.2.0"}
+    assert _images(job) == {"localhost/wukong/ray:0.3.0"}
 
 
 def test_a_pipeline_of_another_version_is_told_so(

@@ -99,7 +99,7 @@ def test_a_run_repeated_with_other_work_does_not_find_the_old_job(
     assert len(server.jobs) == 1
     if changed == "image":
         data = server.config_maps["ray-job"]
-        data["settings.yaml"] = data["settings.yaml"].replace("ray:0.1.0", "ray:0.2.0")
+        data["settings.yaml"] = data["settings.yaml"].replace("ray:0.2.0", "ray:0.3.0")
     else:
         old, new = {"experiment": ("1.json", "2.json"), "parent": ("s3://a", "s3://b")}[changed]
         arguments = [argument.replace(old, new) for argument in arguments]

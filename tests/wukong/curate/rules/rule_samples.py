@@ -16,9 +16,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text(
 )
 
 
-def judge(captions, width=300, height=300, counts=NO_COUNTS, **thresholds):
-    frame = pl.DataFrame({"caption": captions}, schema={"caption": pl.String}).with_columns(
-        width=pl.lit(width, pl.Int32), height=pl.lit(height, pl.Int32)
-    )
-    settings_ = Filter(**thresholds)
-    return rules.decide(rules.compute(frame, settings_, counts, LOADED), settings_).to_list()
+def judge(captions, width=300, height=300, counts=NO_COUNTS, loaded=LOADED, columns=None, **thresholds):
+    frame = pl.DataFrame({"caption": captions, **(columns or {})}, schema_overrides={"caption": pl.String})
+    frame = frame.with_columns(width=pl.lit(width, pl.Int32), height=pl.lit(height, pl.Int32))
+    settings = Filter.model_validate(thresholds)
+    return rules.decide(rules.compute(frame, settings, counts, loaded or rules.load(settings)), settings).to_list()

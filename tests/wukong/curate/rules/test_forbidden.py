@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 from wukong.config.filter import Filter
 from wukong.curate import rules
 from wukong.curate.rule import PictureBatch
+from wukong.curate.rules.forbidden import RULE
 from wukong.errors import ConfigError
 from wukong.store import storage
 
@@ -47,9 +48,8 @@ def settings_of(tmp_path, *texts, **others):
 
 
 def judge(settings, pictures):
-    rule = next(rule for rule in rules.REGISTRY if rule.name == "forbidden")
     batch = PictureBatch(pictures, [""] * len(pictures), [str(n) for n in range(len(pictures))])
-    columns = {each.column: each.compute(batch, settings) for each in rule.from_pictures if each.needed(settings)}
+    columns = {each.column: each.compute(batch, settings) for each in RULE.from_pictures(settings)}
     rows = pl.DataFrame({"key": [str(n) for n in range(len(pictures))], "dropped_by": None, **columns})
     rows = rules.look_up(rows.cast({"dropped_by": pl.String}), settings, rules.load(settings, late=True))
     decided = rows.with_columns(rules.decide(rows, settings, "pictures"))

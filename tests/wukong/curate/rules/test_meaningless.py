@@ -1,15 +1,11 @@
 """Captions that say nothing of their picture, and captions that look so and say something."""
 
 import polars as pl
+import pytest
 from rule_samples import judge
 
 from wukong.curate.text.meaningless import is_meaningless
 from wukong.curate.text.normalize import normalized
-
-
-def apply(expression, *captions):
-    return pl.DataFrame({"c": captions}).select(expression(pl.col("c"))).to_series().to_list()
-
 
 MEANINGLESS = [
     "000.jpg", "IMG_2034", "IMG_2034.JPG", "img 2034 (2).jpeg", "DSC00012", "DSC_0012.NEF", "dscn1234",
@@ -30,14 +26,10 @@ MEANINGFUL = [
 ]  # fmt: skip
 
 
-def test_captions_that_say_nothing():
-    result = apply(lambda c: is_meaningless(normalized(c)), *MEANINGLESS)
-    assert [text for text, hit in zip(MEANINGLESS, result, strict=True) if not hit] == []
-
-
-def test_captions_that_say_something_are_left():
-    result = apply(lambda c: is_meaningless(normalized(c)), *MEANINGFUL)
-    assert [text for text, hit in zip(MEANINGFUL, result, strict=True) if hit] == []
+@pytest.mark.parametrize(("captions", "expected"), [(MEANINGLESS, True), (MEANINGFUL, False)])
+def test_captions_that_say_nothing_and_those_that_say_something(captions, expected):
+    found = pl.DataFrame({"c": captions}).select(is_meaningless(normalized(pl.col("c")))).to_series().to_list()
+    assert [text for text, hit in zip(captions, found, strict=True) if hit is not expected] == []
 
 
 def test_a_caption_that_says_nothing_is_dropped_as_meaningless_and_not_as_foreign():

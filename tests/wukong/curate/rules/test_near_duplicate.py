@@ -1,4 +1,4 @@
-"""The decision over near duplicates; `tests/wukong/curate/test_near_duplicates.py` finds them."""
+"""What is counted of near duplicates, and by what; `tests/wukong/curate/test_near_duplicates.py` finds them."""
 
 import numpy as np
 import polars as pl
@@ -7,18 +7,6 @@ from pydantic import ValidationError
 
 from wukong.config.filter import Filter
 from wukong.curate import apply, near_duplicates, rules
-
-
-def test_a_pair_goes_from_the_threshold_on_unless_it_was_dropped_before():
-    columns = pl.DataFrame(
-        {"nearest_cosine": [0.95, 0.94, None, 0.99], "dropped_by": [None, None, None, "length"]},
-        schema_overrides={"nearest_cosine": pl.Float32},
-    )
-    expected = {0.95: ["near_duplicate", None, None, "length"], None: [None, None, None, "length"]}
-    for lowest, reasons in expected.items():
-        settings = Filter.model_validate({"near_duplicates": {"min_cosine": lowest}})
-        assert rules.decide(columns, settings, "corpus").to_list() == reasons
-    assert rules.decide(columns, Filter(), "corpus").to_list() == [None, None, None, "length"]
 
 
 def test_no_threshold_is_below_what_is_told():

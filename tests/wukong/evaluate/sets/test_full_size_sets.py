@@ -53,7 +53,6 @@ def test_each_set_that_is_not_in_the_paper_is_read_at_its_published_size(name, t
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_all_22_sets_are_read_within_a_minute(tmp_path):
     took: dict[str, float] = {}
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from wukong.export.target import Options
 from wukong.export.targets import REGISTRY, hub
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TINY = {
     "image": {"name": "test_vit", "image_size": 32, "weights": "random", "view": "crop"},
@@ -117,7 +117,7 @@ def test_the_command_takes_licence_and_results(
     built: Callable[[dict[str, object]], SavedModel], tmp_path: Path
 ) -> None:
     built(TINY)
-    (tmp_path / "other.json").write_text('{"format": 3, "models": [], "tasks": []}', "utf-8")
+    (tmp_path / "other.json").write_text('{"format": 1, "models": [], "tasks": []}', "utf-8")
     asked = ["model", "export", str(tmp_path / "model"), str(tmp_path / "hub"), "--to", "hub", "--name", "owner/clip"]
     refused = CliRunner().invoke(app, [*asked, "--results", str(tmp_path / "other.json")])
     assert isinstance(refused.exception, ConfigError) and "no result of this model" in str(refused.exception)

@@ -18,7 +18,7 @@ from wukong.export.target import Options
 from wukong.export.targets import immich
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 NAME = "XLM-Roberta-Base-ViT-B-32__laion5b_s13b_b90k"
 NEEDS = (
     *("aiocache>=0.12.1,<1.0", "fastapi>=0.95.2,<1.0", "gunicorn>=21.1.0", "httpx>=0.28", "huggingface-hub>=1.0,<2.0"),

@@ -15,7 +15,7 @@ from wukong.export import parts
 from wukong.export.run import export
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CAPTIONS = ["一只猫", "红色的苹果和绿色的苹果", "Café 雪 2024"]
 OPEN = """

@@ -21,7 +21,7 @@ from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.store import storage
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 LITE0 = {"name": "tf_efficientnet_lite0", "image_size": 64}
 DINOV2 = {"name": "vit_small_patch14_dinov2", "image_size": 56, "weights": "random"}
 

@@ -20,7 +20,7 @@ from wukong.evaluate import adapters
 from wukong.export import parts, run
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 PAGE = Path(__file__).parents[4] / "docs" / "export.md"
 LOADS = """

@@ -12,7 +12,7 @@ from wukong.export import parts
 from wukong.export.run import export
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 OPEN = """
 import sys

@@ -18,7 +18,7 @@ from wukong.export import parts
 from wukong.export.run import export
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 PACKAGE = "@huggingface/transformers@4.3.2"
 LOWEST = {"lite0": 0.95, "clip_vit": 0.99}
 """Cosine of a picture's vector in Node and here that the processor of the other must reach, which resizes otherwise."""

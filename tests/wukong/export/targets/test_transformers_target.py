@@ -21,7 +21,7 @@ from wukong.export.targets import transformers as target
 from wukong.model.dual import Embedded
 from wukong.model.saved_model import SavedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 OPEN = """
 import sys

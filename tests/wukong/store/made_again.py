@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -35,11 +35,17 @@ def listing(made: Manifest, uri: str) -> Manifest:
 
 def obey(error: BaseException) -> list[str]:
     """Delete what a message says is to be deleted, if that is there; return it."""
-    named = re.findall(r"(?:file|s3)://[^\s;,:]+", str(error))
-    assert "delete it" in str(error), error
-    assert re.search(r"run (the|its) stage again", str(error)), error
-    listed_in = re.search(r"delete it, and (\S+) if that is there, and run", str(error))
-    told = [named[0], *([listed_in[1]] if listed_in else [])]
+    text, named = str(error), re.findall(r"(?:file|s3)://[^\s;,:]+", str(error))
+    if found := re.search(r"Delete (\S+)(?: and (\S+))?: `wukong search --encode` makes", text):
+        told = [uri for uri in found.groups() if uri]
+    elif found := re.search(r"delete (\S+) and run its stage again", text):
+        told = [named[0] if found[1] == "it" else found[1]]
+    else:
+        found = re.search(
+            r"delete it, and (\S+)(?: and (\S+))? if (?:that is|they are) there, and run its stage again", text
+        )
+        assert found, text
+        told = [named[0], *(uri for uri in found.groups() if uri)]
     for uri in told:
         storage.delete(uri)
     return told
@@ -54,6 +60,27 @@ def made_again(run: Callable[[], Manifest], most: int = 3) -> tuple[Manifest, li
         except WukongError as error:
             told += obey(error)
     raise AssertionError(f"it does not end: {told}")
+
+
+def is_made_again(
+    damaged: str,
+    run: Callable[[], Manifest],
+    ways: Sequence[Callable[[str], None]] = (cut, flipped),
+) -> None:
+    """Check that a damaged file is refused, and is made again to the same bytes by doing what the messages say.
+
+    Args:
+        damaged: the file's URI.
+        run: makes the stages and reads what they made.
+        ways: how the file is damaged.
+    """
+    whole, first = storage.read_bytes(damaged), run()
+    for way in ways:
+        way(damaged)
+        again, told = made_again(run)
+        assert any(f"{damaged}/".startswith(f"{each}/") for each in told), (way, told)
+        assert again.digest == first.digest
+        assert storage.read_bytes(damaged) == whole, way
 
 
 def refused_wherever_a_bit_is_flipped(uri: str, read: Callable[[], object], places: int) -> None:
