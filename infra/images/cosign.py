@@ -14,7 +14,6 @@ from typing import Any
 
 from infra.images import program
 from wukong.errors import StackError
-from wukong.runtime.language import message
 
 SBOM = ("cyclonedx", "https://cyclonedx.org/bom")
 PROVENANCE = ("slsaprovenance1", "https://slsa.dev/provenance/v1")
@@ -94,7 +93,7 @@ def _own_services() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
 
 
 def _cosign(*arguments: str) -> str:
-    missing = message(
+    missing = (
         "the program 'cosign' is not installed; with Go: go install github.com/sigstore/cosign/v3/cmd/cosign@latest"
     )
     done = program.run(["cosign", *arguments], missing)

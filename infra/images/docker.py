@@ -6,7 +6,6 @@ from typing import Any
 
 from infra.images import program
 from wukong.errors import StackError
-from wukong.runtime.language import message
 
 
 def run(*arguments: str, given: str | None = None) -> str:
@@ -15,7 +14,7 @@ def run(*arguments: str, given: str | None = None) -> str:
     Raises:
         StackError: it is not installed, or refuses.
     """
-    missing = message("the program 'docker' is not installed, which has the images")
+    missing = "the program 'docker' is not installed, which has the images"
     done = program.run(["docker", *arguments], missing, given)
     if done.returncode:
         raise StackError(f"docker {' '.join(arguments[:2])} of {arguments[-1]}: {done.stderr.strip()[:500]}")

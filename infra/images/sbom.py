@@ -17,7 +17,6 @@ from urllib.parse import quote
 from infra.images import contents, docker
 from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
-from wukong.runtime.language import translated
 
 FOLDER = Path("build/sbom")
 _NAME = re.compile(r"(?P<name>.+?)(:(?P<tag>[\w.-]+))?")
@@ -108,8 +107,8 @@ def _escaped(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the lists, and print where they are."""
     parser = argparse.ArgumentParser(prog="python -m infra.images.sbom", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=translated("names of images that Docker has"))
-    parser.add_argument("--folder", type=Path, default=FOLDER, help=translated(f"by default {FOLDER}"))
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="names of images that Docker has")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"by default {FOLDER}")
     options = parser.parse_args(arguments)
     try:
         for image in options.images:

@@ -9,11 +9,12 @@ import typer
 from rich.text import Text
 
 from wukong.commands.output import Console, JsonOption, Table, echo, print_json, sizes
+from wukong.config.evaluators import result_of
 from wukong.errors import ConfigError
 from wukong.registry import comparison
 from wukong.report import comparison as page
 from wukong.runtime import environment
-from wukong.runtime.language import translated
+from wukong.runtime.language import _, joined, translated
 from wukong.store import storage
 from wukong.tracking import availability, mlflow_runs
 from wukong.tracking.mlflow_rest import Run, Server
@@ -89,9 +90,9 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     names = [run["name"] for run in document["runs"]]
     console.print(f"Baseline: {document['baseline']}", highlight=False, markup=False)
     if document["parameters"]:
-        table = Table(title="Parameters that differ", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=_("Parameters that differ"), title_justify="left", box=None, pad_edge=False)
         keys = list(document["parameters"])
-        table.add_column("run", overflow="fold")
+        table.add_column(_("run"), overflow="fold")
         for key in keys:
             table.add_column(Text(key), overflow="fold")
         for n, name in enumerate(names):
@@ -117,18 +118,18 @@ def _over_seeds(document: Mapping[str, Any]) -> Table:
     """A line for each set and configuration, with the set's headline."""
     configurations = document["configurations"]
     seeds = ", ".join(dict.fromkeys(seed for each in configurations for seed in each["runs"]))
-    table = Table(title=f"Over seeds {seeds}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=_("Over seeds {seeds}").format(seeds=seeds), title_justify="left", box=None, pad_edge=False)
     several = len(configurations) > 1
-    table.add_column("set")
+    table.add_column(_("set"))
     if several:
-        table.add_column("configuration", overflow="fold")
+        table.add_column(_("configuration"), overflow="fold")
     for column in ("seeds", "mean, %", "sd"):
         table.add_column(column, justify="right")
-    table.add_column("interval")
+    table.add_column(_("interval"))
     if several:
-        table.add_column("difference")
+        table.add_column(_("difference"))
     for each in document["sets"]:
-        shown = f"{each['task']}, {translated(page.name(each['headline']))}"
+        shown = f"{each['task']}, {translated(result_of(each['headline']).title)}"
         for configuration, entry in zip(configurations, each["over_seeds"][each["headline"]], strict=True):
             change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
             own = [configuration["name"]] if several else []
@@ -139,16 +140,16 @@ def _over_seeds(document: Mapping[str, Any]) -> Table:
 
 
 def _table(each: Mapping[str, Any], names: list[str]) -> Table:
-    protocol = translated(f"protocol {each['protocol']}")
+    protocol = translated(_("protocol {protocol}").format(protocol=each["protocol"]))
     about = " · ".join(filter(None, [translated(each["title"]), sizes(each["sizes"]), protocol]))
     table = Table(title=about, title_justify="left", box=None, pad_edge=False)
-    table.add_column("run", overflow="fold")
+    table.add_column(_("run"), overflow="fold")
     headline = each["headline"]
     others = [result for result in each["results"] if result != headline]
-    table.add_column(f"{page.name(headline)}, %", justify="right")
-    table.add_column("difference")
+    table.add_column(joined([result_of(headline).title, "%"], ", "), justify="right")
+    table.add_column(_("difference"))
     for result in others:
-        table.add_column(page.name(result), justify="right")
+        table.add_column(result_of(result).title, justify="right")
     for n, name in enumerate(names):
         entry = each["results"][headline][n]
         change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]

@@ -15,6 +15,7 @@ from wukong.commands.output import Console, Table, echo
 from wukong.errors import ConfigError
 from wukong.model import address, signature
 from wukong.model.signature import Signer
+from wukong.runtime.language import _
 from wukong.store import storage
 
 TARGETS = (
@@ -92,7 +93,7 @@ def export(
     about = About(address=uri, licence=licence, results=measured)
     options = Options(name=name, measure_on=measure_on, int8=int8, about=about)
     checks = run.export(wukong.load(uri), target, folder, options)
-    table = Table("compared", "measure", "value", "by", box=None)
+    table = Table(_("compared"), _("measure"), _("value"), _("by"), box=None)
     for check in checks:
         table.add_row(check.of, check.measure, f"{check.value:.3g}", check.by)
     Console().print(table)

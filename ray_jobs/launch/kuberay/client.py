@@ -17,7 +17,6 @@ from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay,
 
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.manifest import run_label
-from wukong.runtime.language import message
 
 API_ERRORS: tuple[type[Exception], ...] = (ApiException, urllib3.exceptions.HTTPError, OSError)
 """Errors of one call: the API server answered with an error, or did not answer."""
@@ -105,7 +104,7 @@ class KubernetesApi:
         """The data of a ConfigMap."""
         config_map = self._repeat(
             lambda: self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=(5, 30)),
-            message(f"cannot read the ConfigMap {name}"),
+            f"cannot read the ConfigMap {name}",
         )
         return dict(config_map.data or {})
 
@@ -115,7 +114,7 @@ class KubernetesApi:
             lambda: self._custom.list_namespaced_custom_object(
                 **self._where, label_selector=f"wukong/run={run_label(run_name)}", _request_timeout=(5, 30)
             ),
-            message(f"cannot list the RayJobs of run {run_name}"),
+            f"cannot list the RayJobs of run {run_name}",
         )
         return list(jobs["items"])
 
@@ -133,7 +132,7 @@ class KubernetesApi:
                 raise
             return job
 
-        return self._repeat(ask, message(f"cannot read RayJob {name}"))
+        return self._repeat(ask, f"cannot read RayJob {name}")
 
     def create_job(self, body: Mapping[str, Any]) -> bool:
         """Create a RayJob; False when one of this name exists."""
@@ -147,7 +146,7 @@ class KubernetesApi:
                 raise
             return True
 
-        return self._repeat(ask, message(f"cannot create RayJob {body['metadata']['name']}"))
+        return self._repeat(ask, f"cannot create RayJob {body['metadata']['name']}")
 
     def patch_job(self, name: str, body: Mapping[str, Any]) -> None:
         """Change a RayJob by a merge patch, in one attempt.
@@ -355,11 +354,9 @@ def explain(error: Any) -> str:
     status = getattr(error, "status", None)
     said = _message(getattr(error, "body", None)) or str(getattr(error, "reason", "") or error)
     if status == 403:
-        return message(
-            f"{said}. Bind the Role ray-job-launcher to the service account of the components (k8s/base/access.yaml)"
-        )
+        return f"{said}. Bind the Role ray-job-launcher to the service account of the components (k8s/base/access.yaml)"
     if status == 404:
-        return message(f"{said}. Is KubeRay installed, and was `kubectl apply -f k8s/` run?")
+        return f"{said}. Is KubeRay installed, and was `kubectl apply -f k8s/` run?"
     return said
 
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ray_jobs.launch.kuberay.room import Node, Pod, places, roomiest
-from wukong.runtime.language import message
 
 NO_NODE = "NoNode"
 """The launcher's reason for a job that it has ended because no node can take its pods."""
@@ -106,7 +105,7 @@ def lost_head(heads: Sequence[Any]) -> Verdict | None:
     ends = [pod.metadata.deletion_timestamp for pod in heads]  # of the grace period
     if not ends or not all(end is not None and end + _OVERDUE < datetime.now(UTC) for end in ends):
         return None
-    said = message(f"the head {heads[0].metadata.name} was to be deleted and is still there: its node is lost")
+    said = f"the head {heads[0].metadata.name} was to be deleted and is still there: its node is lost"
     return Verdict(succeeded=False, reason="HeadLost", message=said)
 
 
@@ -138,18 +137,14 @@ def without_node(pods: Iterable[Mapping[str, Any]], nodes: Sequence[Node]) -> tu
         count, room = len(equal), places(like, nodes)
         if room >= count:
             waiting.append(
-                message(
-                    f"{count} pods of the group {group} find room once others end: each asks for {like.asks}, and "
-                    f"there is room for {room} of them when nothing else runs"
-                )
+                f"{count} pods of the group {group} find room once others end: each asks for {like.asks}, and "
+                f"there is room for {room} of them when nothing else runs"
             )
         else:
             never.append(
-                message(
-                    f"no node can ever take all {count} pods of the group {group}: each asks for {like.asks}, there "
-                    f"is room for {room} of them when nothing else runs, and {roomiest(like, nodes)}. Ask for less, in "
-                    "the ConfigMap ray-job or by the experiment's workers, or add nodes"
-                )
+                f"no node can ever take all {count} pods of the group {group}: each asks for {like.asks}, there "
+                f"is room for {room} of them when nothing else runs, and {roomiest(like, nodes)}. Ask for less, in "
+                "the ConfigMap ray-job or by the experiment's workers, or add nodes"
             )
     return never, waiting
 
@@ -179,10 +174,8 @@ def pod_problems(pods: Iterable[Any]) -> list[str]:
                 problems.append(f"{pod.metadata.name}/{container.name}: {why}")
             if ended and ended.exit_code:
                 problems.append(
-                    message(
-                        f"{pod.metadata.name}/{container.name}: {ended.reason}, exit status {ended.exit_code:d}"
-                        f"{' (give the stage more memory)' if ended.reason == 'OOMKilled' else ''}"
-                    )
+                    f"{pod.metadata.name}/{container.name}: {ended.reason}, exit status {ended.exit_code:d}"
+                    f"{' (give the stage more memory)' if ended.reason == 'OOMKilled' else ''}"
                 )
     return problems
 
@@ -190,9 +183,9 @@ def pod_problems(pods: Iterable[Any]) -> list[str]:
 def explain_failure(job: str, ended: Verdict, problems: Sequence[str], log_end: Sequence[str]) -> str:
     """The message for a failed RayJob: KubeRay's reason, the pods' problems, and the last lines of the log."""
     why = ": ".join(filter(None, (ended.reason, ended.message)))
-    lines = [message(f"RayJob {job} failed: {why}")]
+    lines = [f"RayJob {job} failed: {why}"]
     if problems:
-        lines += [message("Its pods say:"), *(f"  {line}" for line in problems)]
+        lines += ["Its pods say:", *(f"  {line}" for line in problems)]
     if log_end:
-        lines += [message("The end of its log:"), *(f"  {line}" for line in log_end)]
+        lines += ["The end of its log:", *(f"  {line}" for line in log_end)]
     return "\n".join(lines)
