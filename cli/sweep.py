@@ -32,7 +32,7 @@ from wukong.registry.sweep import Result, Sweep, Trial, by_configuration, load, 
 from wukong.runs import run_records
 from wukong.runtime import environment
 from wukong.runtime.cancel import ENDS_WITH, end_on_signal
-from wukong.runtime.language import _, translated
+from wukong.runtime.language import _, ngettext, translated
 from wukong.stages import places, start
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -164,9 +164,8 @@ def _best(ranked: Sequence[Sequence[Result]], metric: str) -> str:
     values = ", ".join(f"{key} = {value}" for key, value in top[0].trial.values.items() if key != SEED)
     said = f"{metric} {mean_of(top):.4f}"
     if SEED in top[0].trial.values:
-        mean = (
-            _("{said}, the mean of {count} seed") if len(top) == 1 else _("{said}, the mean of {count} seeds")
-        ).format(said=said, count=len(top))
+        seeds = ngettext("{said}, the mean of {count} seed", "{said}, the mean of {count} seeds", len(top))
+        mean = seeds.format(said=said, count=len(top))
         return _("Best: {values}: {mean}").format(values=values, mean=mean) if values else mean
     return _("Best: {run} with {values}: {said}").format(run=top[0].trial.run, values=values, said=said)
 

@@ -104,9 +104,7 @@ def steps(clusters: Collection[str], images: Collection[str], overlay: str = "k8
     ]
     for name in ("statefulset/object-store", "statefulset/postgres", "deployment/mlflow"):
         made.append(
-            Step(
-                _("Waiting for {partition}").format(partition=name.partition("/")[2]), _rollout(kubectl, "wukong", name)
-            )
+            Step(_("Waiting for {name}").format(name=name.partition("/")[2]), _rollout(kubectl, "wukong", name))
         )
     return made
 

@@ -195,7 +195,7 @@ def _print(document: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     title = translated(document["title"])
     shown = Table(
-        title=_("Table {table}: {lower}").format(table=document["table"], lower=title.lower()),
+        title=_("Table {table}: {title}").format(table=document["table"], title=title.lower()),
         title_justify="left",
         box=None,
     )

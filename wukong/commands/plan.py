@@ -206,25 +206,19 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
     stored = sum(each.bytes for each in planned.values())
     if capacity.store is not None and stored > capacity.store:
         said.append(
-            _(
-                "the store holds {store} and {stored} are needed: enlarge its claim and its volumes, or take a "
-                "store outside (docs/store.md)"
-            ).format(store=_size(capacity.store), stored=_size(stored))
+            f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
+            "volumes, or take a store outside (docs/store.md)"
         )
     for name, each in planned.items():
         if capacity.head_memory is not None and each.driver_memory > capacity.head_memory:
             said.append(
-                _(
-                    "the driver of {name} needs {driver_memory} and the head has {head_memory}: enlarge "
-                    "head.memory of the ConfigMap ray-job"
-                ).format(name=name, driver_memory=_size(each.driver_memory), head_memory=_size(capacity.head_memory))
+                f"the driver of {name} needs {_size(each.driver_memory)} and the head has "
+                f"{_size(capacity.head_memory)}: enlarge head.memory of the ConfigMap ray-job"
             )
         if name in capacity.memory and each.task_memory > capacity.memory[name]:
             said.append(
-                _(
-                    "a task of {name} needs {task_memory} and its pods have {memory}: enlarge "
-                    "stages.{name}.memory of the ConfigMap ray-job"
-                ).format(name=name, task_memory=_size(each.task_memory), memory=_size(capacity.memory[name]))
+                f"a task of {name} needs {_size(each.task_memory)} and its pods have "
+                f"{_size(capacity.memory[name])}: enlarge stages.{name}.memory of the ConfigMap ray-job"
             )
     return said
 

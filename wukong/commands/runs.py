@@ -160,9 +160,7 @@ def _print(listed: Sequence[Summary], found: int) -> None:
             if rest:
                 console.out(f"  {' · '.join(rest)}", highlight=False)
     if found > len(listed):
-        console.print(
-            _("{found} older ones: --last {found_2}").format(found=found - len(listed), found_2=found), style="dim"
-        )
+        console.print(_("{older} older ones: --last {all}").format(older=found - len(listed), all=found), style="dim")
 
 
 def _cells(run: Summary) -> tuple[str, str, str, Text, str]:
@@ -171,8 +169,8 @@ def _cells(run: Summary) -> tuple[str, str, str, Text, str]:
     reused = sum(state == "reused" for state in run.stages.values())
     failed = [stage for stage, state in run.stages.items() if state == "failed"]
     ended = translated(
-        (_("{count:,} of {count_2:,}, {reused:,} reused") if reused else _("{count:,} of {count_2:,}")).format(
-            count=len(run.stages), count_2=len(stages.WHOLE_RUN), reused=reused
+        (_("{count:,} of {all:,}, {reused:,} reused") if reused else _("{count:,} of {all:,}")).format(
+            count=len(run.stages), all=len(stages.WHOLE_RUN), reused=reused
         )
     )
     return (

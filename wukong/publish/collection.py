@@ -54,7 +54,9 @@ def manners(crawl: Manifest) -> Iterator[str]:
             if polite["respect_noai"]
             else _("Pictures with noai or noimageai in X-Robots-Tag were not left out.")
         )
-    yield _("The crawler's opt-out list kept {get:,} addresses out.").format(get=refused.get(Status.OPTED_OUT, 0))
+    yield _("The crawler's opt-out list kept {refused:,} addresses out.").format(
+        refused=refused.get(Status.OPTED_OUT, 0)
+    )
     yield _("The crawler solves no captcha, logs in nowhere and passes no paywall.")
 
 
@@ -87,7 +89,7 @@ def personal(filtered: Manifest) -> Iterator[str]:
         if filtered.config.get("mask_names", True)
         else _("Names of persons in captions were not replaced.")
     )
-    yield _("Captions with words of the lists of sensitive words: {get:,} left out.").format(
-        get=filtered.dropped.get("sensitive", 0)
+    yield _("Captions with words of the lists of sensitive words: {left_out:,} left out.").format(
+        left_out=filtered.dropped.get("sensitive", 0)
     )
     yield _("Pictures of persons are in the set; their addresses are published, the pictures are not.")

@@ -268,7 +268,7 @@ class Collection:
         while pending:
             for parent in self._parents_of(pending.pop()):
                 if parent not in needed:
-                    needed[parent] = _("what these were made from")
+                    needed[parent] = "what these were made from"
                     pending.append(parent)
         return needed
 
@@ -280,17 +280,17 @@ class Collection:
         busy |= {output.experiment for output in held if output.uri not in self._silent}
         kept = {key: run for key, run in runs.items() if key in self._kept_runs(runs)}
         tags = " ".join(tag for tags in versions.values() for tag in tags.values())
-        yield _("records and experiments of runs"), _named(" ".join(run.named for run in kept.values()))
-        yield _("registered models with an alias"), _named(tags)
+        yield "records and experiments of runs", _named(" ".join(run.named for run in kept.values()))
+        yield "registered models with an alias", _named(tags)
         released = (n for n, output in self._outputs.items() if output.stage == "release" and output.manifest)
-        yield _("releases"), released
-        yield _("failed crawls that the next run goes on from"), self._open_crawls(kept)
+        yield "releases", released
+        yield "failed crawls that the next run goes on from", self._open_crawls(kept)
         marks = tuple(f"/{name}" for name in (takedowns.BEGUN, takedowns.PENDING))
         pending = {uri.rsplit("/", 3)[1] for uri in traces if uri.endswith(marks)}
-        yield _("a takedown goes on in the experiment"), self._of_experiments(pending)
-        yield _("a run of the experiment may be going on"), self._of_experiments(busy)
+        yield "a takedown goes on in the experiment", self._of_experiments(pending)
+        yield "a run of the experiment may be going on", self._of_experiments(busy)
         young = (n for n, output in self._outputs.items() if output.manifest and self._is_young(output))
-        yield _("written too short a time ago"), young
+        yield "written too short a time ago", young
 
     def _of_experiments(self, names: set[str]) -> Iterator[str]:
         return (name for name, output in self._outputs.items() if output.experiment in names)

@@ -71,13 +71,13 @@ class _Pair:
     @classmethod
     def of(cls, first: Measured, other: Measured, known: "dict[tuple[int, str], Scores | None]") -> "_Pair":
         if other.rival_model and other.rival_model == first.model:
-            note = _("by the gate's evaluation of the model of {name} on the sets of {name_2}").format(
-                name=first.run.name, name_2=other.run.name
+            note = _("by the gate's evaluation of the model of {model_of} on the sets of {run}").format(
+                model_of=first.run.name, run=other.run.name
             )
             return cls(other.rival, other.evaluation, known, note)
         if first.rival_model and first.rival_model == other.model:
-            note = _("by the gate's evaluation of the model of {name} on the sets of {name_2}").format(
-                name=other.run.name, name_2=first.run.name
+            note = _("by the gate's evaluation of the model of {model_of} on the sets of {run}").format(
+                model_of=other.run.name, run=first.run.name
             )
             return cls(first.evaluation, first.rival, known, note)
         return cls(first.evaluation, other.evaluation, known)
@@ -299,12 +299,12 @@ def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] |
     if first is None:
         return _("not comparable: the first run was not measured on it")
     if first["digest"] != task["digest"]:
-        return _("not comparable: other data ({digest} and {digest_2})").format(
-            digest=first["digest"][:8], digest_2=task["digest"][:8]
+        return _("not comparable: other data ({digest} and {other})").format(
+            digest=first["digest"][:8], other=task["digest"][:8]
         )
     if first["protocol"] != task["protocol"]:
-        return _("not comparable: protocols {protocol} and {protocol_2}").format(
-            protocol=first["protocol"], protocol_2=task["protocol"]
+        return _("not comparable: protocols {protocol} and {other}").format(
+            protocol=first["protocol"], other=task["protocol"]
         )
     return ""
 
