@@ -22,7 +22,7 @@ CATALOGUE = ROOT / "wukong" / "locale" / "zh" / "LC_MESSAGES" / "messages.po"
 
 _IN_PAGES = {"title": None, "attribute": (2,)}
 _KEYWORDS = {"help", "epilog", "note", "title", "unchecked"}
-_CALLS = {"HowToGet"}
+_CALLS = {"HowToGet", "_"}  # of the second, Babel finds none in an f-string
 _OF_COMMANDS = {"Option", "Argument", "command", "callback"}
 
 

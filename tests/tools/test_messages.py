@@ -69,6 +69,7 @@ def test_is_compiled(stored: Catalog) -> None:
     [
         ('echo(_("{count:,} rows" " of {name}").format(count=1, name=x))', ["{count:,} rows of {name}"]),
         ('table.add_row(_("Run"), _(name), f"{x} here", "as it is")', ["Run"]),
+        ("f'# {_(\"Run\")}'", ["Run"]),
         ('ngettext("{n} seed", "{n} seeds", n)', [("{n} seed", "{n} seeds")]),
         ('x: A = Option(help="Ends it.")', ["Ends it."]),
         ('@app.command()\ndef run(x: Option) -> None:\n    """Run it.\n\n    Twice.\n    """', ["Run it.\n\nTwice."]),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from numbers import Number
 from typing import Any, Literal
 
 Language = Literal["en", "zh"]
@@ -38,7 +39,9 @@ class Text(str):
     def format(self, **fields: object) -> "Text":  # type: ignore[override]  # fields have names, for translators
         """Return the text with its fields filled in."""
         made = Text(super().format(**fields))
-        made.message, made.fields = self.message or str(self), fields
+        # What is kept can be copied and sent to another process, which an error may not be.
+        kept = {name: each if isinstance(each, str | Number) else str(each) for name, each in fields.items()}
+        made.message, made.fields = self.message or str(self), kept
         return made
 
     @property

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
@@ -67,6 +68,17 @@ def test_a_text_is_english_and_knows_its_chinese(text: str, english: str, in_chi
     assert (text, chinese(text)) == (english, in_chinese)
     assert json.loads(json.dumps({text: [text]})) == {english: [english]}
     assert chinese(pickle.loads(pickle.dumps(text))) == in_chinese, "a text may come from another process"
+
+
+class _LocalError(Exception):
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+
+
+def test_a_text_with_an_error_can_be_sent() -> None:
+    text = _("{path}: there is no column {name}").format(path=_LocalError("a", "b"), name=np.float32(0.5))
+    assert chinese(pickle.loads(pickle.dumps(text))) == "a: b：没有 0.5 列"
+    assert _("{count:,} pictures").format(count=np.int32(1234)).chinese == "1,234 张图片"
 
 
 def test_a_plain_text_is_looked_up_whole() -> None:
