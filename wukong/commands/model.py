@@ -15,7 +15,7 @@ from wukong.commands.output import Console, Table, echo
 from wukong.errors import ConfigError
 from wukong.model import address, signature
 from wukong.model.signature import Signer
-from wukong.runtime.language import _
+from wukong.runtime.language import _, translated
 from wukong.store import storage
 
 TARGETS = (
@@ -49,7 +49,11 @@ def export(
     ] = None,
     target: Annotated[
         str,
-        typer.Option("--to", metavar="TARGET", help=f"Whose loader opens the folder: {', '.join(TARGETS)}."),
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help=translated(_("Whose loader opens the folder: {targets}.").format(targets=", ".join(TARGETS))),
+        ),
     ] = "onnx",
     name: Annotated[str, typer.Option(help="What the model is called where the target writes a name.")] = "wukong",
     measure_on: Annotated[
@@ -113,8 +117,11 @@ def sign(
         Path,
         typer.Option(
             envvar=signature.KEY_FILE,
-            help="The private EC key in PEM. The password of an encrypted one is asked for, or is in "
-            f"{signature.PASSWORD}.",
+            help=translated(
+                _(
+                    "The private EC key in PEM. The password of an encrypted one is asked for, or is in {variable}."
+                ).format(variable=signature.PASSWORD)
+            ),
         ),
     ],
     certificate: Annotated[

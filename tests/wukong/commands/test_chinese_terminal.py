@@ -119,7 +119,7 @@ _ERRORS = {
     ("init",): (2, "Missing argument 'FILE'."),
     ("runs", "--last", "x"): (2, "Invalid value for '--last' / '-n': .*integer"),
     ("remove",): (2, "There is no command remove: `wukong takedown` takes pictures out of data"),
-    ("takedown", "list.txt"): (1, "error: say for the record why: --reason"),
+    ("takedown", "list.txt"): (1, "error: say why, for the record: --reason"),
     ("logs", "demo"): (1, "error: .*demo"),
     ("config", "--config", "x.yaml", "--set", "filter.foo=1"): (1, "error: x.yaml .*filter.foo: unknown key"),
 }
@@ -131,7 +131,7 @@ def test_errors_are_english(tmp_path: Path) -> None:
     for (words, (status, said)), ended in zip(_ERRORS.items(), answers, strict=True):
         assert (ended.status, ended.out) == (status, ""), words
         assert re.search(said, ended.err, re.DOTALL), ended.err
-        lines = [line for line in ended.err.splitlines() if not line.startswith(" 用法：")]
+        lines = [line for line in ended.err.splitlines() if not line.strip().startswith("用法：")]
         assert not [line for line in lines if _HAN.search(line)], ended.err
 
 
