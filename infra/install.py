@@ -125,7 +125,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _pip(python: Path, arguments: Sequence[str], index: str = _("the package index")) -> None:
+def _pip(python: Path, arguments: Sequence[str], index: str = "the package index") -> None:
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     if subprocess.run(command, check=False).returncode:  # noqa: S603
         raise InstallError(
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(folder, torch)
         install(folder, torch, options.newest)
     except InstallError as error:
-        sys.stderr.write(f"{translated(_('error: {error}').format(error=error))}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 

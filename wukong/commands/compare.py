@@ -88,7 +88,8 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     """Print the parameters that differ, and a table for each data set."""
     console = Console(file=console.file, width=max(_WIDTH, console.width))
     names = [run["name"] for run in document["runs"]]
-    console.print(f"Baseline: {document['baseline']}", highlight=False, markup=False)
+    said = _("Baseline: {baseline}").format(baseline=document["baseline"])
+    console.print(said, highlight=False, markup=False)
     if document["parameters"]:
         table = Table(title=_("Parameters that differ"), title_justify="left", box=None, pad_edge=False)
         keys = list(document["parameters"])
@@ -99,11 +100,12 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
             table.add_row(name, *(_short(document["parameters"][key][n]) for key in keys))
         console.print(table)
     else:
-        console.print("The runs have the same parameters.")
+        console.print(_("The runs have the same parameters."))
     if document["configurations"]:
         console.print()
         console.print(_over_seeds(document))
-        console.print(f"Mean and standard deviation over seeds, {page.OVER_SEEDS}", style="dim", highlight=False)
+        said = _("Mean and standard deviation over seeds, {over_seeds}").format(over_seeds=page.OVER_SEEDS)
+        console.print(said, style="dim", highlight=False)
     for each in document["sets"]:
         console.print()
         console.print(_table(each, names))
@@ -111,7 +113,8 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     for note in sorted(notes):
         console.print(note, style="dim", highlight=False, markup=False)
     signs = ", ".join(f"{page.SIGNS[verdict]} {translated(said)}" for verdict, said in page.WORDS.items())
-    console.print(f"{signs}. Differences in percentage points, 95 % intervals.", style="dim", highlight=False)
+    said = _("{signs}. Differences in percentage points, 95 % intervals.").format(signs=signs)
+    console.print(said, style="dim", highlight=False)
 
 
 def _over_seeds(document: Mapping[str, Any]) -> Table:
@@ -129,20 +132,21 @@ def _over_seeds(document: Mapping[str, Any]) -> Table:
     if several:
         table.add_column(_("difference"))
     for each in document["sets"]:
-        shown = f"{each['task']}, {translated(result_of(each['headline']).title)}"
+        shown = joined([each["task"], result_of(each["headline"]).title], ", ")
         for configuration, entry in zip(configurations, each["over_seeds"][each["headline"]], strict=True):
-            change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
+            change = translated(page.difference(entry["difference"]) if entry["difference"] else entry["note"])
             own = [configuration["name"]] if several else []
             compared = [f"{change} {page.SIGNS[entry['verdict']]}".strip()] if several else []
             table.add_row(shown, *own, str(len(entry["seeds"])), *page.over_seeds(entry), *compared)
-            shown = ""
+            shown = joined([], "")
     return table
 
 
 def _table(each: Mapping[str, Any], names: list[str]) -> Table:
-    protocol = translated(_("protocol {protocol}").format(protocol=each["protocol"]))
-    about = " · ".join(filter(None, [translated(each["title"]), sizes(each["sizes"]), protocol]))
-    table = Table(title=about, title_justify="left", box=None, pad_edge=False)
+    protocol = _("protocol {protocol}").format(protocol=each["protocol"])
+    title = each["title"]
+    about = filter(None, [_(title), sizes(each["sizes"]), protocol])
+    table = Table(title=joined(about, " · "), title_justify="left", box=None, pad_edge=False)
     table.add_column(_("run"), overflow="fold")
     headline = each["headline"]
     others = [result for result in each["results"] if result != headline]

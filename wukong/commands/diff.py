@@ -78,7 +78,7 @@ def _crawl_of(name: str, place: str) -> Manifest:
 
 def _print(console: Console, document: Mapping[str, Any]) -> None:
     for which in ("first", "second"):
-        console.print_titled(which, document[which].removesuffix("/manifest.json"), _WIDTH)
+        console.print_titled(_(which), document[which].removesuffix("/manifest.json"), _WIDTH)
     console.print()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -104,7 +104,7 @@ def _print(console: Console, document: Mapping[str, Any]) -> None:
         for row in rows:
             console.out(f"  {row['url']}")
             for which in ("    first", "    second"):
-                console.print_titled(which, _shown(row[which.strip()]), 4 + _WIDTH)
+                console.print_titled(_(which), _shown(row[which.strip()]), 4 + _WIDTH)
 
 
 def _print_changes(console: Console, title: str, counted: str, changes: Sequence[Mapping[str, Any]]) -> None:

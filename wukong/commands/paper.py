@@ -210,7 +210,7 @@ def _print(document: Mapping[str, Any]) -> None:
         shown.add_row(row["title"], *cells)
     console.print(shown)
     for each in document["missing"]:
-        which = f"{each['set'] or translated(_('all'))} ({', '.join(each['models'])})"
+        which = f"{each['set'] or 'all'} ({', '.join(each['models'])})"
         console.print(f"NOT MEASURED: {which}: {each['how']}", markup=False)
 
 

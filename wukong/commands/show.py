@@ -100,7 +100,7 @@ def _print_run(console: Console, found: Mapping[str, Any]) -> None:
         said = f"{how}  {record.get('manifest', '').removesuffix('/manifest.json')}"
         shown = Text(said) if record["state"] == "succeeded" else record["error"]
         console.print_titled(record["stage"], shown, _WIDTH)
-    console.print_titled(_("report"), found["report"] or "none yet", _WIDTH)
+    console.print_titled(_("report"), found["report"] or _("none yet"), _WIDTH)
 
 
 def _print_model(console: Console, found: Mapping[str, Any]) -> None:

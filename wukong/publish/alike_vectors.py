@@ -26,6 +26,7 @@ from wukong.publish import superseded
 from wukong.publish.alike import Example, Hit
 from wukong.publish.takedown_plan import finished
 from wukong.runtime import progress
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -72,7 +73,7 @@ def near(
     left_out: list[str] = []
     for stored in _stored(place, outputs, examples, roots, models, left_out):
         wanted = F.normalize(stored.examples, dim=-1)
-        with progress.track("compare vectors", stored.pictures, "pictures") as advance:
+        with progress.track(_("compare vectors"), stored.pictures, _("pictures")) as advance:
             for keys, vectors in stored.blocks:
                 cosines = F.normalize(vectors.float(), dim=-1) @ wanted.T
                 for row, column in (cosines >= at_least).nonzero().tolist():
@@ -86,7 +87,7 @@ def near(
 def _nearest(found: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """Return the nearest of each example."""
     kept: dict[tuple[str, str], float] = {}
-    for example in {name for _, name in found}:
+    for example in {name for _place, name in found}:
         mine = [(cosine, key) for (key, name), cosine in found.items() if name == example]
         kept |= {(key, example): cosine for cosine, key in heapq.nlargest(NEAREST, mine)}
     return kept
