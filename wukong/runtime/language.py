@@ -68,19 +68,19 @@ class _Joined(Text):
         return self.between.join(each.chinese if isinstance(each, Text) else each for each in self.parts)
 
 
-def _(message: str) -> Text:
+def _(message: str) -> str:
     """Mark a text for the catalogue; ``_("{count:,} rows").format(count=count)`` has fields."""
     return Text(message)
 
 
-def ngettext(singular: str, plural: str, count: int) -> Text:
+def ngettext(singular: str, plural: str, count: int) -> str:
     """Mark a text that says a number in two ways in English."""
     made = Text(singular if count == 1 else plural)
     made.message = singular
     return made
 
 
-def joined(texts: Iterable[str], separator: str) -> Text:
+def joined(texts: Iterable[str], separator: str) -> str:
     """Return texts as one, with a separator between them."""
     parts = tuple(texts)
     made = _Joined(separator.join(parts))
