@@ -131,12 +131,8 @@ def print_plan(
         free: bytes free where it writes.
         known: number of images that come in, if it is known.
     """
-    table = Table(
-        title=_("What a run of {name} would do").format(name=experiment.name),
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    title = _("What a run of {name} would do").format(name=experiment.name)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in (_("stage"), "", _("about"), _("about"), _("reads"), _("writes")):
         table.add_column(column, overflow="fold", justify="right" if column == "about" else "left")
     for entry in planned:

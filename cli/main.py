@@ -198,11 +198,8 @@ def down() -> None:
 
     home = stack.found()
     stopped = stack.down(home) + containers.down(home)
-    echo(
-        _("Stopped {stopped} processes of {home}.").format(stopped=stopped, home=home)
-        if stopped
-        else _("Nothing of {home} was running.").format(home=home)
-    )
+    said = _("Stopped {stopped} processes of {home}.") if stopped else _("Nothing of {home} was running.")
+    echo(said.format(stopped=stopped, home=home))
 
 
 @app.command(rich_help_panel=panels.STACK)
@@ -230,13 +227,8 @@ def status(as_json: JsonOption = False) -> None:
     summary.print_stack(services)
     echo((_("\nHome  {home}") if home.is_dir() else _("\nHome  {home} (nothing there yet)")).format(home=home))
     for other, running in others.items():
-        echo(
-            (
-                _("Other home  {other} (running); WUKONG_HOME={other} uses it")
-                if running
-                else _("Other home  {other} (stopped); WUKONG_HOME={other} uses it")
-            ).format(other=other)
-        )
+        state = _("running") if running else _("stopped")
+        echo(_("Other home  {other} ({state}); WUKONG_HOME={other} uses it").format(other=other, state=state))
     if home.is_dir():
         try:
             check_disk(home)

@@ -68,14 +68,7 @@ def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
     )
     if document is not None:
         table = Table(box=None, pad_edge=False)
-        columns = (
-            _("Against {baseline}").format(baseline=document["baseline"]),
-            "",
-            _("before, %"),
-            _("now, %"),
-            _("change"),
-            "",
-        )
+        columns = (_("Against {baseline}").format(**document), "", _("before, %"), _("now, %"), _("change"), "")
         for column in columns:
             table.add_column(column, justify="right" if column.endswith("%") else "left")
         for each in comparison.headlines(document):

@@ -259,17 +259,9 @@ def _print(document: Mapping[str, Any]) -> None:
     for model in document["models"]:
         if several:
             console.print(f"{roles[model['role']]}:", highlight=False)
-        table = Table(
-            _("Set"),
-            _("Split"),
-            _("Items"),
-            _("Trained on"),
-            _("Result"),
-            "%",
-            _("95 % interval"),
-            _("Chance"),
-            _("Protocol"),
-        )
+        table = Table(_("Set"), _("Split"), _("Items"), _("Trained on"), _("Result"), "%", _("95 % interval"))
+        for column in (_("Chance"), _("Protocol")):
+            table.add_column(column)
         for each in (task for task in document["tasks"] if task["model"] == model["role"]):
             for number, (name, value) in enumerate(each["results"].items()):
                 seen = results.trained_on_of(document, each["task"], model["role"])
@@ -289,15 +281,11 @@ def _print(document: Mapping[str, Any]) -> None:
     for each in document["trained_on"]:
         where = f"{titles[each['task']]}, {roles[each['model']]}" if several else titles[each["task"]]
         if each["trained_on"]:
-            said = _(
-                "{where}: {trained_on:,} of {pictures:,} pictures were trained on: this is no test of them."
-            ).format(where=where, trained_on=each["trained_on"], pictures=each["pictures"])
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            said = _("{where}: {trained_on:,} of {pictures:,} pictures were trained on: this is no test of them.")
+            console.print(said.format(where=where, **each), highlight=False, markup=False, soft_wrap=True)
         elif each["why"]:
-            said = _("{where}: whether its pictures were trained on is not known: {why}.").format(
-                where=where, why=each["why"]
-            )
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            said = _("{where}: whether its pictures were trained on is not known: {why}.")
+            console.print(said.format(where=where, **each), highlight=False, markup=False, soft_wrap=True)
     for each in document["tasks"]:
         if overlap := results.overlap_said(document, each):
             where = f"{each['title']}, {roles[each['model']]}" if several else each["title"]
@@ -310,16 +298,11 @@ def _print(document: Mapping[str, Any]) -> None:
 
 def _differences(document: Mapping[str, Any]) -> Table:
     titles = {each["task"]: each["title"] for each in document["tasks"]}
-    table = Table(
-        _("Set"),
-        _("Result"),
-        _("Points"),
-        _("95 % interval"),
-        _("Only zero-shot right"),
-        _("Only fine-tuned right"),
-        _("McNemar p"),
-    )
-    table.title = "Fine-tuned less zero-shot, on the same queries"
+    table = Table(title=_("Fine-tuned less zero-shot, on the same queries"))
+    for column in (_("Set"), _("Result"), _("Points"), _("95 % interval")):
+        table.add_column(column)
+    for column in (_("Only zero-shot right"), _("Only fine-tuned right"), _("McNemar p")):
+        table.add_column(column)
     last = None
     for each in document["comparisons"]:
         difference, test = each["difference"], each["mcnemar"]

@@ -255,11 +255,7 @@ def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
     for each in document["trained_on"]:
         if (each["task"], each["model"]) == (task, role):
             known = each["trained_on"]
-            return (
-                _("not known")
-                if known is None
-                else _("{known:,} of {pictures:,}").format(known=known, pictures=each["pictures"])
-            )
+            return _("not known") if known is None else _("{trained_on:,} of {pictures:,}").format(**each)
     return ""
 
 
@@ -282,20 +278,11 @@ def overlap_said(document: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     overlap = overlap_of(document, task["task"], task["model"])
     if not overlap:
         return ""
-    headline, (count, left_out, pictures) = task["headline"], map(overlap.get, ("overlap", "left_out", "pictures"))
-    said = []
-    if count:
-        said.append(
-            _("{count:,} of {pictures:,} pictures overlap with the training data.").format(
-                count=count, pictures=pictures
-            )
-        )
-    if left_out:
-        said.append(
-            _("{left_out:,} of {pictures:,} pictures were found and left out of training.").format(
-                left_out=left_out, pictures=pictures
-            )
-        )
+    headline, said = task["headline"], []
+    if overlap["overlap"]:
+        said.append(_("{overlap:,} of {pictures:,} pictures overlap with the training data.").format(**overlap))
+    if overlap["left_out"]:
+        said.append(_("{left_out:,} of {pictures:,} pictures were found and left out of training.").format(**overlap))
     if (changed := overlap["results"].get(headline)) and changed["difference"]:
         title, whole = result_of(headline).title, 100 * task["results"][headline]["value"]
         without = 100 * changed["clean"]["value"]

@@ -55,19 +55,15 @@ class Verdict(BaseModel):
     @property
     def heading(self) -> str:
         """The outcome in a sentence."""
-        if not self.promoted:
-            if not self.holder:
-                return _("Version {version} does not take @{alias}, which is given to nobody.").format(
-                    version=self.version, alias=self.alias
-                )
-            return _("Version {version} does not take @{alias}, which stays with version {holder}.").format(
-                version=self.version, alias=self.alias, holder=self.holder
-            )
-        if self.holder in ("", self.version):
-            return _("Version {version} holds @{alias}.").format(version=self.version, alias=self.alias)
-        return _("Version {version} takes @{alias} from version {holder}.").format(
-            version=self.version, alias=self.alias, holder=self.holder
-        )
+        if not self.promoted and not self.holder:
+            text = _("Version {version} does not take @{alias}, which is given to nobody.")
+        elif not self.promoted:
+            text = _("Version {version} does not take @{alias}, which stays with version {holder}.")
+        elif self.holder in ("", self.version):
+            text = _("Version {version} holds @{alias}.")
+        else:
+            text = _("Version {version} takes @{alias} from version {holder}.")
+        return text.format(version=self.version, alias=self.alias, holder=self.holder)
 
 
 def of_version(experiment: Experiment, version: str) -> Verdict | None:

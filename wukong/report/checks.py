@@ -76,33 +76,19 @@ def found(filtered: Manifest) -> tuple[str, ...]:
     fate = _("they were left out") if action.get("action", "drop") == "drop" else _("they are marked")
     sentences = []
     for name, number in sorted(counts.items()):
-        share = f"{100 * number / pairs:.2g}"
+        of, said = name.partition("/")[2], {"number": number, "share": f"{100 * number / pairs:.2g}", "fate": fate}
         if name.startswith(_OVERLAP):
-            test_set = name.removeprefix(_OVERLAP)
-            sentences.append(
-                _("Overlap with {test_set}: {number:,} pictures, {share} % of all pairs; {fate}.").format(
-                    test_set=test_set, number=number, share=share, fate=fate
-                )
-            )
+            text = _("Overlap with {test_set}: {number:,} pictures, {share} % of all pairs; {fate}.")
+            sentences.append(text.format(test_set=of, **said))
         elif name.startswith(_OVERLAP_OF_CAPTIONS):
-            test_set = name.removeprefix(_OVERLAP_OF_CAPTIONS)
-            sentences.append(
-                _("Captions of {test_set}: {number:,} pairs have one, {share} % of all pairs.").format(
-                    test_set=test_set, number=number, share=share
-                )
-            )
+            text = _("Captions of {test_set}: {number:,} pairs have one, {share} % of all pairs.")
+            sentences.append(text.format(test_set=of, **said))
         elif name.startswith(_UNREAD) and number:
-            rule = name.removeprefix(_UNREAD)
-            sentences.append(
-                _("Pictures that the rule {rule} could not judge, and did not drop: {number:,}.").format(
-                    rule=rule, number=number
-                )
-            )
+            text = _("Pictures that the rule {rule} could not judge, and did not drop: {number:,}.")
+            sentences.append(text.format(rule=of, **said))
     if NAME_AND_FACE in counts:
-        number = counts[NAME_AND_FACE]
-        sentences.append(
-            _("Captions with a masked name beside a picture with one large face: {number:,}.").format(number=number)
-        )
+        text = _("Captions with a masked name beside a picture with one large face: {number:,}.")
+        sentences.append(text.format(number=counts[NAME_AND_FACE]))
     return tuple(sentences)
 
 

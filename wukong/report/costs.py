@@ -43,19 +43,12 @@ def said(costs: Sequence[StageCost], prices: Prices) -> list[str]:
         return [_("What this run held is not known.")]
     held, sentences = run_costs.total(costs), []
     idle = _idle(held)
-    sentences.append(
-        (
-            (
-                _("This run held {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
-                if idle
-                else _("This run held {core_hours} core-hours and {gpu_hours} GPU-hours.")
-            )
-            if held.ended
-            else _("This run held at least {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
-            if idle
-            else _("This run held at least {core_hours} core-hours and {gpu_hours} GPU-hours.")
-        ).format(core_hours=_number(held.core_hours), gpu_hours=_number(held.gpu_hours), idle=idle)
-    )
+    hours = {"core_hours": _at_least(_number(held.core_hours), held), "gpu_hours": _number(held.gpu_hours)}
+    if idle:
+        text = _("This run held {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
+    else:
+        text = _("This run held {core_hours} core-hours and {gpu_hours} GPU-hours.")
+    sentences.append(text.format(**hours, idle=idle))
     if held.core_hours and not idle:
         sentences.append(_("How much of it was idle is not known."))
     if missing := ", ".join(each.stage for each in costs if each.held is None):
@@ -80,13 +73,12 @@ def said_of_stage(cost: StageCost) -> str:
     if cost.reused and cost.source is None:
         return _("The stage {stage} was finished already and held nothing.").format(stage=cost.stage)
     idle = _idle(cost.held) or _("an unknown share")
-    return (
-        _("The stage {stage} held {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
-        if cost.held.ended
-        else _("The stage {stage} held at least {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
-    ).format(
-        stage=cost.stage, core_hours=_number(cost.held.core_hours), gpu_hours=_number(cost.held.gpu_hours), idle=idle
-    )
+    hours = {
+        "core_hours": _at_least(_number(cost.held.core_hours), cost.held),
+        "gpu_hours": _number(cost.held.gpu_hours),
+    }
+    text = _("The stage {stage} held {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
+    return text.format(stage=cost.stage, **hours, idle=idle)
 
 
 def _row(cost: StageCost, prices: Prices) -> dict[str, str]:
