@@ -43,7 +43,7 @@ def updated() -> Catalog:
 
 def _in_python(
     source: IO[bytes], _keywords: object, tags: Sequence[str], options: Mapping[str, Any]
-) -> Iterator[tuple[int, str, Any, list[str]]]:
+) -> Iterator[tuple[Any, ...]]:
     """Iterate over the texts of a module, as Babel's extraction methods do."""
     yield from extract_python(source, DEFAULT_KEYWORDS, tags, dict(options))  # type: ignore[arg-type]
     source.seek(0)

@@ -40,8 +40,8 @@ def scores(evaluation: Mapping[str, Any]) -> str:
     lines = [f"# {_both(_('What was measured'))}"]
     searched, classified = tasks_of(evaluation, "retrieval"), tasks_of(evaluation, "classification")
     if searched:
-        names = (_("set"), _("direction"), "R@1", "R@5", "R@10", _("chance R@1"), _("protocol"))
-        lines += ["", _header(names), "|---|---|---:|---:|---:|---:|---|"]
+        columns = (_("set"), _("direction"), "R@1", "R@5", "R@10", _("chance R@1"), _("protocol"))
+        lines += ["", _header(columns), "|---|---|---:|---:|---:|---:|---|"]
     for entry in searched:
         for direction in ("text_to_image", "image_to_text"):
             recalls = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]

@@ -195,7 +195,7 @@ def _make(
     with progress.track(_("index"), len(blocks), _("blocks of captions")) as advance:
         for _done in run(encode_captions, blocks):
             advance(1)
-    for _done in run(_finish, todo):
+    for _finished in run(_finish, todo):
         pass
     made = [manifest.load(each.stage.uri) for each in shards]
     counts = {name: sum(each.counts[name] for each in made) for name in ("pictures", "captions", "left_out")}
