@@ -120,7 +120,7 @@ sizes: $(INSTALLED) ## Write docs/sizes.md, sizes and costs by overlay, from `wu
 	$(BIN)/python -m tools.size_tables
 
 .PHONY: messages
-messages: $(INSTALLED) ## Take the code's messages into the catalogue of Chinese texts, and compile it; fails while one lacks a translation
+messages: $(INSTALLED) ## Take the marked texts into the catalogue of Chinese texts, and compile it; fails while one lacks a translation
 	$(BIN)/python -m tools.messages
 
 .PHONY: docs

@@ -18,7 +18,7 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
 from wukong.runs import run_records
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 from wukong.stages import estimate, measured_rates, preflight, preflight_model
 from wukong.stages.preflight import Machine
 
@@ -39,7 +39,7 @@ def check_experiment(experiment: Experiment, run: str, *, containers: bool = Fal
             "not see: name an s3:// bucket"
         )
     if containers and (seen := [f"{key}: {uri}" for key, uri in experiment.uris().items() if uri.startswith("file:")]):
-        said = message("the containers of --runner docker do not see files of this machine; put them into a bucket:")
+        said = "the containers of --runner docker do not see files of this machine; put them into a bucket:"
         raise ConfigError("\n  ".join([said, *seen]))
 
 
@@ -108,9 +108,9 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
     planned = plan.of_run(experiment, low, size, machine.cores)
     filtered = next((entry.finished for entry in planned if entry.stage == "filter"), None)
     if filtered is not None:
-        preflight.check_batches(experiment, filtered.counts["pairs"], message("pairs that the filter has kept"))
+        preflight.check_batches(experiment, filtered.counts["pairs"], "pairs that the filter has kept")
     elif urls is not None:
-        preflight.check_batches(experiment, urls, message("pictures of the corpus"))
+        preflight.check_batches(experiment, urls, "pictures of the corpus")
     trains = any(entry.finished is None for entry in planned if entry.stage in stages.TRAININGS)
     needed = sum(int(entry.estimate.bytes) for entry in planned)
     if "AWS_ENDPOINT_URL_S3" in os.environ and "127.0.0.1" not in os.environ["AWS_ENDPOINT_URL_S3"]:
@@ -131,11 +131,12 @@ def print_plan(
         free: bytes free where it writes.
         known: number of images that come in, if it is known.
     """
-    table = Table(title=f"What a run of {experiment.name} would do", title_justify="left", box=None, pad_edge=False)
-    for column in map(message, ("stage", "", "about", "about", "reads", "writes")):
+    title = _("What a run of {name} would do").format(name=experiment.name)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in (_("stage"), "", _("about"), _("about"), _("reads"), _("writes")):
         table.add_column(column, overflow="fold", justify="right" if column == "about" else "left")
     for entry in planned:
-        state = translated("reused" if entry.finished else "goes on" if entry.begun else "to do")
+        state = translated(_("reused") if entry.finished else _("goes on") if entry.begun else _("to do"))
         size, time = (_size(entry.estimate.bytes), _time(entry.estimate.seconds)) if not entry.finished else ("", "")
         mark = "*" if entry.measured else ""
         reads = "\n".join(_short(uri, experiment) for uri in entry.reads) or "-"
@@ -144,18 +145,24 @@ def print_plan(
     to_do, rates = [entry for entry in planned if entry.finished is None], measured_rates.load()
     total = sum(entry.estimate.bytes for entry in to_do), sum(entry.estimate.seconds for entry in to_do)
     console.print(
-        f"In all about {_size(total[0])} and {_time(total[1])}; {_size(free)} are free. Places begin with "
-        f"{experiment.root}/. Figures with * come from an earlier run, the others from rates of {rates.machine}.",
+        _(
+            "In all about {total} and {time}; {free} are free. Places begin with {root}/. Figures with * come from "
+            "an earlier run, the others from rates of {machine}."
+        ).format(
+            total=_size(total[0]), time=_time(total[1]), free=_size(free), root=experiment.root, machine=rates.machine
+        ),
         highlight=False,
     )
     if known is None and experiment.crawl.source.searched and planned[0].finished is None:
-        _, most = preflight.expected_urls(experiment)
+        most = preflight.expected_urls(experiment)[1]
         console.print(
-            f"How much a search finds is not known before: at most some {most:,} pictures, "
-            f"{_size(float(most * estimate.DATA_BYTES))}, with crawl.max_queries and crawl.max_results_per_query.",
+            _(
+                "How much a search finds is not known before: at most some {most:,} pictures, {float}, with "
+                "crawl.max_queries and crawl.max_results_per_query."
+            ).format(most=most, float=_size(float(most * estimate.DATA_BYTES))),
             highlight=False,
         )
-    console.print("Nothing was run (--dry-run), and no service was left running.", highlight=False)
+    console.print(_("Nothing was run (--dry-run), and no service was left running."), highlight=False)
 
 
 def free_at(experiment: Experiment, home: Path) -> int:
@@ -184,4 +191,4 @@ def _time(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else message(f"{seconds / 86_400:,.0f} days")
+    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else _("{seconds:,.0f} days").format(seconds=seconds / 86400)

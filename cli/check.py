@@ -24,7 +24,6 @@ from wukong.errors import ConfigError, DataError, WukongError
 from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
-from wukong.runtime.language import message
 from wukong.stages import overlay, preflight, preflight_model, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
@@ -132,7 +131,7 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         collect(lambda: preflight_model.check_weights(experiment))
     problems += _unfit(experiment, template, settings, size)
     if problems or size is None:
-        raise ConfigError("\n  ".join([message("it cannot be run:"), *problems]))
+        raise ConfigError("\n  ".join(["it cannot be run:", *problems]))
     return size
 
 
@@ -143,14 +142,14 @@ def _out_of_reach(experiment: Experiment) -> Iterator[str]:
     for key, value in [] if experiment.pretrain.from_model else weights:
         if value.partition(":")[0] == "hub":
             name = model.image.name if key == "image" else value.removeprefix("hub:").rpartition("/")[2]
-            yield message(
+            yield (
                 f"model.{key}.weights: {value!r}: only the crawl reaches the internet on a cluster; bring them to the "
                 f"bucket by `wukong weights get {name} --to s3://BUCKET/PREFIX`, and name the URI that it prints"
             )
     named = {"storage": experiment.storage, **experiment.uris()}
     for key, uri in named.items():
         if uri.startswith("file:"):
-            yield message(f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address")
+            yield f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address"
 
 
 def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settings, size: Size | None) -> Iterator[str]:
@@ -168,14 +167,12 @@ def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settin
         except ConfigError as error:
             yield str(error).removeprefix("the experiment cannot be run:\n  ")
         if not training.reads_features and training.loader_workers > pod.cpus:
-            yield message(
+            yield (
                 f"{name}.loader_workers: {training.loader_workers} processes decode in a pod with {pod.cpus} cores "
                 f"for each worker: at most {pod.cpus} are allowed here"
             )
         if 8 * size.weights > memory:  # in float32: the model, and the file that it is read from
-            yield message(
-                f"{name}: a model of {size.weights:,} weights is not read in a pod with {pod.memory} of memory"
-            )
+            yield f"{name}: a model of {size.weights:,} weights is not read in a pod with {pod.memory} of memory"
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from ray_jobs.launch.kuberay.manifest import make_ray_job
 from ray_jobs.launch.kuberay.room import Node, Pod, amount_of
 from ray_jobs.launch.kuberay.settings import Settings
 from wukong.config.experiment import Experiment
-from wukong.runtime.language import message
 
 
 def pods_of(experiment: Experiment, template: Mapping[str, Any], settings: Settings, stage: str) -> list[Pod]:
@@ -93,13 +92,11 @@ def unfit(cluster: Cluster, namespace: str, jobs: Mapping[str, Sequence[Pod]]) -
     """
     lines: list[str] = []
     unseen: list[str] = []
-    for look, what in ((_on_nodes, message("nodes and their pods")), (_in_quotas, message("the namespace's quotas"))):
+    for look, what in ((_on_nodes, "nodes and their pods"), (_in_quotas, "the namespace's quotas")):
         try:
             lines += look(cluster, namespace, jobs)
         except ClusterError as error:
-            unseen.append(
-                message(f"not looked at: {what} ({error.reason}); whoever may list them sees whether all fits")
-            )
+            unseen.append(f"not looked at: {what} ({error.reason}); whoever may list them sees whether all fits")
     return lines, unseen
 
 
@@ -110,7 +107,7 @@ def _on_nodes(cluster: Cluster, _namespace: str, jobs: Mapping[str, Sequence[Pod
         for role in dict.fromkeys(pod.role for pod in without):
             example = next(pod for pod in without if pod.role == role)
             count = sum(pod.role == role for pod in without)
-            yield message(
+            yield (
                 f"{stage}: {count} of {sum(pod.role == role for pod in pods)} pods ({role}) fit on no node now: each "
                 f"asks for {example.asks}; {room.roomiest(example, seen)}"
             )
@@ -125,7 +122,7 @@ def _in_quotas(cluster: Cluster, namespace: str, jobs: Mapping[str, Sequence[Pod
             for name in hard.keys() & asked.keys():
                 free = hard[name] - used.get(name, Decimal(0))
                 if asked[name] > free:
-                    yield message(
+                    yield (
                         f"{stage}: its pods ask for {amount_of(name, asked[name])}, and the quota "
                         f"{quota['metadata']['name']} of the namespace {namespace} leaves {amount_of(name, free)}"
                     )

@@ -23,7 +23,6 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.runs import run_records
 from wukong.runs.run_records import Claim
-from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store import storage
 from wukong.tracking import mlflow_runs
@@ -113,14 +112,12 @@ def works(folder: Path) -> bool:
 def explain(each: Killed) -> str:
     """End the runs in MLflow that a killed run left open, and return a message about it."""
     mlflow_runs.end_open_runs(each.experiment, each.run, "KILLED")
-    return message(f"the run {each.run}, begun {each.began}, was killed. {outlook(each.experiment, each.run)}")
+    return f"the run {each.run}, begun {each.began}, was killed. {outlook(each.experiment, each.run)}"
 
 
 def outlook(experiment: Experiment, run: str) -> str:
     """Return a message about an unfinished run: which stages are finished, and which is next."""
     done = [record.stage for record in run_records.read_all(experiment, run) if record.state == "succeeded"]
     stage = next((stage for stage in stages.WHOLE_RUN if stage not in done), stages.WHOLE_RUN[-1])
-    next_run = message(
-        f"A run with the same config reuses what is finished, and goes on with {stage} where it stopped."
-    )
-    return message(f"Finished and kept: {', '.join(done)}. {next_run}") if done else next_run
+    next_run = f"A run with the same config reuses what is finished, and goes on with {stage} where it stopped."
+    return f"Finished and kept: {', '.join(done)}. {next_run}" if done else next_run

@@ -15,19 +15,19 @@ from typing import Any, TypeVar
 from cli.compiled_pipeline import specification, version_of
 from cli.run_result import Outcome, RunError, Seen, SubmitError
 from wukong.errors import ConfigError
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 
 # kfp's own function for waiting does not know CANCELED and would wait for ever.
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _STATES = {
-    "PENDING": message("pending"),
-    "RUNNING": message("running"),
-    "SUCCEEDED": message("succeeded"),
-    "SKIPPED": message("skipped"),
-    "FAILED": message("failed"),
-    "CANCELING": message("canceling"),
-    "CANCELED": message("canceled"),
-    "PAUSED": message("paused"),
+    "PENDING": _("pending"),
+    "RUNNING": _("running"),
+    "SUCCEEDED": _("succeeded"),
+    "SKIPPED": _("skipped"),
+    "FAILED": _("failed"),
+    "CANCELING": _("canceling"),
+    "CANCELED": _("canceled"),
+    "PAUSED": _("paused"),
 }
 _CHECK = "configure"  # the task that refuses what cannot be run, before any stage
 _INTERVAL = re.compile(r"(\d+)([mhd])")
@@ -70,7 +70,7 @@ class Pipelines:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=FutureWarning)
             self._client = self._ask(
-                message("reach Kubeflow Pipelines"),
+                "reach Kubeflow Pipelines",
                 lambda: kfp.Client(
                     host=self._host,
                     existing_token=token,
@@ -95,24 +95,24 @@ class Pipelines:
         summary = description.partition("\n")[0]
         named = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
         known = self._ask(
-            message("look up the pipeline"),
+            "look up the pipeline",
             lambda: self._client.list_pipelines(namespace=self.namespace, filter=named),
         ).pipelines
         if known:
             pipeline = known[0].pipeline_id
         else:
             pipeline = self._ask(
-                message("upload the pipeline"),
+                "upload the pipeline",
                 lambda: self._client.upload_pipeline(str(file), name, summary, namespace=self.namespace),
             ).pipeline_id
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": version}
         versions = self._ask(
-            message("list the pipeline's versions"),
+            "list the pipeline's versions",
             lambda: self._client.list_pipeline_versions(pipeline, filter=json.dumps({"predicates": [predicate]})),
         ).pipeline_versions
         if not versions:
             uploaded = self._ask(
-                message("upload the pipeline's version"),
+                "upload the pipeline's version",
                 lambda: self._client.upload_pipeline_version(
                     str(file), version, pipeline_id=pipeline, description=description
                 ),
@@ -128,7 +128,7 @@ class Pipelines:
         """
         group = self._experiment(experiment)
         made = self._ask(
-            message("start the run"),
+            "start the run",
             lambda: self._client.run_pipeline(
                 group, name, params=dict(values), pipeline_id=version[0], version_id=version[1]
             ),
@@ -161,7 +161,7 @@ class Pipelines:
             raise ConfigError(f"--every {every!r}: write 30m, 12h, 7d, or six cron fields, as in '0 0 3 * * 1'")
         group = self._experiment(experiment)
         made = self._ask(
-            message("make the recurring run"),
+            "make the recurring run",
             lambda: self._client.create_recurring_run(
                 group,
                 name,
@@ -204,7 +204,7 @@ class Pipelines:
         seen, is_terminated, until = Seen(), False, time.monotonic() + timeout
         while True:
             try:
-                answer = self._ask(message("read the run"), lambda: self._client.get_run(run.identity), patience=300)
+                answer = self._ask("read the run", lambda: self._client.get_run(run.identity), patience=300)
             except SubmitError as error:
                 raise RunError(
                     f"{error}\nThe run {run.name} was begun and may go on: {run.url}", Outcome.LOST, seen
@@ -227,7 +227,7 @@ class Pipelines:
                 if before.get(stage) != said:
                     on_change(f"{stage}: {translated(said)}")
             if time.monotonic() > until:
-                said_so = message(f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}")
+                said_so = f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}"
                 raise RunError(said_so, Outcome.LOST, seen)
             time.sleep(pause)
 
@@ -237,7 +237,7 @@ class Pipelines:
 
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         answer = self._ask(
-            message("reach Kubeflow Pipelines"),
+            "reach Kubeflow Pipelines",
             lambda: urllib3.request(
                 "GET", f"{self._host}/apis/v2beta1/healthz", headers=headers, timeout=10.0, retries=False
             ),
@@ -246,9 +246,7 @@ class Pipelines:
             raise SubmitError(f"cannot reach Kubeflow Pipelines at {self._host}: {_refusal(answer.status)}")
 
     def _experiment(self, name: str) -> str:
-        made = self._ask(
-            message("make the experiment"), lambda: self._client.create_experiment(name, namespace=self.namespace)
-        )
+        made = self._ask("make the experiment", lambda: self._client.create_experiment(name, namespace=self.namespace))
         return str(made.experiment_id)
 
     def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0, *, begins: bool = False) -> T:
@@ -314,14 +312,14 @@ def _seen(answer: Any, titles: Mapping[str, str] | None) -> Seen:
 def _unsuccessful(run: Submitted, seen: Seen, why: str, titles: Mapping[str, str], *, is_terminated: bool) -> RunError:
     """Return the error of a run that has ended and not succeeded."""
     failed = ", ".join(titles.get(name, name) for name, state in seen.tasks.items() if state == "FAILED")
-    said = [message(f"tasks that failed: {failed}") if failed else "", why]
+    said = [f"tasks that failed: {failed}" if failed else "", why]
     outcome = Outcome.FAILED
     if is_terminated:
         outcome = Outcome.TERMINATED
-        said.append(message("somebody terminated it"))
+        said.append("somebody terminated it")
     elif seen.tasks.get(_CHECK) == "FAILED":
         outcome = Outcome.REFUSED
-        said.append(message(f"no stage was begun: the log of {titles.get(_CHECK, _CHECK)} says what to change"))
+        said.append(f"no stage was begun: the log of {titles.get(_CHECK, _CHECK)} says what to change")
     reasons = "; ".join(filter(None, said))
     return RunError(f"run {run.name} ended as {seen.state}. {reasons}\nIts page: {run.url}", outcome, seen)
 
@@ -360,10 +358,10 @@ def _token_in(file: str) -> str:
 
 def _refusal(status: int) -> str:
     if status == 401:
-        return message("it refuses (401); give a token that holds in WUKONG_KFP_TOKEN")
+        return "it refuses (401); give a token that holds in WUKONG_KFP_TOKEN"
     if status == 403:
-        return message(
+        return (
             "it refuses (403): who the token in WUKONG_KFP_TOKEN is of may not do this; where there are several teams, "
             "name your own by --namespace"
         )
-    return message(f"it answers {status} at /apis/v2beta1/healthz; is this the address of its UI or API?")
+    return f"it answers {status} at /apis/v2beta1/healthz; is this the address of its UI or API?"

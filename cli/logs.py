@@ -12,7 +12,6 @@ from wukong import stages
 from wukong.commands.output import echo, print_data
 from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
-from wukong.runtime.language import translated
 
 RUN = "run"
 """Stands for the run itself beside the names of stages."""
@@ -86,7 +85,7 @@ def file_of(run: str | None) -> Path:
         return max(logs.values(), key=lambda file: file.stat().st_mtime)
     if run in logs:
         return logs[run]
-    known = ", ".join(sorted(logs)) or translated("none")
+    known = ", ".join(sorted(logs)) or "none"
     raise DataError(
         f"{f'no run {run!r}' if run else 'no run'} has a log in {folder}; there are logs of: {known}. On a cluster the "
         f"logs are in the KFP UI, beside each step{environment.elsewhere()}"

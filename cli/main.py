@@ -16,9 +16,9 @@ from wukong.commands.output import JsonOption, echo, print_data, print_json
 from wukong.config import documents
 from wukong.errors import StackError
 from wukong.runtime import environment
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
-app.info.epilog = message(
+app.info.epilog = _(
     "Begin with `wukong run`: it starts a local object store, MLflow and Ray, and runs the whole workflow. "
     "`wukong COMMAND --help` explains one command, with an example."
 )
@@ -198,7 +198,8 @@ def down() -> None:
 
     home = stack.found()
     stopped = stack.down(home) + containers.down(home)
-    echo(f"Stopped {stopped} processes of {home}." if stopped else f"Nothing of {home} was running.")
+    said = _("Stopped {stopped} processes of {home}.") if stopped else _("Nothing of {home} was running.")
+    echo(said.format(stopped=stopped, home=home))
 
 
 @app.command(rich_help_panel=panels.STACK)
@@ -224,9 +225,10 @@ def status(as_json: JsonOption = False) -> None:
         print_json({"home": str(home), "services": described, "others": listed})
         return
     summary.print_stack(services)
-    echo(f"\nHome  {home}{'' if home.is_dir() else ' (nothing there yet)'}")
+    echo((_("\nHome  {home}") if home.is_dir() else _("\nHome  {home} (nothing there yet)")).format(home=home))
     for other, running in others.items():
-        echo(f"Other home  {other} ({'running' if running else 'stopped'}); WUKONG_HOME={other} uses it")
+        state = _("running") if running else _("stopped")
+        echo(_("Other home  {other} ({state}); WUKONG_HOME={other} uses it").format(other=other, state=state))
     if home.is_dir():
         try:
             check_disk(home)

@@ -17,7 +17,6 @@ from wukong.commands.chosen import chosen as named
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.runtime.language import message
 from wukong.store import storage
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def count(named: Iterable["Picture"]) -> Counts:
         _, is_row, problem = picture.url.partition("#row ")
         if is_row:
             number, _, why = problem.partition(": ")
-            bad.append(message(f"row {int(number):,}: {why}"))
+            bad.append(f"row {int(number):,}: {why}")
     return Counts(pictures, captioned, tuple(bad))
 
 
@@ -171,9 +170,9 @@ def check(experiment: Experiment) -> list[str]:
             )
     notes = []
     if counts.bad_rows:
-        more = message(f", and {len(counts.bad_rows) - _SHOWN:,} more") if len(counts.bad_rows) > _SHOWN else ""
+        more = f", and {len(counts.bad_rows) - _SHOWN:,} more" if len(counts.bad_rows) > _SHOWN else ""
         rows = "; ".join(counts.bad_rows[:_SHOWN])
-        notes.append(message(f"rows that cannot be used: {len(counts.bad_rows):,}: {rows}{more}"))
+        notes.append(f"rows that cannot be used: {len(counts.bad_rows):,}: {rows}{more}")
     if silent := counts.pictures - counts.captioned - len(counts.bad_rows):
-        notes.append(message(f"pictures without a caption, which will be left out: {silent:,}"))
+        notes.append(f"pictures without a caption, which will be left out: {silent:,}")
     return notes

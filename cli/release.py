@@ -10,7 +10,7 @@ from cli.own_data import DataOption, chosen
 from wukong.commands.chosen import ConfigOption, RunOption
 from wukong.commands.output import Console
 from wukong.runtime import environment
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -58,21 +58,23 @@ def release(
     values += [f"release.opt_out={uri_of(opt_out)}"] if opt_out else []
     of = chosen(config_file, data, run, [*(overrides or []), *values])
     use_embedded_store(of.experiment.storage)
-    validated = of.output("validate", message("pairs that passed the gate"))
+    validated = of.output("validate", "pairs that passed the gate")
     released = library.release(of.experiment, manifest.load(validated.uri))
     set_uri = copied(released, uri_of(output)) if output else released.uri
     written = released.parts.below(suffix=".csv")
     left_out = released.dropped[library.OPTED_OUT]
     console = Console()
     console.print_titled(
-        "Released",
-        f"{released.counts['pairs']:,} pairs in {len(written):,} files, {written.bytes / 2**20:,.1f} MiB",
+        _("Released"),
+        _("{pairs:,} pairs in {count:,} files, {bytes:,.1f} MiB").format(
+            pairs=released.counts["pairs"], count=len(written), bytes=written.bytes / 2**20
+        ),
         _WIDTH,
     )
-    console.print_titled("Of run", f"{validated.run}, {of.experiment.crawl.endpoint}", _WIDTH)
-    console.print_titled("Left out", f"{left_out:,} pairs on the opt-out list", _WIDTH)
-    console.print_titled("Set", set_uri, _WIDTH)
-    console.print_titled("Digest", released.digest, _WIDTH)
+    console.print_titled(_("Of run"), f"{validated.run}, {of.experiment.crawl.endpoint}", _WIDTH)
+    console.print_titled(_("Left out"), _("{left_out:,} pairs on the opt-out list").format(left_out=left_out), _WIDTH)
+    console.print_titled(_("Set"), set_uri, _WIDTH)
+    console.print_titled(_("Digest"), released.digest, _WIDTH)
 
 
 def uri_of(place: str) -> str:

@@ -23,7 +23,7 @@ from wukong.runs import listing, reproduction, run_records
 from wukong.runs.reproduction import Compared
 from wukong.runtime import environment
 from wukong.runtime.cancel import end_on_signal
-from wukong.runtime.language import translated
+from wukong.runtime.language import _, translated
 from wukong.stages import start
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -130,9 +130,11 @@ def _outputs(experiment: Experiment, run: str) -> dict[str, Manifest]:
 
 
 def _print(console: Console, compared: Sequence[Compared]) -> None:
-    table = Table("stage", "there", "now", "", box=None, pad_edge=False)
+    table = Table(_("stage"), _("there"), _("now"), "", box=None, pad_edge=False)
     for each in compared:
-        table.add_row(each.stage, each.before[:16], each.now[:16], translated("equal" if each.is_equal else "differs"))
+        table.add_row(
+            each.stage, each.before[:16], each.now[:16], translated(_("equal") if each.is_equal else _("differs"))
+        )
     console.print(table)
     first = next((each for each in compared if not each.is_equal), None)
     if first is None:

@@ -26,7 +26,7 @@ from wukong.errors import ConfigError, WukongError
 from wukong.runs import run_records
 from wukong.runtime import environment, events
 from wukong.runtime.cancel import end_on_signal
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.stages import prices, start
 from wukong.store import patience, storage
 from wukong.tracking import mlflow_runs, run_links
@@ -87,7 +87,7 @@ def run_local(
             own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
             catalogue = demo.catalogue if demo and not own else None
             only = stack.LOOKED_AT if dry_run else stack.STORES if looks_first else None
-            tell(message("Starting the services of the stack that do not run"))
+            tell(_("Starting the services of the stack that do not run"))
             services = stack.up(home, catalogue, only=only, remember=not dry_run)
             variables = services.environment()
             os.environ.update(variables)
@@ -98,12 +98,12 @@ def run_local(
                 notes += of_demo
             if retry_failed:
                 experiment = retrying(experiment, run)
-                notes.append(message(f"--retry-failed goes on from {experiment.crawl.previous}"))
+                notes.append(f"--retry-failed goes on from {experiment.crawl.previous}")
             hold.check(home, run, experiment)  # before what takes long
-            tell(message("Looking which stages have finished"))
+            tell(_("Looking which stages have finished"))
             reused = looks_first and plan.finished_jobs(experiment) is not None
             if not reused:
-                tell(message("Checking the model and the experiment's files"))
+                tell(_("Checking the model and the experiment's files"))
             if checked is None and not reused:
                 checked = checks.enter_context(begin.model_being_checked(experiment))
                 if looks_first:
@@ -151,12 +151,12 @@ def run_local(
     summary.print_verdict(console, experiment, run)
     summary.print_pages(console, page, run_links.pages(experiment, run))
     summary.print_tables(console, experiment, run)
-    console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
+    console.print(_("The stack keeps running, so that you can look around; `wukong down` ends it."), style="dim")
 
 
 def _of_other_homes(home: Path, others: Sequence[Path]) -> str:
     """Say that a run is the first of its home, although other homes have runs."""
-    return message(
+    return (
         f"{home} is a new home, with a stack of its own, and sees no run of {', '.join(map(str, others))}; "
         f"WUKONG_HOME={others[0]} uses that one"
     )
@@ -245,12 +245,12 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch
         failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
         log = folder / "log.txt"
         if failed:
-            more = message(f"\n`wukong show {run} --failed` lists what it did not get.")
+            more = f"\n`wukong show {run} --failed` lists what it did not get."
             more = more if failed[0].stage == "crawl" else ""
             ended = RunError(f"the {failed[0].stage} stage failed: {failed[0].error}\nThe whole log: {log}{more}")
             written = failed[0].traceback
         else:
-            stage = watch.current or message("the pipeline")
+            stage = watch.current or "the pipeline"
             ended = RunError(f"{stage} failed without saying why. The whole log: {log}\nIts last lines:")
             written = "\n".join(watch.tail)
         if written:

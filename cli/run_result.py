@@ -15,7 +15,6 @@ from wukong.registry import verdict
 from wukong.runs import origin, run_records
 from wukong.runs.origin import Source
 from wukong.runtime import environment
-from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
 
@@ -195,7 +194,7 @@ def with_records(result: Result, experiment: Experiment) -> Result:
         environment.use_for(experiment.storage)
         found = _recorded(result, experiment)
     except (WukongError, ValidationError) as error:
-        told = message(f"The records of the run were not read: {error}")
+        told = f"The records of the run were not read: {error}"
         return result.model_copy(update={"notes": (*result.notes, told)})
     return result.model_copy(update=found)
 

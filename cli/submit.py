@@ -23,7 +23,6 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.runs import origin
 from wukong.runs.origin import Source
-from wukong.runtime.language import message
 from wukong.stages import preflight
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -280,13 +279,13 @@ def _refuse_unpinned(source: Source, images: Sequence[str]) -> None:
     """
     problems = []
     if not source.revision:
-        problems.append(message("the config is in no revision of a git repository"))
+        problems.append("the config is in no revision of a git repository")
     elif source.dirty:
-        problems.append(message("the config's repository has changes, or lacks the config: commit them"))
+        problems.append("the config's repository has changes, or lacks the config: commit them")
     problems += [
-        message(f"the pipeline has the image {image} without a digest: docs/cluster.md, 'Images', pins it")
+        f"the pipeline has the image {image} without a digest: docs/cluster.md, 'Images', pins it"
         for image in images
         if "@sha256:" not in image
     ]
     if problems:
-        raise ConfigError("\n  ".join([message("--pinned: it is not bound to what it was made of:"), *problems]))
+        raise ConfigError("\n  ".join(["--pinned: it is not bound to what it was made of:", *problems]))

@@ -12,6 +12,7 @@ from cli.submit import Prepared, cluster_of, prepare, submit_prepared
 from wukong import stages
 from wukong.commands.output import Console, print_json
 from wukong.errors import WukongError
+from wukong.runtime.language import _
 
 _WIDTH = 11  # cells of a line's title
 
@@ -58,8 +59,8 @@ def submit_run(
     console = Console(stderr=as_json)
 
     def show(begun: Submitted) -> None:
-        console.print_titled("Recurring" if every else "Run", begun.name, _WIDTH)
-        console.print_titled("Page", begun.url, _WIDTH)
+        console.print_titled(_("Recurring") if every else _("Run"), begun.name, _WIDTH)
+        console.print_titled(_("Page"), begun.url, _WIDTH)
 
     prepared: Prepared | None = None
     try:

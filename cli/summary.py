@@ -13,7 +13,7 @@ from wukong.config.experiment import Experiment
 from wukong.evaluate import paper
 from wukong.evaluate.results import tasks_of
 from wukong.runs.run_records import Record
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 from wukong.tracking.run_links import Pages
@@ -26,8 +26,8 @@ def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
     console = Console()
     table = Table.grid(padding=(0, 2))
     for name, running, address in services:
-        state = Text(translated("running"), "green") if running else Text(translated("stopped"), "red")
-        table.add_row(translated(name), state, address)
+        state = Text(translated(_("running")), "green") if running else Text(translated(_("stopped")), "red")
+        table.add_row(_(name), state, address)
     console.print(table)
 
 
@@ -58,15 +58,17 @@ def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
     if found is None:
         return
     decided, document = found
-    heading, says = translated(decided.heading), translated(decided.says)
+    heading, says = translated(decided.heading), translated(decided.said)
     console.print(
-        f"[bold]Model models:/{decided.model}/{decided.version}[/] {heading} {escape(says)}",
+        _("[bold]Model models:/{model}/{version}[/] {heading} {says}").format(
+            model=decided.model, version=decided.version, heading=heading, says=escape(says)
+        ),
         highlight=False,
         markup=True,
     )
     if document is not None:
         table = Table(box=None, pad_edge=False)
-        columns = map(message, (f"Against {document['baseline']}", "", "before, %", "now, %", "change", ""))
+        columns = (_("Against {baseline}").format(**document), "", _("before, %"), _("now, %"), _("change"), "")
         for column in columns:
             table.add_column(column, justify="right" if column.endswith("%") else "left")
         for each in comparison.headlines(document):
@@ -86,15 +88,15 @@ def print_pages(console: Console, report: Path, pages: Pages | None) -> None:
         pages: in MLflow; None if the run is not tracked there.
     """
     beside = {
-        message("Comparison"): report.parent / "comparison.html",
-        message("Card"): report.parent / "docs" / "card.html",
-        message("Data docs"): report.parent / "docs" / "index.html",
+        _("Comparison"): report.parent / "comparison.html",
+        _("Card"): report.parent / "docs" / "card.html",
+        _("Data docs"): report.parent / "docs" / "index.html",
     }
-    shown: dict[str, str] = {message("Report"): str(report)}
+    shown: dict[str, str] = {_("Report"): str(report)}
     shown |= {title: str(path) for title, path in beside.items() if path.is_file()}
     if pages is not None:
-        shown |= {message("MLflow run"): pages.run, message("All runs"): pages.experiment}
-        shown |= {message("Compare"): pages.compare} if pages.compare else {}
+        shown |= {_("MLflow run"): pages.run, _("All runs"): pages.experiment}
+        shown |= {_("Compare"): pages.compare} if pages.compare else {}
     for title, place in shown.items():
         console.print_titled(title, Text(place), _WIDTH)
 
@@ -108,34 +110,36 @@ def print_tables(console: Console, experiment: Experiment, run: str) -> None:
         if measured & sets.keys()
     ]
     for number, command in enumerate(commands):
-        console.print_titled("" if number else "Paper", Text(command), _WIDTH)
+        console.print_titled("" if number else _("Paper"), Text(command), _WIDTH)
 
 
 def _print_funnel(console: Console, run: str, manifests: Mapping[str, Manifest]) -> None:
     from wukong.report.funnel import funnel, repeated, wording
 
     table = Table(title=wording(manifests["crawl"]).heading, title_justify="left", box=None, pad_edge=False)
-    for column in map(message, ("", "rows", "left out")):
+    for column in ("", _("rows"), _("left out")):
         table.add_column(column, justify="left" if not column else "right")
     queries = manifests["crawl"].counts.get("queries", 0)
     if queries:
-        table.add_row(translated("queries"), f"{queries:,}", "")
+        table.add_row(_("queries"), f"{queries:,}", "")
     for step in funnel(manifests["crawl"], manifests["filter"]):
         table.add_row(step.title, f"{step.rows:,}", f"{step.lost:,}" if step.lost else "")
     console.print(table)
     dropped = manifests["crawl"].dropped.items()
     reasons = ", ".join(f"{translated(name.replace('_', ' '))} {count:,}" for name, count in dropped)
-    console.print(f"Not downloaded: {reasons or translated('nothing')}", style="dim", highlight=False)
+    console.print(
+        _("Not downloaded: {reasons}").format(reasons=reasons or translated(_("nothing"))), style="dim", highlight=False
+    )
     if reasons:
-        console.print(f"`wukong show {run} --failed` lists them.", style="dim", highlight=False)
+        console.print(_("`wukong show {run} --failed` lists them.").format(run=run), style="dim", highlight=False)
     if said := repeated(manifests.get("validate")):
         console.print(said, style="dim", highlight=False)
     console.print()
 
 
 def _print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
-    table = Table(title="On held-out pairs", title_justify="left", box=None, pad_edge=False)
-    for column in map(message, ("", "R@1", "R@5", "R@10", "chance R@1")):
+    table = Table(title=_("On held-out pairs"), title_justify="left", box=None, pad_edge=False)
+    for column in ("", "R@1", "R@5", "R@10", _("chance R@1")):
         table.add_column(column, justify="left" if not column else "right")
     for entry in tasks_of(evaluation, "retrieval"):
         for direction in ("image_to_text", "text_to_image"):
@@ -146,8 +150,8 @@ def _print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
                 chance = f"{entry['chance'][f'{direction}_r1']:.4f}"
                 table.add_row(name, *shown, chance)
     classes = Table(box=None, pad_edge=False)
-    classes.add_column("Zero-shot classes")
-    for column in map(message, ("top-1", "chance")):
+    classes.add_column(_("Zero-shot classes"))
+    for column in (_("top-1"), _("chance")):
         classes.add_column(column, justify="right")
     for entry in tasks_of(evaluation, "classification"):
         classes.add_row(entry["task"], f"{entry['results']['top1']['value']:.3f}", f"{entry['chance']['top1']:.3f}")
@@ -158,13 +162,15 @@ def _print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
 
 
 def _print_times(console: Console, records: list[Record], total: float, setup: float) -> None:
-    table = Table(title="Times", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=_("Times"), title_justify="left", box=None, pad_edge=False)
     table.add_column("")
-    table.add_column("seconds", justify="right")
-    table.add_row("corpus and stack", f"{setup:.1f}")
+    table.add_column(_("seconds"), justify="right")
+    table.add_row(_("corpus and stack"), f"{setup:.1f}")
     for record in records:
-        table.add_row(f"{record.stage} (reused)" if record.reused else record.stage, f"{record.seconds:.1f}")
-    table.add_row(translated("orchestration"), f"{total - sum(record.seconds for record in records):.1f}")
-    table.add_row(translated("all"), f"{total + setup:.1f}", style="bold")
+        table.add_row(
+            _("{stage} (reused)").format(stage=record.stage) if record.reused else record.stage, f"{record.seconds:.1f}"
+        )
+    table.add_row(_("orchestration"), f"{total - sum(record.seconds for record in records):.1f}")
+    table.add_row(_("all"), f"{total + setup:.1f}", style="bold")
     console.print(table)
     console.print()

@@ -32,7 +32,7 @@ from wukong.registry.sweep import Result, Sweep, Trial, by_configuration, load, 
 from wukong.runs import run_records
 from wukong.runtime import environment
 from wukong.runtime.cancel import ENDS_WITH, end_on_signal
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, ngettext, translated
 from wukong.stages import places, start
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -131,7 +131,7 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
                 result = _result(settings, trial, answer, metric)
                 if tracked is not None:
                     tracked.open.pop(trial.run, None)
-                shown = f"{result.value:.4f}" if result.value is not None else translated("failed")
+                shown = f"{result.value:.4f}" if result.value is not None else translated(_("failed"))
                 values = " ".join(f"{key}={value}" for key, value in trial.values.items())
                 console.out(f"{trial.run}  {values}  {shown}", highlight=False)
                 if result.error and tracked is not None:
@@ -164,9 +164,10 @@ def _best(ranked: Sequence[Sequence[Result]], metric: str) -> str:
     values = ", ".join(f"{key} = {value}" for key, value in top[0].trial.values.items() if key != SEED)
     said = f"{metric} {mean_of(top):.4f}"
     if SEED in top[0].trial.values:
-        mean = message(f"{said}, the mean of {len(top)} {'seed' if len(top) == 1 else 'seeds'}")
-        return message(f"Best: {values}: {mean}") if values else mean
-    return message(f"Best: {top[0].trial.run} with {values}: {said}")
+        seeds = ngettext("{said}, the mean of {count} seed", "{said}, the mean of {count} seeds", len(top))
+        mean = seeds.format(said=said, count=len(top))
+        return _("Best: {values}: {mean}").format(values=values, mean=mean) if values else mean
+    return _("Best: {run} with {values}: {said}").format(run=top[0].trial.run, values=values, said=said)
 
 
 def _result(settings: Sweep, trial: Trial, answer: dict[str, str], metric: str) -> Result:
@@ -176,9 +177,9 @@ def _result(settings: Sweep, trial: Trial, answer: dict[str, str], metric: str) 
     measured = evaluated.metrics
     if metric not in measured:
         known = ", ".join(sorted(measured))
-        return Result(trial, None, message(f"metric {metric!r} was not measured; measured were {known}"))
+        return Result(trial, None, f"metric {metric!r} was not measured; measured were {known}")
     if not math.isfinite(measured[metric]):
-        return Result(trial, None, message(f"metric {metric!r} is {measured[metric]}, which is no result"))
+        return Result(trial, None, f"metric {metric!r} is {measured[metric]}, which is no result")
     choices.record_trial(trial.experiment.root, settings.name, metric, trial.run, evaluated)
     return Result(trial, measured[metric])
 
@@ -192,7 +193,7 @@ def _log_file(settings: Sweep) -> Path:
 def _print_plan(trials: Sequence[Trial], filtered: Manifest) -> list[Result]:
     """Print what a batch would do; a search's later batches depend on results, so it is asked for with none."""
     for trial in _begun(trials):
-        state = translated("finished" if _finished(trial, filtered) else "to do")
+        state = translated(_("finished") if _finished(trial, filtered) else _("to do"))
         values = " ".join(f"{key}={value}" for key, value in trial.values.items())
         print_data(f"{trial.run}  {values}  {state}")
     return [Result(trial, None) for trial in trials]
@@ -275,10 +276,8 @@ class _Worker:
         except OSError:
             pass  # it has ended
         status = self.wait()
-        error = message(
-            f"its process {f'was killed by signal {-status}' if status < 0 else f'ended with status {status}'}, "
-            f"{self.log} may say why; start the sweep again"
-        )
+        ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        error = f"its process {ended}, {self.log} may say why; start the sweep again"
         return {"run": trial.run, "manifest": "", "error": error}
 
     def wait(self) -> int:
@@ -326,7 +325,7 @@ class _Workers:
             self._worker(number)  # all are in the list before threads replace one that was killed
         for number in several:
             threading.Thread(target=serve, args=(number,), daemon=True).start()
-        for _ in waiting:
+        for _trial in waiting:
             yield done.get()
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from wukong.commands.chosen import ConfigOption, RunOption
 from wukong.commands.output import Console, Table
 from wukong.errors import ConfigError
 from wukong.runtime import environment
-from wukong.runtime.language import translated
+from wukong.runtime.language import _, translated
 from wukong.store import storage, takedowns
 from wukong.tracking import availability
 
@@ -96,7 +96,7 @@ def takedown(
         alike.print_near(root, pictures, hashes, indexes, distance=distance, cosine=cosine, model=model)
         return
     console = Console(highlight=False, soft_wrap=True)
-    tell = partial(console.out, translated("Deleted"))
+    tell = partial(console.out, translated(_("Deleted")))
     copies = [] if at else _copies(experiment.name, root)
     copies.append(partial(_update_indexes, indexes, root))
     shown = () if at else _files_of_copies(experiment.name)
@@ -129,7 +129,7 @@ def _print_plan(console: Console, planned: "Plan", root: str) -> bool:
     )
     if not planned.keys:
         return False
-    table = Table("stage", "pairs", "files", "where", box=None)
+    table = Table(_("stage"), _("pairs"), _("files"), _("where"), box=None)
     for change in planned.changes:
         table.add_row(change.stage, f"{change.pairs:,}", f"{len(change.files) + len(change.deleted):,}", change.uri)
     console.print(table)

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wukong.runtime.language import message
-
 log = logging.getLogger(__name__)
 
 
@@ -22,6 +20,6 @@ def warned(page: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it is, the stages before it have done their work
-        said = message(f"This page cannot be shown: {type(error).__name__}: {error}")
+        said = f"This page cannot be shown: {type(error).__name__}: {error}"
         log.warning("%s", said, exc_info=error)
         target.write_text(f"{said}\n", encoding="utf-8")

@@ -16,7 +16,6 @@ from wukong.errors import ConfigError, DataError
 from wukong.runs import origin, run_records
 from wukong.runs.origin import Source
 from wukong.runs.run_records import Record
-from wukong.runtime.language import message
 from wukong.stages import preflight, run_paths
 from wukong.stages import start as start_model
 from wukong.tracking import mlflow_runs
@@ -65,7 +64,7 @@ def experiment_of(
                 "experiment's own"
             ) from error
         changes += [f"{key}={value!r}" for key in keys]
-    where = message("the pipeline's parameter experiment")
+    where = "the pipeline's parameter experiment"
     return documents.loads(json.dumps(given, ensure_ascii=False), [*overrides, *changes], where=where)
 
 
@@ -178,7 +177,7 @@ def manifest_of(experiment: Experiment, run: str, stage: str) -> str:
     """
     record = run_records.read(experiment, run, stage)
     if record is None or not record.manifest:
-        state = message(f"it failed: {record.error}" if record else "there is no record of it")
+        state = f"it failed: {record.error}" if record else "there is no record of it"
         raise DataError(f"run {run} of experiment {experiment.name} has no finished {stage} stage: {state}")
     return record.manifest
 

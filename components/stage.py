@@ -19,7 +19,7 @@ from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.runs import origin, run_records
 from wukong.runs.run_records import Record
 from wukong.runtime import cancel, events, logs
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.stages import run_paths
 from wukong.store import damage, manifest, storage, takedowns
 from wukong.store.manifest import Manifest
@@ -31,10 +31,10 @@ from wukong.tracking.run_links import Pages
 
 _T = TypeVar("_T")
 _PAGES = {
-    "report.html": message("Report"),
-    "evaluation.html": message("Evaluation, beside the paper's numbers"),
-    "docs/card.html": message("Dataset card"),
-    "docs/index.html": message("Data docs"),
+    "report.html": _("Report"),
+    "evaluation.html": _("Evaluation, beside the paper's numbers"),
+    "docs/card.html": _("Dataset card"),
+    "docs/index.html": _("Data docs"),
 }
 """Pages of a run with their titles, which name each other."""
 
@@ -144,15 +144,19 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         links, decided = {}, None
         pages = run_links.pages(parsed, run)
         if pages:
-            links[message("MLflow run")] = pages.run
-            links[message("All runs")] = pages.experiment
+            links[_("MLflow run")] = pages.run
+            links[_("All runs")] = pages.experiment
         if pages and pages.compare:
-            links[message("Compare with earlier runs")] = pages.compare
+            links[_("Compare with earlier runs")] = pages.compare
         if registration:
             promoted = registration["promoted"]
             name, alias = parsed.registry.model_name, parsed.registry.alias
             version = int(registration["version"])
-            title = message(f"Model {name} version {version}, {'holds' if promoted else 'does not hold'} @{alias}")
+            title = (
+                _("Model {name} version {version}, holds @{alias}")
+                if promoted
+                else _("Model {name} version {version}, does not hold @{alias}")
+            ).format(name=name, version=version, alias=alias)
             links[title] = model_versions.model_url(name, version)
             decided = _verdict(parsed, run, str(version))
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
@@ -226,7 +230,7 @@ def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] |
         return None
     document = known(lambda: verdict.compare(experiment, run, decided), "no comparison with the champion's run is made")
     verdict.store(experiment, run, decided, document)
-    shown = {"heading": decided.heading, "says": decided.says, "against": "", "changes": []}
+    shown = {"heading": decided.heading, "says": decided.said, "against": "", "changes": []}
     if document is None:
         return shown
     page = comparison.render(document)

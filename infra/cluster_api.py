@@ -10,7 +10,6 @@ import urllib3
 from kubernetes import client, config
 
 from wukong.errors import StackError
-from wukong.runtime.language import message
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +33,7 @@ class ClusterError(StackError):
         self.said = self.reason
         with suppress(AttributeError, KeyError, TypeError, ValueError):  # of what is no Status object
             self.said = json.loads(error.body)["message"] or self.reason
-        super().__init__(
-            message(f"the cluster {'refuses' if self.status else 'does not answer'} {request}: {self.said}")
-        )
+        super().__init__(f"the cluster {'refuses' if self.status else 'does not answer'} {request}: {self.said}")
 
 
 class Cluster:

@@ -15,7 +15,7 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 
 PROJECT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -73,7 +73,9 @@ def check(folder: Path, torch: str) -> None:
             f"{'' if torch == 'cpu' else f'; without a GPU, TORCH=cpu needs {less} GB less'}"
         )
     _say(
-        message(f"Installing into {folder}: {torch} builds of torch, {download} GB to download, {size} GB on the disk")
+        _("Installing into {folder}: {torch} builds of torch, {download} GB to download, {size} GB on the disk").format(
+            folder=folder, torch=torch, download=download, size=size
+        )
     )
 
 
@@ -91,7 +93,7 @@ def install(folder: Path, torch: str, newest: bool) -> None:
     python, chosen = folder / "bin" / "python", folder / CHOICE
     if chosen.exists() and chosen.read_text(encoding="utf-8").strip() != torch:
         # pip would keep the installed builds, because their version is the same.
-        _say(message(f"Removing {folder}, which has other builds of torch"))
+        _say(_("Removing {folder}, which has other builds of torch").format(folder=folder))
         shutil.rmtree(folder)
     if not python.exists():
         venv.create(folder, with_pip=True)
@@ -123,7 +125,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _pip(python: Path, arguments: Sequence[str], index: str = message("the package index")) -> None:
+def _pip(python: Path, arguments: Sequence[str], index: str = "the package index") -> None:
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     if subprocess.run(command, check=False).returncode:  # noqa: S603
         raise InstallError(
@@ -135,13 +137,13 @@ def _pip(python: Path, arguments: Sequence[str], index: str = message("the packa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the requirements and install; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help=translated("folder of the virtual environment"))
+    parser.add_argument("folder", type=Path, help=translated(_("folder of the virtual environment")))
     choices = ("", *GIGABYTES)
     parser.add_argument(
-        "--torch", choices=choices, default="", help=translated("builds of torch; default: installed ones, or pip's")
+        "--torch", choices=choices, default="", help=translated(_("builds of torch; default: installed ones, or pip's"))
     )
     parser.add_argument(
-        "--newest", action="store_true", help=translated("install the newest versions that pyproject.toml allows")
+        "--newest", action="store_true", help=translated(_("install the newest versions that pyproject.toml allows"))
     )
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
@@ -150,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(folder, torch)
         install(folder, torch, options.newest)
     except InstallError as error:
-        sys.stderr.write(f"{translated(f'error: {error}')}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from infra.images import build
 from wukong.commands.output import echo
 from wukong.errors import StackError
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, joined, translated
 
 NAME = "wukong"
 KUBECONFIG = Path("build/cluster/kubeconfig")
@@ -57,7 +57,7 @@ def check_programs(found: Collection[str]) -> None:
         StackError: some are not; the message says how to get each.
     """
     if missing := [f"  {name}: {how}" for name, how in PROGRAMS.items() if name not in found]:
-        said = message("a cluster on this machine needs programs that are not installed:")
+        said = "a cluster on this machine needs programs that are not installed:"
         raise StackError("\n".join([said, *missing]))
 
 
@@ -74,38 +74,38 @@ def steps(clusters: Collection[str], images: Collection[str], overlay: str = "k8
     made = []
     if NAME not in clusters:
         create = ("kind", "create", "cluster", f"--name={NAME}", f"--kubeconfig={KUBECONFIG}", "--wait=180s")
-        made.append(Step(message("Making the cluster"), create))
+        made.append(Step(_("Making the cluster"), create))
     else:
         made.append(
             Step(
-                message("The cluster is there"),
+                _("The cluster is there"),
                 ("kind", "export", "kubeconfig", f"--name={NAME}", f"--kubeconfig={KUBECONFIG}"),
             )
         )
     if missing := [image for tag, image in wanted.items() if tag not in images]:
         builds = (sys.executable, "-m", "infra.images.build", *missing)
-        made.append(Step(message(f"Building the images {', '.join(missing)}"), builds))
+        made.append(Step(_("Building the images {missing}").format(missing=", ".join(missing)), builds))
     # kind leaves out an image that the node has already.
-    made.append(Step(message("Loading the images"), ("kind", "load", "docker-image", f"--name={NAME}", *wanted)))
+    made.append(Step(_("Loading the images"), ("kind", "load", "docker-image", f"--name={NAME}", *wanted)))
     # Large definitions do not fit the annotation of a client-side apply; a kind that was just defined needs a moment.
     apply = (*kubectl, "apply", "--server-side", "--force-conflicts")
     wait = (*kubectl, "wait", "--for=condition=established", "--timeout=120s", "crd/applications.app.k8s.io")
     made += [
-        Step(message("Installing KubeRay"), (*apply, "-k", KUBERAY), 3),
-        Step(
-            message("Installing Kubeflow Pipelines"), (*apply, "-k", KFP.format(folder="cluster-scoped-resources")), 3
-        ),
+        Step(_("Installing KubeRay"), (*apply, "-k", KUBERAY), 3),
+        Step(_("Installing Kubeflow Pipelines"), (*apply, "-k", KFP.format(folder="cluster-scoped-resources")), 3),
         Step("", wait),
         Step("", (*apply, "-k", KFP.format(folder="env/platform-agnostic")), 3),
         Step("", (*kubectl, *WORKFLOW_DEFAULTS)),
-        Step(message("Waiting for KubeRay"), _rollout(kubectl, "kuberay-system", "deployment/kuberay-operator")),
-        Step(message("Waiting for Kubeflow Pipelines"), _rollout(kubectl, "kubeflow", "deployment/mysql")),
+        Step(_("Waiting for KubeRay"), _rollout(kubectl, "kuberay-system", "deployment/kuberay-operator")),
+        Step(_("Waiting for Kubeflow Pipelines"), _rollout(kubectl, "kubeflow", "deployment/mysql")),
         Step("", _rollout(kubectl, "kubeflow", "deployment/ml-pipeline")),
         Step("", _rollout(kubectl, "kubeflow", "deployment/ml-pipeline-ui")),
-        Step(message(f"Installing {overlay}"), (*kubectl, "apply", "-k", overlay), 3),
+        Step(_("Installing {overlay}").format(overlay=overlay), (*kubectl, "apply", "-k", overlay), 3),
     ]
     for name in ("statefulset/object-store", "statefulset/postgres", "deployment/mlflow"):
-        made.append(Step(message(f"Waiting for {name.partition('/')[2]}"), _rollout(kubectl, "wukong", name)))
+        made.append(
+            Step(_("Waiting for {name}").format(name=name.partition("/")[2]), _rollout(kubectl, "wukong", name))
+        )
     return made
 
 
@@ -115,17 +115,20 @@ def _rollout(kubectl: Sequence[str], namespace: str, name: str) -> tuple[str, ..
 
 def closing_words() -> str:
     """Return what to type next, and the address of the UI."""
-    return "\n".join(
+    return joined(
         [
             "",
             f"export KUBECONFIG={KUBECONFIG.absolute()}",
-            message(
-                f"kubectl -n kubeflow port-forward svc/ml-pipeline-ui {PAGE}:80    # then open http://localhost:{PAGE}"
+            _(
+                "kubectl -n kubeflow port-forward svc/ml-pipeline-ui {page}:80    # then open http://localhost:{page}"
+            ).format(page=PAGE),
+            _("kubectl -n wukong port-forward svc/mlflow 5000:5000         # then open http://localhost:5000"),
+            _("wukong submit training --host http://localhost:{page}         # or the UI: docs/cluster.md").format(
+                page=PAGE
             ),
-            message("kubectl -n wukong port-forward svc/mlflow 5000:5000         # then open http://localhost:5000"),
-            message(f"wukong submit training --host http://localhost:{PAGE}         # or the UI: docs/cluster.md"),
-            message("make cluster-down                                           # deletes the cluster and its data"),
-        ]
+            _("make cluster-down                                           # deletes the cluster and its data"),
+        ],
+        "\n",
     )
 
 
@@ -162,13 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.laptop_cluster", description=__doc__.split("\n", 1)[0])
     parser.add_argument("command", choices=("up", "down"))
     parser.add_argument(
-        "--overlay", default="k8s/overlays/kind", help=translated("what is applied (default: %(default)s)")
+        "--overlay", default="k8s/overlays/kind", help=translated(_("what is applied (default: %(default)s)"))
     )
     options = parser.parse_args(arguments)
     try:
         check_programs([name for name in PROGRAMS if shutil.which(name)])
         if options.command == "down":
-            run([Step(message("Deleting the cluster"), ("kind", "delete", "cluster", f"--name={NAME}"))])
+            run([Step(_("Deleting the cluster"), ("kind", "delete", "cluster", f"--name={NAME}"))])
             KUBECONFIG.unlink(missing_ok=True)
             return 0
         _answer(["docker", "info"])

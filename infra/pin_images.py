@@ -14,7 +14,6 @@ from pathlib import Path
 
 from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
-from wukong.runtime.language import translated
 
 _IMAGE = re.compile(
     r"(?P<key>\bimage: |/image\n +value: )(?P<name>[\w./:-]*[\w-]:[\w.-]+)(?P<digest>@sha256:[0-9a-f]{64})?"
@@ -81,9 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help=translated("k8s/base, the components and the overlay in use"),
+        help="k8s/base, the components and the overlay in use",
     )
-    parser.add_argument("--unpin", action="store_true", help=translated("remove the digests"))
+    parser.add_argument("--unpin", action="store_true", help="remove the digests")
     options = parser.parse_args(arguments)
     if options.unpin:
         unpin(*options.folders)

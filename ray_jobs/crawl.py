@@ -47,7 +47,7 @@ from wukong.curate.exchange import File, Source
 from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import CAPTIONS, MORE_CAPTIONS
 from wukong.errors import WukongError
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.runtime.progress import track
 from wukong.store import contents, storage
 from wukong.store import manifest as manifests
@@ -211,7 +211,7 @@ class _Job:
             return []
         share = self._share(len(blocks))
         records = []
-        with track(message("search"), sum(len(block) for _, block in blocks), message("queries")) as advance:
+        with track(_("search"), sum(len(block) for _, block in blocks), _("queries")) as advance:
             for record in self._each(
                 _search.remote(
                     self._stage, self._run, self._config, engine, self._connect_to, share, self._ledger, number, block
@@ -254,8 +254,8 @@ class _Job:
 
         left = parts.urls
         metrics.show("wukong_crawl_queue", left)
-        with track(message("download"), left, message("pictures")) as advance:
-            for _, done in self._as_finished(begin):
+        with track(_("download"), left, _("pictures")) as advance:
+            for _task, done in self._as_finished(begin):
                 for number, record in done:
                     if record is None:
                         turns.put_back(number)

@@ -44,7 +44,7 @@ from wukong.evaluate.trained_on import Pairs
 from wukong.model import cost, saved_model
 from wukong.report import evaluation as page
 from wukong.runtime import progress
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.stages import estimate, places
 from wukong.store import fence, storage
 from wukong.store.manifest import Manifest, Stage
@@ -171,7 +171,7 @@ def _records(job: _Job) -> list[dict[str, Any]]:
         if name not in records:
             read, phases = _read.remote(shared, name, gpu=cards > 0)
             waiting[phases] = name, read
-    with progress.track(message("evaluate"), len(names), message("tasks")) as advance:
+    with progress.track(_("evaluate"), len(names), _("tasks")) as advance:
         advance(len(records))
         metrics.show("wukong_evaluate_tasks", len(names), state="all")
         metrics.show("wukong_evaluate_tasks", len(records), state="done")

@@ -30,7 +30,7 @@ from wukong.data import feature_files, shards
 from wukong.data.feature_files import File
 from wukong.model import cost
 from wukong.runtime import progress
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.stages import estimate, places
 from wukong.stages.estimate import Rate, RateName
 from wukong.store import storage
@@ -102,7 +102,7 @@ def _make(
     work = _work(filtered, pairs, int(stage.config["views"]))
     parts = _finished(stage, work)
     left = [entry for entry in work if entry.target not in parts]
-    with progress.track(message("features"), sum(entry.rows for entry in work), message("pictures")) as advance:
+    with progress.track(_("features"), sum(entry.rows for entry in work), _("pictures")) as advance:
         advance(sum(part.rows for part in parts.values()))
         groups = _groups(left, max(there, 1) if task is _on_gpu else 0)
         waiting: dict[Any, None] = {}

@@ -67,7 +67,6 @@ from wukong.curate.text import clean
 from wukong.data.crawl_part import CrawlPart
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
-from wukong.runtime.language import message
 from wukong.stages import places
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
@@ -171,9 +170,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             "with other queries or another list"
         )
     if not counts[split.TRAIN]:
-        reasons = ", ".join(message(f"{rule} dropped {rows:d}") for rule, rows in dropped.items() if rows)
+        reasons = ", ".join(f"{rule} dropped {rows:d}" for rule, rows in dropped.items() if rows)
         raise DataError(
-            f"no pair is left to train on: {pairs} came in; {reasons or message('all are held out')}. "
+            f"no pair is left to train on: {pairs} came in; {reasons or 'all are held out'}. "
             "Loosen filter.* or filter.split, or crawl more"
         )
     lookup.write(stage.uri, (tuple(each) for record in repacked for each in record["bounds"]), settings.seed)

@@ -19,7 +19,6 @@ from wukong.errors import ConfigError, DataError, GateError
 from wukong.report import card, removed, statistics
 from wukong.report.removed import Removed
 from wukong.report.statistics import Statistics
-from wukong.runtime.language import message
 from wukong.stages import places
 from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest, Stage
@@ -105,8 +104,8 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
             log.warning("validation: %s", _describe(outcome))
     failed = [outcome for outcome in found if not outcome.success and outcome.severity == "fail"]
     if failed:
-        title = message(f"the data did not pass {len(failed)} of {len(found)} expectations:")
-        docs = message(f"data docs: {stage.path('docs/index.html')}")
+        title = f"the data did not pass {len(failed)} of {len(found)} expectations:"
+        docs = f"data docs: {stage.path('docs/index.html')}"
         raise GateError("\n".join([title, *map(_describe, failed), docs]))
     counts = {
         "pairs": sum(pairs.values()),
@@ -257,7 +256,7 @@ def _write_docs(stage: Stage, experiment: Experiment, whole: Mapping[str, Any], 
 
 
 def _describe(outcome: Outcome) -> str:
-    lines = [message(f"  {outcome.name}: expected {outcome.expected}; observed {outcome.observed}")]
+    lines = [f"  {outcome.name}: expected {outcome.expected}; observed {outcome.observed}"]
     for sample in outcome.samples:
         lines.append("    " + ", ".join(f"{name}={value}" for name, value in sample.items()))
     return "\n".join(lines)

@@ -22,7 +22,6 @@ from ray_jobs import gpus
 from ray_jobs.training_worker import Job, work
 from wukong.config.training import Training
 from wukong.errors import ConfigError, StorageError, WukongError
-from wukong.runtime.language import message
 from wukong.store import fence, storage
 from wukong.train import checkpoint as checkpoints
 
@@ -139,8 +138,8 @@ def _reason_to_go_on(error: WorkerGroupError | ControllerError, name: str, setti
 def _not_started(name: str, settings: Training, why: str) -> ConfigError:
     """Return the error that names what the cluster lacks."""
     least, most, cards = settings.min_workers, settings.workers, settings.gpus_per_worker
-    number = message(f"{least:d} to {most:d}") if least else f"{most}"
-    each = message(f"with one core and {cards} GPUs each") if cards else message("with one core each")
+    number = f"{least:d} to {most:d}" if least else f"{most}"
+    each = f"with one core and {cards} GPUs each" if cards else "with one core each"
     there = ray.cluster_resources()
     return ConfigError(
         f"{number} workers of {name}, {each}, could not be started: the cluster has {there.get('CPU', 0):g} cores and "
@@ -204,6 +203,6 @@ def _wait_for_machines(name: str, settings: Training) -> None:
             time.sleep(1)
         else:
             return
-        missing = _not_started(name, settings, message(f"none came for {(minute + 1) * _START_SECONDS:.0f} seconds"))
+        missing = _not_started(name, settings, f"none came for {(minute + 1) * _START_SECONDS:.0f} seconds")
         log.warning("%s", missing)
     raise missing

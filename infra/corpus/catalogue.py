@@ -26,7 +26,7 @@ from wukong.commands.output import Console
 from wukong.data.decoding import FORMATS
 from wukong.errors import WukongError
 from wukong.runtime import environment
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 from wukong.store import storage
 
 log = logging.getLogger(__name__)
@@ -187,22 +187,20 @@ def _read_all(
     for source in wanted:
         missing = [failed[package.name] for package in source.packages if package.name in failed]
         if missing:
-            problems.append(message(f"{source.name} is left out: {missing[0]}"))
+            problems.append(f"{source.name} is left out: {missing[0]}")
             continue
         try:
             reading = sources.read(source, packages_folder)
         except PackageError as error:
-            problems.append(message(f"{source.name} is left out: {error}"))
+            problems.append(f"{source.name} is left out: {error}")
             continue
         readings.append((source, reading))
         if unreadable := reading.left_out.get("caption file not UTF-8"):
-            problems.append(
-                message(f"{source.name}: {unreadable} pictures left out, their caption files are not UTF-8")
-            )
+            problems.append(f"{source.name}: {unreadable} pictures left out, their caption files are not UTF-8")
     for problem in problems:
         log.warning("%s", problem)
     if not readings:
-        raise WukongError("\n".join([message("none of the demo corpus's sources can be had:"), *problems]))
+        raise WukongError("\n".join(["none of the demo corpus's sources can be had:", *problems]))
     return readings, tuple(problems)
 
 
@@ -215,11 +213,13 @@ def _fetch_all(needed: Sequence[Package], cache: Path, console: Console) -> dict
     failed = {}
     with Progress(*columns, console=console) as bar, ThreadPoolExecutor(max_workers=len(missing)) as pool:
         total = sum(package.size for package in missing)
-        task = bar.add_task(translated(f"Fetching the demo corpus, {len(missing)} packages"), total=total)
+        task = bar.add_task(
+            translated(_("Fetching the demo corpus, {count} packages").format(count=len(missing))), total=total
+        )
         running = {pool.submit(packages.fetch, package, cache): package for package in missing}
         pending = set(running)
         while pending:
-            _, pending = wait(pending, timeout=0.25)
+            pending = wait(pending, timeout=0.25).not_done
             bar.update(task, completed=sum(packages.received_bytes(package, cache) for package in missing))
         for future, package in running.items():
             try:
@@ -248,7 +248,12 @@ def _publish(drafts: list[Draft], folder: Path, console: Console) -> list[Entry]
     ]
     todo = [(draft, file) for draft, file in zip(drafts, files, strict=True) if file is not None and not file.exists()]
     if todo:
-        columns = (TextColumn(translated("Drawing pictures")), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn(translated(_("Drawing pictures"))),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         # A fresh interpreter in each process: the caller may hold threads (Ray, MLflow), which do not survive a fork.
         context = multiprocessing.get_context("spawn")
         with (
@@ -256,7 +261,7 @@ def _publish(drafts: list[Draft], folder: Path, console: Console) -> list[Entry]
             ProcessPoolExecutor(max_workers=2, mp_context=context) as pool,
         ):
             task = bar.add_task("", total=len(todo))
-            for _ in pool.map(pictures.draw, *zip(*todo, strict=True), chunksize=16):
+            for _drawn in pool.map(pictures.draw, *zip(*todo, strict=True), chunksize=16):
                 bar.advance(task)
     return [_entry(draft, file, folder) for draft, file in zip(drafts, files, strict=True) if file is not None]
 

@@ -11,7 +11,6 @@ from infra.corpus.catalogue import Corpus
 from wukong.config.evaluate import Classification
 from wukong.config.experiment import Experiment
 from wukong.config.split import Holdout
-from wukong.runtime.language import message
 from wukong.stages import TRAININGS
 
 
@@ -42,21 +41,21 @@ def without_missing(experiment: Experiment, corpus: Corpus, host: str) -> tuple[
     whole = [holdout.source for holdout in holdouts if holdout.captions != "unseen"]
     if all(any(fnmatch.fnmatchcase(url, pattern) for pattern in whole) for url in urls):
         holdouts = [holdout for holdout in holdouts if holdout.captions == "unseen"]
-    left_out = [message(f"the hold-out {holdout.name}") for holdout in wanted if holdout not in holdouts]
+    left_out = [f"the hold-out {holdout.name}" for holdout in wanted if holdout not in holdouts]
     split = experiment.filter.split
     if wanted and not holdouts:
         holdouts = [Holdout(name="unseen-captions", title="Unseen captions", source="*", captions="unseen")]
         split = split.model_copy(update={"held_out_captions": split.held_out_captions or 0.2})
-        left_out.append(message("all its hold-outs; unseen captions of all pictures take their place"))
+        left_out.append("all its hold-outs; unseen captions of all pictures take their place")
 
     names = {holdout.name for holdout in holdouts}
     tasks = [_task(task, names, occurs) for task in experiment.evaluate.classification]
     for task, kept in zip(experiment.evaluate.classification, tasks, strict=True):
         if kept is None:
-            left_out.append(message(f"the zero-shot set {task.name}"))
+            left_out.append(f"the zero-shot set {task.name}")
         elif len(kept.classes) < len(task.classes):
             gone = ", ".join(name for name in task.classes if name not in kept.classes)
-            left_out.append(message(f"the classes {gone} of {task.name}"))
+            left_out.append(f"the classes {gone} of {task.name}")
 
     update: dict[str, object] = {
         "filter": experiment.filter.model_copy(
@@ -71,9 +70,7 @@ def without_missing(experiment: Experiment, corpus: Corpus, host: str) -> tuple[
         kept_sources = tuple(filter(occurs, training.sources))
         gone = ", ".join(pattern for pattern in training.sources if pattern not in kept_sources)
         if gone:
-            left_out.append(
-                message(f"{gone} in {stage}.sources{'' if kept_sources else '; it trains on all pairs instead'}")
-            )
+            left_out.append(f"{gone} in {stage}.sources{'' if kept_sources else '; it trains on all pairs instead'}")
             update[stage] = training.model_copy(update={"sources": kept_sources or ("*",)})
     notes = _notes(corpus, left_out)
     update["about"] = " ".join(filter(None, [experiment.about, *notes]))
@@ -90,10 +87,8 @@ def _task(task: Classification, holdouts: Iterable[str], occurs: Callable[[str],
 
 
 def _notes(corpus: Corpus, left_out: list[str]) -> list[str]:
-    notes = [message(f"The demo corpus lacks {' and '.join(corpus.missing)}.")]
+    notes = [f"The demo corpus lacks {' and '.join(corpus.missing)}."]
     if left_out:
-        notes.append(message(f"Left out with it: {'; '.join(left_out)}."))
-    notes.append(
-        message("No figure of this run can be compared with figures of the whole demo corpus, such as the README's.")
-    )
+        notes.append(f"Left out with it: {'; '.join(left_out)}.")
+    notes.append("No figure of this run can be compared with figures of the whole demo corpus, such as the README's.")
     return notes

@@ -30,7 +30,6 @@ from infra.install import CPU_INDEX, FILES
 from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
 from wukong.runtime import installed
-from wukong.runtime.language import translated
 from wukong.store.manifest import code_revision
 
 ACCELERATORS = ("cpu", "cuda")
@@ -412,20 +411,14 @@ def _run(command: Sequence[str], environment: Mapping[str, str], output: int | N
 def main(arguments: list[str] | None = None) -> int:
     """Build the requested images."""
     parser = argparse.ArgumentParser(prog="python -m infra.images.build", description=__doc__.split("\n", 1)[0])
-    parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", help=translated(f"of {', '.join(IMAGES)}; by default all")
-    )
-    parser.add_argument(
-        "--accelerator", choices=ACCELERATORS, default="cpu", help=translated("of the ray image (default: cpu)")
-    )
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(IMAGES)}; by default all")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, default="cpu", help="of the ray image (default: cpu)")
     parser.add_argument(
         "--base-image",
         default=os.environ.get("BASE_IMAGE") or None,
-        help=translated(
-            "base of all images, by default $BASE_IMAGE or the Dockerfile's; infra/images/base.sh builds one"
-        ),
+        help="base of all images, by default $BASE_IMAGE or the Dockerfile's; infra/images/base.sh builds one",
     )
-    parser.add_argument("--wheelhouse-only", action="store_true", help=translated("stop before docker build"))
+    parser.add_argument("--wheelhouse-only", action="store_true", help="stop before docker build")
     options = parser.parse_args(arguments)
     wheelhouse, project = _PROJECT / WHEELHOUSE, _PROJECT / PROJECT
     if unknown := set(options.images) - IMAGES.keys():

@@ -4,7 +4,6 @@ import os
 import subprocess
 
 from wukong.errors import StackError
-from wukong.runtime.language import message
 
 _BY_GO = {"cosign": "github.com/sigstore/cosign/v3/cmd/cosign", "syft": "github.com/anchore/syft/cmd/syft"}
 
@@ -25,7 +24,7 @@ def run(*command: str) -> str:
             check=False,
         )
     except FileNotFoundError as error:
-        how = message(f"; with Go: go install {_BY_GO[name]}@latest") if name in _BY_GO else ""
+        how = f"; with Go: go install {_BY_GO[name]}@latest" if name in _BY_GO else ""
         raise StackError(f"the program {name!r} is not installed{how}") from error
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if line.startswith("Error: ")), done.stderr.strip())

@@ -15,7 +15,6 @@ from pathlib import Path
 from infra.images import cosign, docker, program, provenance
 from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
-from wukong.runtime.language import translated
 
 _PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - the name of cosign's variable
 
@@ -51,7 +50,7 @@ def sign(image: str, key: str, made: Path) -> str:
 
 def _asked() -> str:
     try:
-        return getpass.getpass(translated("Password of the key: "))
+        return getpass.getpass("Password of the key: ")
     except EOFError as error:
         raise StackError(f"the key has a password: set {_PASSWORD}, where nobody can be asked") from error
 
@@ -59,22 +58,19 @@ def _asked() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sign the images, and print their names with digests."""
     parser = argparse.ArgumentParser(prog="python -m infra.images.sign", description=__doc__.split("\n", 1)[0])
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help=translated("names in a registry, as they were pushed")
-    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="names in a registry, as they were pushed")
     parser.add_argument(
         "--key",
         required=True,
-        help=translated(
-            "the private key: a file, or a key server as cosign names it; its password is asked for, or COSIGN_PASSWORD"
-        ),
+        help="the private key: a file, or a key server as cosign names it; its password is asked for, or "
+        "COSIGN_PASSWORD",
     )
     parser.add_argument(
         "--provenance",
         type=Path,
         default=provenance.FOLDER,
         metavar="FOLDER",
-        help=translated(f"where the build has written of what images were made, by default {provenance.FOLDER}"),
+        help=f"where the build has written of what images were made, by default {provenance.FOLDER}",
     )
     options = parser.parse_args(arguments)
     try:

@@ -19,7 +19,6 @@ from infra.images import cosign, docker, provenance
 from wukong.commands.output import echo, print_data
 from wukong.errors import ConfigError, StackError, WukongError
 from wukong.runs import origin
-from wukong.runtime.language import translated
 from wukong.stages import overlay
 
 _EXACT = re.compile(r"[^@\s]+@(?P<digest>sha256:[0-9a-f]{64})")
@@ -130,41 +129,37 @@ def patch(listed: Mapping[str, str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infra.images.verify", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--key", required=True, help=translated("the public key, a file"))
+    parser.add_argument("--key", required=True, help="the public key, a file")
     parser.add_argument(
         "--overlay",
         type=Path,
         action="append",
         default=[],
         metavar="PLACE",
-        help=translated("an installation: a folder that kustomize builds, or a file of its output; repeatable"),
+        help="an installation: a folder that kustomize builds, or a file of its output; repeatable",
     )
     parser.add_argument(
-        "--pipelines", type=Path, action="append", default=[], metavar="FOLDER", help=translated("compiled pipelines")
+        "--pipelines", type=Path, action="append", default=[], metavar="FOLDER", help="compiled pipelines"
     )
-    parser.add_argument(
-        "--cluster", action="store_true", help=translated("what the kubeconfig's cluster runs and names")
-    )
-    parser.add_argument("--namespace", default="wukong", help=translated("of the platform (default: wukong)"))
-    parser.add_argument("--kfp-namespace", default="kubeflow", help=translated("of components (default: kubeflow)"))
-    parser.add_argument(
-        "--image", action="append", default=[], help=translated("a further image that must be signed; repeatable")
-    )
+    parser.add_argument("--cluster", action="store_true", help="what the kubeconfig's cluster runs and names")
+    parser.add_argument("--namespace", default="wukong", help="of the platform (default: wukong)")
+    parser.add_argument("--kfp-namespace", default="kubeflow", help="of components (default: kubeflow)")
+    parser.add_argument("--image", action="append", default=[], help="a further image that must be signed; repeatable")
     parser.add_argument(
         "--also",
         action="append",
         default=[],
         metavar="IMAGE@DIGEST",
-        help=translated("an image of others, which you admit without a signature; repeatable"),
+        help="an image of others, which you admit without a signature; repeatable",
     )
     parser.add_argument(
         "--kept-at",
         action="append",
         default=[],
         metavar="NAME=PLACE",
-        help=translated("signatures of images whose names begin with NAME lie at PLACE instead; repeatable"),
+        help="signatures of images whose names begin with NAME lie at PLACE instead; repeatable",
     )
-    parser.add_argument("--write", type=Path, metavar="FILE", help=translated("write the patch for the policy"))
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the patch for the policy")
     return parser
 
 

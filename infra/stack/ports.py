@@ -8,7 +8,6 @@ import psutil
 from infra.stack.services import SERVICES
 from infra.stack.state import Stack
 from wukong.errors import StackError
-from wukong.runtime.language import message
 
 _FIRST, _COUNT = 20_000, 10_000
 """Below 32768: from there on Linux uses ports for outgoing connections, which could take a port while the stack is
@@ -84,7 +83,7 @@ def _holder(port: int) -> str:
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
             if listens and connection.pid:
-                return message(f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})")
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
         pass
     return ""

@@ -25,7 +25,7 @@ from infra.stack.certificate import write_security
 from infra.stack.processes import Marked
 from infra.stack.state import Stack, folder_id, write_private
 from wukong.errors import StackError
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class ObjectStore(Service):
     """SeaweedFS: an S3 server with all its parts in one process. Its S3 port asks for a key, the others for TLS's."""
 
     name = "seaweedfs"
-    title = message("object store (S3)")
+    title = _("object store (S3)")
     ports = (
         "s3",
         "weed_s3_grpc",
@@ -341,7 +341,7 @@ class SearchSite(Service):
     """The demo corpus's search site."""
 
     name = "site"
-    title = message("demo image search")
+    title = _("demo image search")
     ports = ("site",)
 
     def command(self, stack: Stack) -> list[str]:

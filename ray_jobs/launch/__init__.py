@@ -28,7 +28,6 @@ from wukong.errors import WukongError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.runtime import forwarded
-from wukong.runtime.language import message
 from wukong.stages import places, run_paths
 from wukong.store import manifest, storage, takedowns
 from wukong.store.manifest import Manifest
@@ -175,11 +174,11 @@ def _run_job(
 def _explain_missing_record(stage: str, status: int) -> str:
     """Return a message for a job that left no record, from its exit status."""
     if status >= 0:
-        return message(f"the {stage} job ended with status {status} and left no record; its last output is in the log")
+        return f"the {stage} job ended with status {status} and left no record; its last output is in the log"
     try:
         name = signal.Signals(-status).name
     except ValueError:
-        name = message(f"signal {-status:d}")
+        name = f"signal {-status:d}"
     if name == "SIGKILL":
-        name = message(f"{name} (by a person, or by the system where memory ran out)")
-    return message(f"the {stage} job was killed by {name}: run again, and it goes on after what is complete")
+        name = f"{name} (by a person, or by the system where memory ran out)"
+    return f"the {stage} job was killed by {name}: run again, and it goes on after what is complete"

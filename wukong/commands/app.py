@@ -2,8 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -40,35 +38,13 @@ from wukong.config import documents
 from wukong.errors import StackError, WukongError
 from wukong.model.cost import empty_tower
 from wukong.runtime import installed, logs
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 from wukong.store import patience
 from wukong.tracking import availability, mlflow_rest
 
 
-@contextmanager
-def _errors_translated() -> Iterator[None]:
-    """Bring what Typer says of a wrong option or argument into the language of the user; its errors have no base."""
-    try:
-        yield
-    except Exception as error:
-        if hasattr(error, "format_message"):
-            said = translated(error.format_message())
-            error.format_message = lambda: said
-        raise
-
-
 class _InPanels(typer.core.TyperGroup):
     """Lists the commands panel by panel, and says where a command is that the library lacks."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """Read the options before the command's name."""
-        with _errors_translated():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Read the command's name and its own options, and run it."""
-        with _errors_translated():
-            return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands, in the order of ``panels.ORDER``."""
@@ -86,7 +62,7 @@ class _InPanels(typer.core.TyperGroup):
                 f"`make install` there, and then `.venv/bin/wukong {cmd_name}`"
             )
         if cmd_name in panels.INSTEAD:
-            ctx.fail(message(f"There is no command {cmd_name}: {panels.INSTEAD[cmd_name]}."))
+            ctx.fail(f"There is no command {cmd_name}: {panels.INSTEAD[cmd_name]}.")
         return super().get_command(ctx, cmd_name)
 
 
@@ -197,15 +173,15 @@ def translate_help(command: Any) -> None:
             if text := getattr(each, name, None):
                 setattr(each, name, translated(text))
     usage = command.get_usage
-    command.get_usage = lambda ctx: translated(usage(ctx))
+    command.get_usage = lambda ctx: usage(ctx).replace("Usage: ", translated(_("Usage: ")), 1)
     for below in getattr(command, "commands", {}).values():
         translate_help(below)
 
 
 def _end(said: str, *written: str, status: int = 1) -> NoReturn:
     """End the command with a message and, below it, what a program has written: a log or a traceback."""
-    console, title = Console(stderr=True, highlight=False, soft_wrap=True), translated("error:")
-    console.print(title, style="bold red", end=" " if title.isascii() else "")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("error:", style="bold red", end=" ")
     console.print(said, markup=False)
     for each in written:
         console.out(each)

@@ -14,7 +14,6 @@ from wukong.errors import DataError
 from wukong.runs import listing, run_records
 from wukong.runs.run_records import Output
 from wukong.runtime import environment
-from wukong.runtime.language import message
 
 DEMO = Path("configs/demo.yaml")
 ConfigOption = Annotated[
@@ -51,7 +50,7 @@ class Chosen(NamedTuple):
         environment.use_for(experiment.storage)
         if (found := run_records.latest(experiment, stage, self.run)) is not None:
             return found
-        who = message(f"run {self.run} of {experiment.name} has no" if self.run else f"no run of {experiment.name} has")
+        who = f"run {self.run} of {experiment.name} has no" if self.run else f"no run of {experiment.name} has"
         raise DataError(
             f"{who} {what} of the images of {experiment.crawl.endpoint} at {experiment.root}: "
             f"`wukong run` makes them{run_records.of_other_images(experiment)}"

@@ -9,11 +9,12 @@ import typer
 from rich.text import Text
 
 from wukong.commands.output import Console, JsonOption, Table, echo, print_json, sizes
+from wukong.config.evaluators import result_of
 from wukong.errors import ConfigError
 from wukong.registry import comparison
 from wukong.report import comparison as page
 from wukong.runtime import environment
-from wukong.runtime.language import translated
+from wukong.runtime.language import _, joined, translated
 from wukong.store import storage
 from wukong.tracking import availability, mlflow_runs
 from wukong.tracking.mlflow_rest import Run, Server
@@ -87,22 +88,24 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     """Print the parameters that differ, and a table for each data set."""
     console = Console(file=console.file, width=max(_WIDTH, console.width))
     names = [run["name"] for run in document["runs"]]
-    console.print(f"Baseline: {document['baseline']}", highlight=False, markup=False)
+    said = _("Baseline: {baseline}").format(baseline=document["baseline"])
+    console.print(said, highlight=False, markup=False)
     if document["parameters"]:
-        table = Table(title="Parameters that differ", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=_("Parameters that differ"), title_justify="left", box=None, pad_edge=False)
         keys = list(document["parameters"])
-        table.add_column("run", overflow="fold")
+        table.add_column(_("run"), overflow="fold")
         for key in keys:
             table.add_column(Text(key), overflow="fold")
         for n, name in enumerate(names):
             table.add_row(name, *(_short(document["parameters"][key][n]) for key in keys))
         console.print(table)
     else:
-        console.print("The runs have the same parameters.")
+        console.print(_("The runs have the same parameters."))
     if document["configurations"]:
         console.print()
         console.print(_over_seeds(document))
-        console.print(f"Mean and standard deviation over seeds, {page.OVER_SEEDS}", style="dim", highlight=False)
+        said = _("Mean and standard deviation over seeds, {over_seeds}").format(over_seeds=page.OVER_SEEDS)
+        console.print(said, style="dim", highlight=False)
     for each in document["sets"]:
         console.print()
         console.print(_table(each, names))
@@ -110,45 +113,47 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     for note in sorted(notes):
         console.print(note, style="dim", highlight=False, markup=False)
     signs = ", ".join(f"{page.SIGNS[verdict]} {translated(said)}" for verdict, said in page.WORDS.items())
-    console.print(f"{signs}. Differences in percentage points, 95 % intervals.", style="dim", highlight=False)
+    said = _("{signs}. Differences in percentage points, 95 % intervals.").format(signs=signs)
+    console.print(said, style="dim", highlight=False)
 
 
 def _over_seeds(document: Mapping[str, Any]) -> Table:
     """A line for each set and configuration, with the set's headline."""
     configurations = document["configurations"]
     seeds = ", ".join(dict.fromkeys(seed for each in configurations for seed in each["runs"]))
-    table = Table(title=f"Over seeds {seeds}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=_("Over seeds {seeds}").format(seeds=seeds), title_justify="left", box=None, pad_edge=False)
     several = len(configurations) > 1
-    table.add_column("set")
+    table.add_column(_("set"))
     if several:
-        table.add_column("configuration", overflow="fold")
+        table.add_column(_("configuration"), overflow="fold")
     for column in ("seeds", "mean, %", "sd"):
         table.add_column(column, justify="right")
-    table.add_column("interval")
+    table.add_column(_("interval"))
     if several:
-        table.add_column("difference")
+        table.add_column(_("difference"))
     for each in document["sets"]:
-        shown = f"{each['task']}, {translated(page.name(each['headline']))}"
+        shown = joined([each["task"], result_of(each["headline"]).title], ", ")
         for configuration, entry in zip(configurations, each["over_seeds"][each["headline"]], strict=True):
-            change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
+            change = translated(page.difference(entry["difference"]) if entry["difference"] else entry["note"])
             own = [configuration["name"]] if several else []
             compared = [f"{change} {page.SIGNS[entry['verdict']]}".strip()] if several else []
             table.add_row(shown, *own, str(len(entry["seeds"])), *page.over_seeds(entry), *compared)
-            shown = ""
+            shown = joined([], "")
     return table
 
 
 def _table(each: Mapping[str, Any], names: list[str]) -> Table:
-    protocol = translated(f"protocol {each['protocol']}")
-    about = " · ".join(filter(None, [translated(each["title"]), sizes(each["sizes"]), protocol]))
-    table = Table(title=about, title_justify="left", box=None, pad_edge=False)
-    table.add_column("run", overflow="fold")
+    protocol = _("protocol {protocol}").format(protocol=each["protocol"])
+    title = each["title"]
+    about = filter(None, [_(title), sizes(each["sizes"]), protocol])
+    table = Table(title=joined(about, " · "), title_justify="left", box=None, pad_edge=False)
+    table.add_column(_("run"), overflow="fold")
     headline = each["headline"]
     others = [result for result in each["results"] if result != headline]
-    table.add_column(f"{page.name(headline)}, %", justify="right")
-    table.add_column("difference")
+    table.add_column(joined([result_of(headline).title, "%"], ", "), justify="right")
+    table.add_column(_("difference"))
     for result in others:
-        table.add_column(page.name(result), justify="right")
+        table.add_column(result_of(result).title, justify="right")
     for n, name in enumerate(names):
         entry = each["results"][headline][n]
         change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]

@@ -11,16 +11,16 @@ from wukong.commands.output import Console, JsonOption, Table, print_json, wide
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import DataError
 from wukong.runs.run_records import Record, differences, short
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
 _TITLES = {
-    "only_first": message("pairs only in the first"),
-    "only_second": message("pairs only in the second"),
-    "other_picture": message("in both, with another picture"),
-    "other_captions": message("in both, with other captions"),
-    "same": message("in both, the same"),
+    "only_first": _("pairs only in the first"),
+    "only_second": _("pairs only in the second"),
+    "other_picture": _("in both, with another picture"),
+    "other_captions": _("in both, with other captions"),
+    "same": _("in both, the same"),
 }
 _WIDTH = 8  # cells of the names of both crawls
 
@@ -78,7 +78,7 @@ def _crawl_of(name: str, place: str) -> Manifest:
 
 def _print(console: Console, document: Mapping[str, Any]) -> None:
     for which in ("first", "second"):
-        console.print_titled(which, document[which].removesuffix("/manifest.json"), _WIDTH)
+        console.print_titled(_(which), document[which].removesuffix("/manifest.json"), _WIDTH)
     console.print()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -89,33 +89,33 @@ def _print(console: Console, document: Mapping[str, Any]) -> None:
         there = f"there in the second: {why}" if kind == "only_first" else f"there in the first: {why}"
         table.add_row(title, f"{document['kinds'][kind]:,}", there if why else "")
     wide(console).print(table, crop=False)
-    _print_changes(console, message("results"), message("URLs of the first"), document["results"])
-    _print_changes(console, message("queries"), message("pairs of the first"), document["queries"])
-    _print_changes(console, message("hosts"), message("pairs of the first"), document["hosts"])
+    _print_changes(console, _("results"), _("URLs of the first"), document["results"])
+    _print_changes(console, _("queries"), _("pairs of the first"), document["queries"])
+    _print_changes(console, _("hosts"), _("pairs of the first"), document["hosts"])
     if document["config"]:
-        table = Table("setting", "first", "second", box=None, pad_edge=False)
+        table = Table(_("setting"), _("first"), _("second"), box=None, pad_edge=False)
         for key, values in document["config"].items():
             table.add_row(key, *(Text(short(value)) for value in values))
         console.print()
         wide(console).print(table, crop=False)
     for kind, rows in document["examples"].items():
         if rows:
-            console.print(f"\n{_TITLES[kind]}, for instance")
+            console.print(_("\n{title}, for instance").format(title=_TITLES[kind]))
         for row in rows:
             console.out(f"  {row['url']}")
             for which in ("    first", "    second"):
-                console.print_titled(which, _shown(row[which.strip()]), 4 + _WIDTH)
+                console.print_titled(_(which), _shown(row[which.strip()]), 4 + _WIDTH)
 
 
 def _print_changes(console: Console, title: str, counted: str, changes: Sequence[Mapping[str, Any]]) -> None:
     if not changes:
         return
     table = Table(title, box=None, pad_edge=False)
-    for column in map(message, (counted, "of the second", "change")):
+    for column in (counted, _("of the second"), _("change")):
         table.add_column(column, justify="right")
     for each in changes:
         before, now = each["first"], each["second"]
-        name = Text(short(each["name"])) if each["name"] else translated("(none)")
+        name = Text(short(each["name"])) if each["name"] else translated(_("(none)"))
         table.add_row(name, f"{before:,}", f"{now:,}", f"{now - before:+,}")
     console.print()
     wide(console).print(table, crop=False)
@@ -123,6 +123,6 @@ def _print_changes(console: Console, title: str, counted: str, changes: Sequence
 
 def _shown(of: Mapping[str, Any] | None) -> str | Text:
     if of is None:
-        return message("not found by a search")
-    picture = f", {translated('picture')} {of['sha256'][:12]}" if of["sha256"] else ""
+        return _("not found by a search")
+    picture = f", {translated(_('picture'))} {of['sha256'][:12]}" if of["sha256"] else ""
     return Text(f"{of['result']}{picture}, {' | '.join(short(caption) for caption in of['captions'])}")

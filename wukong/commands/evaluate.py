@@ -13,7 +13,7 @@ from wukong.errors import DataError
 from wukong.evaluate import sets
 from wukong.evaluate.results import ROLES
 from wukong.runtime import environment
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, joined, translated
 from wukong.store import manifest, storage
 from wukong.tracking import availability, model_versions, stage_results
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WIDTH = 132  # a narrower table would break its lines
 _SETS = "~/evaluation"
 _LOADERS = 8  # processes that decode pictures beside a GPU
-_TRAINED_ON = message(
+_TRAINED_ON = _(
     "Trained on: pictures whose files the model was trained on; copies in another size or format are not counted."
 )
 
@@ -181,7 +181,7 @@ def _own_pictures(data: str, protocol: str | None) -> "list[Task]":
 
     environment.use_for(data)
     rules = (named(protocol) if protocol else OWN).for_pairs("distinct")
-    return [Task(measure.read(data, None, message("--data, which has no folder of an evaluation set")), rules)]
+    return [Task(measure.read(data, None, "--data, which has no folder of an evaluation set"), rules)]
 
 
 def _tasks(
@@ -234,7 +234,7 @@ def _held_out(of: Chosen, names: Sequence[str], *, skip: bool) -> "list[Data]":
     """
     from wukong.evaluate import holdouts
 
-    found = of.output("filter", message("filtered pairs"))
+    found = of.output("filter", "filtered pairs")
     echo(f"Hold-outs: of the run {found.run}, {found.uri}", err=True)
     filtered = manifest.load(found.uri)
     by_name = {name: holdouts.read(of.experiment, filtered, name) for name in names}
@@ -251,14 +251,17 @@ def _print(document: Mapping[str, Any]) -> None:
     several, roles = len(document["models"]) > 1, {role: translated(name) for role, name in ROLES.items()}
     for model in document["models"]:
         setting = f", {roles[model['role']]}" if several else ""
-        console.print(f"Model {model['name']}{setting}", highlight=False, markup=False, soft_wrap=True)
+        said = _("Model {name}{setting}").format(name=model["name"], setting=setting)
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     for sentences in document["protocols"].values():
         for sentence in sentences:
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for model in document["models"]:
         if several:
             console.print(f"{roles[model['role']]}:", highlight=False)
-        table = Table("Set", "Split", "Items", "Trained on", "Result", "%", "95 % interval", "Chance", "Protocol")
+        table = Table(_("Set"), _("Split"), _("Items"), _("Trained on"), _("Result"), "%", _("95 % interval"))
+        for column in (_("Chance"), _("Protocol")):
+            table.add_column(column)
         for each in (task for task in document["tasks"] if task["model"] == model["role"]):
             for number, (name, value) in enumerate(each["results"].items()):
                 seen = results.trained_on_of(document, each["task"], model["role"])
@@ -266,42 +269,40 @@ def _print(document: Mapping[str, Any]) -> None:
                     *((each["title"], each["split"], sizes(each["sizes"]), seen) if not number else ("", "", "", "")),
                     f"{name} *" if name == each["headline"] else name,
                     f"{100 * value['value']:.2f}",
-                    f"{100 * value['low']:.2f} to {100 * value['high']:.2f}",
+                    _("{low:.2f} to {high:.2f}").format(low=100 * value["low"], high=100 * value["high"]),
                     f"{100 * each['chance'][name]:.2f}" if name in each["chance"] else "",
                     each["protocol"],
                 )
             table.add_section()
         console.print(table)
-    console.print("* the protocol's number for this set")
+    console.print(_("* the protocol's number for this set"))
     console.print(_TRAINED_ON, highlight=False)
     titles = {each["task"]: each["title"] for each in document["tasks"]}
     for each in document["trained_on"]:
         where = f"{titles[each['task']]}, {roles[each['model']]}" if several else titles[each["task"]]
         if each["trained_on"]:
-            said = message(
-                f"{where}: {each['trained_on']:,} of {each['pictures']:,} pictures were trained on: this is no test of "
-                "them."
-            )
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            said = _("{where}: {trained_on:,} of {pictures:,} pictures were trained on: this is no test of them.")
+            console.print(said.format(where=where, **each), highlight=False, markup=False, soft_wrap=True)
         elif each["why"]:
-            said = message(f"{where}: whether its pictures were trained on is not known: {each['why']}.")
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            said = _("{where}: whether its pictures were trained on is not known: {why}.")
+            console.print(said.format(where=where, **each), highlight=False, markup=False, soft_wrap=True)
     for each in document["tasks"]:
         if overlap := results.overlap_said(document, each):
             where = f"{each['title']}, {roles[each['model']]}" if several else each["title"]
-            console.print(f"{where}: {overlap}", highlight=False, markup=False, soft_wrap=True)
+            console.print(joined([where, overlap], ": "), highlight=False, markup=False, soft_wrap=True)
     for name, note in document["notes"].items():
-        console.print(f"{titles[name]}: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(joined([titles[name], _(note)], ": "), highlight=False, markup=False, soft_wrap=True)
     if document["comparisons"]:
         console.print(_differences(document))
 
 
 def _differences(document: Mapping[str, Any]) -> Table:
     titles = {each["task"]: each["title"] for each in document["tasks"]}
-    table = Table(
-        "Set", "Result", "Points", "95 % interval", "Only zero-shot right", "Only fine-tuned right", "McNemar p"
-    )
-    table.title = "Fine-tuned less zero-shot, on the same queries"
+    table = Table(title=_("Fine-tuned less zero-shot, on the same queries"))
+    for column in (_("Set"), _("Result"), _("Points"), _("95 % interval")):
+        table.add_column(column)
+    for column in (_("Only zero-shot right"), _("Only fine-tuned right"), _("McNemar p")):
+        table.add_column(column)
     last = None
     for each in document["comparisons"]:
         difference, test = each["difference"], each["mcnemar"]
@@ -309,7 +310,7 @@ def _differences(document: Mapping[str, Any]) -> Table:
             titles[each["task"]] if each["task"] != last else "",
             each["result"],
             f"{100 * difference['value']:+.2f}",
-            f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}",
+            _("{low:+.2f} to {high:+.2f}").format(low=100 * difference["low"], high=100 * difference["high"]),
             *((str(test["only_first"]), str(test["only_second"]), f"{test['p']:.3g}") if test else ("", "", "")),
         )
         last = each["task"]

@@ -11,7 +11,7 @@ from wukong.commands.output import Console, JsonOption, Table, print_json, size,
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import ConfigError
 from wukong.runtime import environment
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _
 from wukong.tracking import availability
 from wukong.tracking.mlflow_rest import Server
 
@@ -75,9 +75,7 @@ def gc(
     console = Console(highlight=False, soft_wrap=True)
     _print(console, garbage, place)
     for reason in kept:
-        console.print(
-            f"kept: {reason.outputs} outputs, {size(reason.bytes)}: {translated(reason.reason)}", markup=False
-        )
+        console.print(f"kept: {reason.outputs} outputs, {size(reason.bytes)}: {reason.reason}", markup=False)
     if holders is None:
         console.print("MLflow was not asked: models with an alias are not among the reasons", style="yellow")
     _conclude(console, garbage, left, place, deleted=delete)
@@ -95,14 +93,14 @@ def _print(console: Console, garbage: Sequence["Garbage"], place: str) -> None:
     if not garbage:
         return
     table = Table(box=None, pad_edge=False)
-    for column in map(message, ("place", "stage")):
+    for column in (_("place"), _("stage")):
         table.add_column(column, no_wrap=True)
-    for column in map(message, ("size", "age")):
+    for column in (_("size"), _("age")):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("why", no_wrap=True)
+    table.add_column(_("why"), no_wrap=True)
     for each in garbage:
         where = each.uri.removeprefix(f"{place.rstrip('/')}/")
-        table.add_row(where, each.stage, size(each.bytes), message(f"{_age(each):.1f} d"), each.why)
+        table.add_row(where, each.stage, size(each.bytes), f"{_age(each):.1f} d", each.why)
     wide(console).print(table, crop=False)
 
 
@@ -110,7 +108,7 @@ def _conclude(
     console: Console, garbage: Sequence["Garbage"], left: Sequence["Garbage"], place: str, *, deleted: bool
 ) -> None:
     gone = [each for each in garbage if each not in left]
-    total = message(f"{len(gone):,} places, {size(sum(each.bytes for each in gone))}")
+    total = f"{len(gone):,} places, {size(sum(each.bytes for each in gone))}"
     if not garbage:
         console.print("Nothing is to be deleted")
     elif not deleted:
@@ -128,13 +126,13 @@ def _when_free(place: str) -> str:
 
     store, bucket = address.of_environment(), place.removeprefix("s3://").partition("/")[0]
     if not s3_requests.keeps_versions(store, bucket):
-        return message(
+        return (
             "An object store frees their space later: SeaweedFS when its vacuum comes round, minutes from now "
             "(docs/operating.md)"
         )
     if s3_requests.expires_versions(store, bucket):
-        return message(f"The bucket {bucket} keeps versions: their space is free once its lifecycle rule deletes them")
-    return message(
+        return f"The bucket {bucket} keeps versions: their space is free once its lifecycle rule deletes them"
+    return (
         f"The bucket {bucket} keeps versions, and no lifecycle rule of it deletes them: their space stays taken "
         "(docs/store.md)"
     )

@@ -15,6 +15,7 @@ from wukong.commands.output import Console, Table, echo
 from wukong.errors import ConfigError
 from wukong.model import address, signature
 from wukong.model.signature import Signer
+from wukong.runtime.language import _, translated
 from wukong.store import storage
 
 TARGETS = (
@@ -48,7 +49,11 @@ def export(
     ] = None,
     target: Annotated[
         str,
-        typer.Option("--to", metavar="TARGET", help=f"Whose loader opens the folder: {', '.join(TARGETS)}."),
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help=translated(_("Whose loader opens the folder: {targets}.").format(targets=", ".join(TARGETS))),
+        ),
     ] = "onnx",
     name: Annotated[str, typer.Option(help="What the model is called where the target writes a name.")] = "wukong",
     measure_on: Annotated[
@@ -92,7 +97,7 @@ def export(
     about = About(address=uri, licence=licence, results=measured)
     options = Options(name=name, measure_on=measure_on, int8=int8, about=about)
     checks = run.export(wukong.load(uri), target, folder, options)
-    table = Table("compared", "measure", "value", "by", box=None)
+    table = Table(_("compared"), _("measure"), _("value"), _("by"), box=None)
     for check in checks:
         table.add_row(check.of, check.measure, f"{check.value:.3g}", check.by)
     Console().print(table)
@@ -112,8 +117,11 @@ def sign(
         Path,
         typer.Option(
             envvar=signature.KEY_FILE,
-            help="The private EC key in PEM. The password of an encrypted one is asked for, or is in "
-            f"{signature.PASSWORD}.",
+            help=translated(
+                _(
+                    "The private EC key in PEM. The password of an encrypted one is asked for, or is in {variable}."
+                ).format(variable=signature.PASSWORD)
+            ),
         ),
     ],
     certificate: Annotated[

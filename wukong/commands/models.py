@@ -13,7 +13,7 @@ from wukong.commands.output import Console, JsonOption, Table, echo, print_json,
 from wukong.errors import ConfigError
 from wukong.registry.aliases import DECISION
 from wukong.runtime import environment
-from wukong.runtime.language import message
+from wukong.runtime.language import _, restored, translated
 from wukong.tracking import availability, tags
 from wukong.tracking.mlflow_rest import MlflowError, Server
 
@@ -63,15 +63,16 @@ def models(
         echo("No model is registered yet: a run registers one at its end.")
         return
     table = Table(box=None, pad_edge=False)
-    for column in map(message, ("model", "aliases", "run", "registered")):
+    for column in (_("model"), _("aliases"), _("run"), _("registered")):
         table.add_column(column, no_wrap=True)
-    table.add_column("value", justify="right")
-    table.add_column("decided", no_wrap=True)
+    table.add_column(_("value"), justify="right")
+    table.add_column(_("decided"), no_wrap=True)
     for each in listed:
         held = " ".join(f"@{alias}" for alias in each.aliases)
         value = "" if each.value is None else f"{each.value:.3f}"
         when = datetime.fromisoformat(each.registered).astimezone()
-        sentence, stop, _ = each.decided.partition(". ")
+        said = translated(each.decided)
+        sentence, stop, _rest = said.partition(". " if said == each.decided else "。")
         table.add_row(each.model, held, each.run, f"{when:%Y-%m-%d %H:%M}", value, f"{sentence}{stop.strip()}")
     console = Console()
     wide(console).print(table, crop=False)
@@ -111,6 +112,7 @@ def versions(server: Server, name: str | None = None) -> list[Version]:
 
 def _version(described: Mapping[str, Any], aliases: Sequence[str], run: str) -> Version:
     known = {tag["key"]: tag["value"] for tag in described.get("tags", ())}
+    decided = json.loads(known.get(DECISION, "{}"))
     return Version(
         model=f"models:/{described['name']}/{described['version']}",
         aliases=tuple(aliases),
@@ -118,7 +120,7 @@ def _version(described: Mapping[str, Any], aliases: Sequence[str], run: str) -> 
         metric=known.get("wukong.metric", ""),
         value=float(known["wukong.value"]) if "wukong.value" in known else None,
         registered=datetime.fromtimestamp(int(described["creation_timestamp"]) / 1000, UTC).isoformat(),
-        decided=json.loads(known[DECISION])["says"] if DECISION in known else "",
+        decided=restored(decided.get("says", ""), decided.get("chinese", {})),
     )
 
 

@@ -1,11 +1,11 @@
 """What commands print: text for people in their language, or with ``--json`` one JSON value for programs.
 
-People's texts are printed by ``Console``, ``Table`` and ``echo``, which translate them; what is no text of this
-project, such as shell code, a log or what a user has written, by ``print_data`` or ``Console.out``.
+``Console``, ``Table`` and ``echo`` show the texts of the catalogue (``_``) in the language of the user, and all else as
+it is. What is not for people, such as shell code, is printed by ``print_data`` or ``Console.out``.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import rich.console
@@ -16,17 +16,18 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import Text as Marked
+from wukong.runtime.language import _, joined, translated
 from wukong.runtime.logs import harmless
 
 _WIDE = 1_000  # characters, more than any table here has
 
-_COUNTED: Mapping[str, Callable[[int], str]] = {
-    "images": lambda count: message(f"{count:,} images"),
-    "captions": lambda count: message(f"{count:,} captions"),
-    "classes": lambda count: message(f"{count:,} classes"),
-    "pairs": lambda count: message(f"{count:,} pairs"),
-    "captions_cut": lambda count: message(f"{count:,} captions cut"),
+_COUNTED = {
+    "images": _("{count:,} images"),
+    "captions": _("{count:,} captions"),
+    "classes": _("{count:,} classes"),
+    "pairs": _("{count:,} pairs"),
+    "captions_cut": _("{count:,} captions cut"),
 }
 """What most sets have, in words; a set of another kind may have other things, whose names stay as they are."""
 
@@ -51,8 +52,8 @@ class Console(rich.console.Console):
             yield each if each.control else Segment(harmless(each.text), each.style)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as Rich does, with strings translated."""
-        super().print(*(_safe(translated(each) if isinstance(each, str) else each) for each in objects), **options)
+        """Print as Rich does, with texts of the catalogue translated."""
+        super().print(*map(_shown, objects), **options)
 
     def out(self, *objects: Any, sep: str = " ", **options: Any) -> None:
         """Print data as they are, in a line that is not broken."""
@@ -60,58 +61,48 @@ class Console(rich.console.Console):
         super().print(harmless(text), no_wrap=True, overflow="ignore", crop=False, **options)
 
     def print_titled(self, title: str, value: str | Text, width: int) -> None:
-        """Print a line, which is not broken: a value behind its title, both in the language of the user.
+        """Print a line, which is not broken: a value behind its title.
 
         Args:
-            title: in English.
-            value: in English; a single word stays as it is, and so does a ``Text``.
+            title: of the catalogue, or empty.
+            value: translated if it is of the catalogue.
             width: of the title, in cells of the terminal, of which a Chinese character takes two.
         """
         shown = translated(title)
-        self.out(shown, " " * max(width - cell_len(shown), 1), _sentence(value), sep="", highlight=False)
+        self.out(shown, " " * max(width - cell_len(shown), 1), _shown(value), sep="", highlight=False)
 
 
 class Table(rich.table.Table):
-    """A table with title, headers and sentences in the language of its user; a cell of one word stays as it is.
+    """A table with title, headers and cells of the catalogue in the language of its user.
 
     What is too long for its column goes on in the next line: a Chinese sentence has no spaces, and would be cut off.
     """
 
     def __init__(self, *headers: str, title: str | None = None, **options: Any) -> None:
-        super().__init__(*headers, title=title and translated(title), **options)
+        super().__init__(*headers, title=title and str(_shown(title)), **options)
 
     def add_column(self, header: RenderableType = "", *arguments: Any, **options: Any) -> None:
-        """Add a column, its header translated."""
-        super().add_column(_safe(translated(header) if isinstance(header, str) else header), *arguments, **options)
+        """Add a column."""
+        super().add_column(_shown(header), *arguments, **options)
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
-        """Add a row, its sentences translated."""
-        super().add_row(*(_safe(_sentence(cell)) for cell in cells), **options)
+        """Add a row."""
+        super().add_row(*map(_shown, cells), **options)
         for column in self.columns:
             if column.overflow == "ellipsis" and not column.no_wrap:
                 column.overflow = "fold"
 
 
-def _safe(shown: T) -> T | str:
-    """Return what is to be printed without control characters, so that its width is that of what is shown."""
-    if isinstance(shown, Text) and (plain := harmless(shown.plain)) != shown.plain:
+def _shown(text: T) -> T | str:
+    """Return a text in the language of its user, without control characters, so that its width is what is shown."""
+    if isinstance(text, Text) and (plain := harmless(text.plain)) != text.plain:
         return plain
-    return harmless(shown) if isinstance(shown, str) else shown
-
-
-def _sentence(shown: T) -> T | str:
-    """Return a text in the language of its user; a single word may be a name, and stays as it is."""
-    return translated(shown) if isinstance(shown, str) and " " in shown.strip() else shown
+    return harmless(translated(text) if isinstance(text, Marked) else text) if isinstance(text, str) else text
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a line in the language of its user.
-
-    Args:
-        text: in English.
-        err: to standard error.
-    """
-    typer.echo(harmless(translated(text)), err=err)
+    """Print a line; with ``err``, to standard error."""
+    typer.echo(_shown(text), err=err)
 
 
 def print_data(data: object, *, newline: bool = True) -> None:
@@ -134,10 +125,10 @@ def size(count: int) -> str:
     for unit, bytes_of_it in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= bytes_of_it:
             return f"{count / bytes_of_it:,.1f} {unit}"
-    return message(f"{count:,} bytes")
+    return _("{count:,} bytes").format(count=count)
 
 
 def sizes(of: Mapping[str, int]) -> str:
     """Return the sizes of an evaluation set for people, for instance ``10,000 images, 10 classes``."""
-    known = (translated(counted(of[what])) for what, counted in _COUNTED.items() if what in of)
-    return ", ".join([*known, *(f"{count:,} {what}" for what, count in of.items() if what not in _COUNTED)])
+    known = [said.format(count=of[what]) for what, said in _COUNTED.items() if what in of]
+    return joined([*known, *(f"{count:,} {what}" for what, count in of.items() if what not in _COUNTED)], ", ")

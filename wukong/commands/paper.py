@@ -17,7 +17,7 @@ from wukong.evaluate.results import DOCUMENT
 from wukong.evaluate.stored import Evaluation
 from wukong.report.comparison import SIGNS
 from wukong.runtime import environment
-from wukong.runtime.language import translated
+from wukong.runtime.language import _, translated
 from wukong.store import manifest, storage
 
 if TYPE_CHECKING:
@@ -194,19 +194,23 @@ def _print(document: Mapping[str, Any]) -> None:
     """Print each model's main numbers, and what is missing."""
     console = Console(highlight=False)
     title = translated(document["title"])
-    shown = Table(title=f"Table {document['table']}: {title.lower()}", title_justify="left", box=None)
-    shown.add_column("set")
+    shown = Table(
+        title=_("Table {table}: {title}").format(table=document["table"], title=title.lower()),
+        title_justify="left",
+        box=None,
+    )
+    shown.add_column(_("set"))
     for model in document["models"]:
         shown.add_column(Text(model["label"]), justify="right")
         shown.add_column(Text(model["column"] or "-"), justify="right")
-    average = {"title": translated("Average"), **document["average"]} if "average" in document else None
+    average = {"title": translated(_("Average")), **document["average"]} if "average" in document else None
     rows = [*document["rows"], *([average] if average else [])]
     for row in rows:
         cells = [cell for model in document["models"] for cell in _cells(row["ours"].get(model["label"]))]
         shown.add_row(row["title"], *cells)
     console.print(shown)
     for each in document["missing"]:
-        which = f"{each['set'] or translated('all')} ({', '.join(each['models'])})"
+        which = f"{each['set'] or 'all'} ({', '.join(each['models'])})"
         console.print(f"NOT MEASURED: {which}: {each['how']}", markup=False)
 
 

@@ -15,7 +15,7 @@ from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 from wukong.stages import estimate, measured_rates, overlay, prices
 from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Capacity, Estimate, RateName, Work
 from wukong.stages.prices import Prices, in_currency
@@ -206,25 +206,19 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
     stored = sum(each.bytes for each in planned.values())
     if capacity.store is not None and stored > capacity.store:
         said.append(
-            message(
-                f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
-                "volumes, or take a store outside (docs/store.md)"
-            )
+            f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
+            "volumes, or take a store outside (docs/store.md)"
         )
     for name, each in planned.items():
         if capacity.head_memory is not None and each.driver_memory > capacity.head_memory:
             said.append(
-                message(
-                    f"the driver of {name} needs {_size(each.driver_memory)} and the head has "
-                    f"{_size(capacity.head_memory)}: enlarge head.memory of the ConfigMap ray-job"
-                )
+                f"the driver of {name} needs {_size(each.driver_memory)} and the head has "
+                f"{_size(capacity.head_memory)}: enlarge head.memory of the ConfigMap ray-job"
             )
         if name in capacity.memory and each.task_memory > capacity.memory[name]:
             said.append(
-                message(
-                    f"a task of {name} needs {_size(each.task_memory)} and its pods have "
-                    f"{_size(capacity.memory[name])}: enlarge stages.{name}.memory of the ConfigMap ray-job"
-                )
+                f"a task of {name} needs {_size(each.task_memory)} and its pods have "
+                f"{_size(capacity.memory[name])}: enlarge stages.{name}.memory of the ConfigMap ray-job"
             )
     return said
 
@@ -237,7 +231,7 @@ def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> No
         gpus = f"{each.gpus:,}" if each.gpus else "-"
         row = [name, _time(each.seconds), f"{each.cores:,}", gpus, *memory, _size(each.bytes)]
         rows.append([*row, *([f"{_cost(work, planned, name, price):,.2f}"] if price else [])])
-    titles = map(message, ("Stages", "time", "cores", "GPUs", "driver", "task", "writes", "cost"))
+    titles = (_("Stages"), _("time"), _("cores"), _("GPUs"), _("driver"), _("task"), _("writes"), _("cost"))
     _print_rows(list(titles) if price else list(titles)[:-1], rows)
     stored, store = sum(each.bytes for each in planned.values()), work.capacity.store
     together = _time(sum(each.seconds for each in planned.values()))
@@ -260,16 +254,16 @@ def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> No
 
 
 _UNITS: dict[RateName, str] = {
-    "text_step": message("pairs/s of a worker, on stored features"),
-    "tower": message("pictures/s of a worker, forward"),
-    "decode": message("pictures/s of a core, plain view"),
-    "augment": message("pictures/s of a core, augmented view"),
+    "text_step": _("pairs/s of a worker, on stored features"),
+    "tower": _("pictures/s of a worker, forward"),
+    "decode": _("pictures/s of a core, plain view"),
+    "augment": _("pictures/s of a core, augmented view"),
 }
 _SOURCES = {
-    "measured": message("measured here"),
-    "told": message("told"),
-    "computed": message("computed from gpu"),
-    "stored": message("stored"),
+    "measured": _("measured here"),
+    "told": _("told"),
+    "computed": _("computed from gpu"),
+    "stored": _("stored"),
 }
 
 
@@ -284,14 +278,14 @@ def _print_training(work: Work) -> None:
         [name, f"{rate.per_second:,.1f}", _UNITS[name], translated(_SOURCES[rate.source])]
         for name, rate in rates.items()
     ]
-    _print_rows([message("Rates"), "", "", ""], units, left=(0, 2, 3))
+    _print_rows([_("Rates"), "", "", ""], units, left=(0, 2, 3))
     rows = []
     for title, way in (("cached", found.cached), ("streamed", found.streamed)):
         if way is not None:
             fill = _time(way.fill_seconds) if way.fill_seconds else "-"
             row = [title, _size(way.bytes) if way.bytes else "-", fill, _time(way.train_seconds), _time(way.seconds)]
             rows.append([*row, f"{_size(way.read_bytes / way.train_seconds)}/s", way.bound_by])
-    ways = map(message, ("Ways", "features", "fill", "epochs", "together", "reads", "most of it"))
+    ways = (_("Ways"), _("features"), _("fill"), _("epochs"), _("together"), _("reads"), _("most of it"))
     _print_rows(list(ways), rows, left=(0, 6))
     echo(f"\nThe pairs themselves take about {_size(found.pair_bytes)}.")
     if found.cached is not None:
@@ -323,7 +317,7 @@ def _size(count: float) -> str:
 
 def _time(seconds: float) -> str:
     if seconds >= 172_800:
-        return message(f"{seconds / 86_400:,.1f} days")
+        return _("{seconds:,.1f} days").format(seconds=seconds / 86400)
     if seconds >= 3600:
         return f"{seconds / 3600:,.1f} h"
     return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

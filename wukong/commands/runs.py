@@ -15,7 +15,7 @@ from wukong.config.experiment import Experiment
 from wukong.errors import DataError
 from wukong.runs.listing import StoredRun, Summary
 from wukong.runtime import environment
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 from wukong.store import storage
 
 STORAGE = str(Experiment.model_fields["storage"].default)
@@ -25,11 +25,11 @@ StorageOption = Annotated[
     str, typer.Option("--storage", metavar="URI", help="The storage of the experiments, their key `storage`.")
 ]
 _COLOURS = {
-    message("finished"): "green",
-    message("failed"): "red",
-    message("killed"): "red",
-    message("running"): "cyan",
-    message("unfinished"): "yellow",
+    _("finished"): "green",
+    _("failed"): "red",
+    _("killed"): "red",
+    _("running"): "cyan",
+    _("unfinished"): "yellow",
 }
 
 
@@ -63,7 +63,7 @@ def runs(
     elif listed:
         _print(listed, len(stored))
     else:
-        echo(f"No runs in {place} yet: `wukong run` makes one.")
+        echo(_("No runs in {place} yet: `wukong run` makes one.").format(place=place))
 
 
 def report(
@@ -135,11 +135,11 @@ def _print(listed: Sequence[Summary], found: int) -> None:
     names = list(dict.fromkeys(name for run in listed for name in run.metrics))
     titles = [" ".join(translated(name.split("/")[part].replace("_", " ")) for part in (1, -1)) for name in names]
     table = Table(box=None, pad_edge=False)
-    for column in map(message, ("run", "experiment", "begun", "state", "stages")):
+    for column in (_("run"), _("experiment"), _("begun"), _("state"), _("stages")):
         table.add_column(column, no_wrap=True)
     for title in titles:
         table.add_column(Text(title), justify="right", no_wrap=True)
-    table.add_column("model", no_wrap=True)
+    table.add_column(_("model"), no_wrap=True)
     for run in listed:
         measured = (f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names)
         table.add_row(*_cells(run), *measured, run.model or "")
@@ -160,7 +160,7 @@ def _print(listed: Sequence[Summary], found: int) -> None:
             if rest:
                 console.out(f"  {' · '.join(rest)}", highlight=False)
     if found > len(listed):
-        console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")
+        console.print(_("{older} older ones: --last {all}").format(older=found - len(listed), all=found), style="dim")
 
 
 def _cells(run: Summary) -> tuple[str, str, str, Text, str]:
@@ -168,11 +168,15 @@ def _cells(run: Summary) -> tuple[str, str, str, Text, str]:
     begun = datetime.fromisoformat(run.begun).astimezone()
     reused = sum(state == "reused" for state in run.stages.values())
     failed = [stage for stage, state in run.stages.items() if state == "failed"]
-    ended = translated(f"{len(run.stages):,} of {len(stages.WHOLE_RUN):,}{f', {reused:,} reused' if reused else ''}")
+    ended = translated(
+        (_("{count:,} of {all:,}, {reused:,} reused") if reused else _("{count:,} of {all:,}")).format(
+            count=len(run.stages), all=len(stages.WHOLE_RUN), reused=reused
+        )
+    )
     return (
         run.name,
         run.experiment,
         f"{begun:%Y-%m-%d %H:%M}",
         Text(translated(run.state), _COLOURS[run.state]),
-        ended + (translated(f", failed: {', '.join(failed)}") if failed else ""),
+        ended + (translated(_(", failed: {failed}").format(failed=", ".join(failed))) if failed else ""),
     )

@@ -13,7 +13,7 @@ from wukong.commands.output import Console, JsonOption, Table, echo, print_json,
 from wukong.config.registry import Registry
 from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 from wukong.tracking import availability, model_versions
 from wukong.tracking.mlflow_rest import Server
@@ -202,9 +202,9 @@ def _print(console: Console, document: Mapping[str, Any]) -> None:
     if document.get("cut"):
         console.print("The text is too long for the model, which reads only its beginning.", style="yellow")
     table = Table(box=None, pad_edge=False)
-    for column in map(message, ("rank", "score")):
+    for column in (_("rank"), _("score")):
         table.add_column(column, justify="right")
-    for column in map(message, ("caption", "url", "key")):
+    for column in (_("caption"), _("url"), _("key")):
         table.add_column(column, no_wrap=True)
     for hit in document["results"]:
         captions, url = Text(" | ".join(hit["captions"])), Text(hit["url"])

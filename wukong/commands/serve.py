@@ -14,7 +14,7 @@ from wukong.commands.output import echo
 from wukong.errors import ConfigError
 from wukong.model.signature import PUBLIC_KEY
 from wukong.runtime import cancel
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.serve import garbage
 
 if TYPE_CHECKING:
@@ -109,14 +109,14 @@ def _serve(
             url = f"http://{address(listening)}:{taken}"
             if data is None:
                 app = create_app(start.embedder(model, device, public_key=public_key), names)
-                ready = message(f"Vectors of texts and pictures at {url}/v1 (Ctrl-C ends it)")
+                ready = _("Vectors of texts and pictures at {url}/v1 (Ctrl-C ends it)").format(url=url)
             else:
                 current = partial(start.version, model, data)
                 load = partial(start.service, model, data, index, device, public_key=public_key)
                 known, service = current(), load()
                 watching = Watch(current, partial(asyncio.to_thread, load), watch, known) if watch else None
                 app = Switch(partial(create_app, hosts=names, metrics=Metrics()), service, watching)
-                ready = message(f"{service.pictures} pictures at {url} (Ctrl-C ends it)")
+                ready = _("{pictures} pictures at {url} (Ctrl-C ends it)").format(pictures=service.pictures, url=url)
         echo(ready)
         # Without a configuration of its own: that would close every handler of this process.
         config = uvicorn.Config(app, http=Protocol, log_config=None, log_level="warning", access_log=False)

@@ -9,12 +9,12 @@ from rich.text import Text
 from wukong.commands.output import Console, JsonOption, Table, print_json, size
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.runs import failed_urls
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import _, translated
 
 _LONGEST = 90
 _CELL = 16  # characters that a column needs at least, if it has as many
 _WIDTH = 14  # cells of a line's title
-_FILES = {"picture": message("picture"), "json": "json", "text": message("text"), "file": message("file")}
+_FILES = {"picture": _("picture"), "json": "json", "text": _("text"), "file": _("file")}
 
 
 def show(
@@ -71,59 +71,67 @@ def _print(console: Console, found: Mapping[str, Any]) -> None:
 
 def _print_manifest(console: Console, found: Mapping[str, Any]) -> None:
     made = found["provenance"]
-    created = made.get("created") or message("at an unknown time")
-    console.print_titled("stage", f"{found['stage']}, made {created}", _WIDTH)
-    console.print_titled("code", made.get("revision") or translated("unknown"), _WIDTH)
-    console.print_titled("digest", found["digest"], _WIDTH)
-    output = message(f"{found['count']:,} files, {found['rows']:,} rows, {size(found['bytes'])}")
-    console.print_titled("output", output, _WIDTH)
+    created = made.get("created") or _("at an unknown time")
+    console.print_titled(_("stage"), _("{stage}, made {created}").format(stage=found["stage"], created=created), _WIDTH)
+    console.print_titled(_("code"), made.get("revision") or _("unknown"), _WIDTH)
+    console.print_titled(_("digest"), found["digest"], _WIDTH)
+    output = _("{count:,} files, {rows:,} rows, {bytes}").format(
+        count=found["count"], rows=found["rows"], bytes=size(found["bytes"])
+    )
+    console.print_titled(_("output"), output, _WIDTH)
     for parent in found["parents"]:
-        console.print_titled("made from", f"{parent['stage']}  {parent['uri']}", _WIDTH)
-    _numbers(console, message("rows"), {name: f"{rows:,}" for name, rows in found["counts"].items()})
-    _numbers(console, message("left out"), {name: f"{rows:,}" for name, rows in found["dropped"].items()})
-    _numbers(console, message("metrics"), {name: f"{value:.4g}" for name, value in found["metrics"].items()})
+        console.print_titled(_("made from"), f"{parent['stage']}  {parent['uri']}", _WIDTH)
+    _numbers(console, _("rows"), {name: f"{rows:,}" for name, rows in found["counts"].items()})
+    _numbers(console, _("left out"), {name: f"{rows:,}" for name, rows in found["dropped"].items()})
+    _numbers(console, _("metrics"), {name: f"{value:.4g}" for name, value in found["metrics"].items()})
     _rows(console, found["pairs"])
     _print_files(console, found)
 
 
 def _print_run(console: Console, found: Mapping[str, Any]) -> None:
-    console.print_titled("run", found["name"], _WIDTH)
-    console.print_titled("experiment", found["experiment"], _WIDTH)
+    console.print_titled(_("run"), found["name"], _WIDTH)
+    console.print_titled(_("experiment"), found["experiment"], _WIDTH)
     if (origin := found["origin"]) and origin["revision"]:
         place = " ".join(filter(None, [origin["repository"], origin["file"]]))
-        said = f"{place} {origin['revision'][:12]}" + (translated(", with changes") if origin["dirty"] else "")
-        console.print_titled("config", Text(said), _WIDTH)
+        said = f"{place} {origin['revision'][:12]}" + (translated(_(", with changes")) if origin["dirty"] else "")
+        console.print_titled(_("config"), Text(said), _WIDTH)
     for record in found["stages"]:
-        how = translated("reused") if record.get("reused") else f"{record.get('seconds', 0):.1f} s"
+        how = translated(_("reused")) if record.get("reused") else f"{record.get('seconds', 0):.1f} s"
         said = f"{how}  {record.get('manifest', '').removesuffix('/manifest.json')}"
         shown = Text(said) if record["state"] == "succeeded" else record["error"]
         console.print_titled(record["stage"], shown, _WIDTH)
-    console.print_titled("report", found["report"] or "none yet", _WIDTH)
+    console.print_titled(_("report"), found["report"] or _("none yet"), _WIDTH)
 
 
 def _print_model(console: Console, found: Mapping[str, Any]) -> None:
     settings = found["config"].get("model", {})
     image, text = settings.get("image", {}), settings.get("text", {})
     sizes = Text(", ".join(f"{text[key]} {key}" for key in ("layers", "heads", "width") if key in text))
-    console.print_titled("image tower", image.get("name") or translated("unknown"), _WIDTH)
-    console.print_titled("text tower", sizes, _WIDTH)
-    console.print_titled("similarity", settings.get("similarity") or translated("unknown"), _WIDTH)
+    console.print_titled(_("image tower"), image.get("name") or _("unknown"), _WIDTH)
+    console.print_titled(_("text tower"), sizes, _WIDTH)
+    console.print_titled(_("similarity"), settings.get("similarity") or _("unknown"), _WIDTH)
     _print_tensors(console, found)
 
 
 def _print_tensors(console: Console, found: Mapping[str, Any]) -> None:
-    console.print_titled("parameters", f"{found['parameters']:,} in {len(found['tensors']):,} tensors", _WIDTH)
+    console.print_titled(
+        _("parameters"),
+        _("{parameters:,} in {count:,} tensors").format(parameters=found["parameters"], count=len(found["tensors"])),
+        _WIDTH,
+    )
     _rows(console, found["tensors"][:20], len(found["tensors"]))
 
 
 def _print_table(console: Console, found: Mapping[str, Any]) -> None:
-    console.print_titled("table", f"{found['rows']:,} rows, {size(found['bytes'])}", _WIDTH)
-    _numbers(console, message("columns"), found["schema"])
+    console.print_titled(
+        _("table"), _("{rows:,} rows, {bytes}").format(rows=found["rows"], bytes=size(found["bytes"])), _WIDTH
+    )
+    _numbers(console, _("columns"), found["schema"])
     _rows(console, found["head"], found["rows"])
 
 
 def _print_failed(console: Console, found: Mapping[str, Any]) -> None:
-    _numbers(console, message("left out"), {reason: f"{count:,}" for reason, count in found["reasons"].items()})
+    _numbers(console, _("left out"), {reason: f"{count:,}" for reason, count in found["reasons"].items()})
     console.print()
     for row in found["rows"]:
         reason = f"{row['reason']}: {row['error']}" if row["error"] else row["reason"]
@@ -141,16 +149,16 @@ def _print_file(console: Console, found: Mapping[str, Any]) -> None:
     match found["kind"]:
         case "picture":
             pixels = " x ".join(map(str, found["size"]))
-            console.print_titled("format", Text(f"{found['format']}, {pixels}, {found['mode']}"), _WIDTH)
+            console.print_titled(_("format"), Text(f"{found['format']}, {pixels}, {found['mode']}"), _WIDTH)
         case "json" if found["value"] is not None:
             console.print_json(data=found["value"])
         case "json":
-            console.print_titled("note", found["note"], _WIDTH)
+            console.print_titled(_("note"), found["note"], _WIDTH)
         case "text":
             for line in found["head"]:
                 console.print(Text(line))
         case _:
-            console.print_titled("begins", Text(found["begins"]), _WIDTH)
+            console.print_titled(_("begins"), Text(found["begins"]), _WIDTH)
 
 
 def _rows(console: Console, rows: Sequence[Mapping[str, Any]], of: int | None = None) -> None:

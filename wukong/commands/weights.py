@@ -8,16 +8,16 @@ import typer
 
 from wukong.commands.output import JsonOption, echo, print_data, print_json
 from wukong.runtime import environment
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import storage
 
 app = typer.Typer(help="Bring published weights to where experiments read them.", no_args_is_help=True)
 
 
 _CHECKED = {
-    "table": message("as published"),
-    "hub": message("as the hub says"),
-    "": message("no published digest is known here"),
+    "table": _("as published"),
+    "hub": _("as the hub says"),
+    "": _("no published digest is known here"),
 }
 
 

@@ -22,10 +22,9 @@ from wukong.config import mistakes
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.errors import OF_PARSERS, ConfigError
-from wukong.runtime.language import message
 
 _BY_SIMILARITY = "by_similarity"
-_UNNAMED = message("the experiment")
+_UNNAMED = "the experiment"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Experiment:
@@ -66,7 +65,7 @@ def load_part(
     layers, files = _with_base(base, ())
     above, changed = _with_base(part, ()) if part else ([], [])
     files = [*changed, *files]
-    where = reduce(lambda name, base: message(f"{name} on the base {base}"), map(str, files))
+    where = reduce(lambda name, base: f"{name} on the base {base}", map(str, files))
     return _overridden([*layers, dict(values), *above], overrides, where, files)
 
 
@@ -92,7 +91,7 @@ def _checked(
         return Experiment.model_validate(value)
     except ValidationError as error:
         lines = mistakes.explain(error, overrides, files)
-        raise ConfigError("\n".join([message(f"{where} is not a valid experiment:"), *lines])) from error
+        raise ConfigError("\n".join([f"{where} is not a valid experiment:", *lines])) from error
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> tuple[list[dict[str, Any]], list[Path]]:

@@ -7,15 +7,15 @@ all else that knows a result by its name takes it from here.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 HOLDOUTS = "holdouts"
 """Stands for all hold-outs in the name of a metric, where the mean over them is meant."""
-DIRECTIONS: Mapping[str, str] = {"image_to_text": message("image → text"), "text_to_image": message("text → image")}
+DIRECTIONS: Mapping[str, str] = {"image_to_text": _("image → text"), "text_to_image": _("text → image")}
 CUTOFFS = (1, 5, 10)
 _RECALLS = {
-    **{f"image_to_text_r{k}": message(f"image → text R@{k:d}") for k in CUTOFFS},
-    **{f"text_to_image_r{k}": message(f"text → image R@{k:d}") for k in CUTOFFS},
+    **{f"image_to_text_r{k}": _("image → text R@{k:d}").format(k=k) for k in CUTOFFS},
+    **{f"text_to_image_r{k}": _("text → image R@{k:d}").format(k=k) for k in CUTOFFS},
 }
 
 
@@ -60,7 +60,7 @@ EVALUATORS: dict[str, Evaluator] = {
         Evaluator(
             kind="retrieval",
             results={
-                "mean_recall": Result(message("mean recall"), mean_of=tuple(_RECALLS)),
+                "mean_recall": Result(_("mean recall"), mean_of=tuple(_RECALLS)),
                 **{name: Result(title) for name, title in _RECALLS.items()},
             },
             main="mean_recall",
@@ -70,9 +70,9 @@ EVALUATORS: dict[str, Evaluator] = {
         Evaluator(
             kind="classification",
             results={
-                "top1": Result(message("top-1")),
-                "top5": Result(message("top-5")),
-                "mean_per_class": Result(message("mean over classes"), per_class=True),
+                "top1": Result(_("top-1")),
+                "top5": Result(_("top-5")),
+                "mean_per_class": Result(_("mean over classes"), per_class=True),
             },
             main="top1",
             means=("top1",),
@@ -81,9 +81,9 @@ EVALUATORS: dict[str, Evaluator] = {
         Evaluator(
             kind="word_order",
             results={
-                "group_score": Result(message("group score")),
-                "text_score": Result(message("text score")),
-                "image_score": Result(message("image score")),
+                "group_score": Result(_("group score")),
+                "text_score": Result(_("text score")),
+                "image_score": Result(_("image score")),
             },
             main="group_score",
             means=(),

@@ -24,7 +24,6 @@ from wukong.config.training import Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
 from wukong.curate.rules import similarity
-from wukong.runtime.language import message
 
 CONTENTS: Mapping[str, tuple[str, ...]] = {
     "model.image.weights": (),
@@ -145,9 +144,7 @@ class Experiment(Strict):
         named = [*self.uris().items(), ("storage", self.storage)]
         problems = [f"{key}: {why}" for key, value in named if (why := uri_problem(value))]
         if self.finetune.from_model:
-            problems.append(
-                message("finetune.from_model: fine-tuning goes on from pretrain's model: set pretrain.from_model")
-            )
+            problems.append("finetune.from_model: fine-tuning goes on from pretrain's model: set pretrain.from_model")
         problems += [
             *self.crawl.source.problems(self.crawl),
             *_limit_problems(self.crawl, self.filter),
@@ -185,7 +182,7 @@ class Experiment(Strict):
             asked = settings.validation
             published = [name for name in asked.tasks if name not in self.held_out_tasks]
             if published and not self.evaluate.sets:
-                held_out = ", ".join(self.held_out_tasks) or message("there are none")
+                held_out = ", ".join(self.held_out_tasks) or "there are none"
                 raise ValueError(
                     f"evaluate.sets is empty, and {key}.validation.tasks names {', '.join(published)}, besides the "
                     f"tasks of hold-outs ({held_out}): give the URI of the "
@@ -248,7 +245,7 @@ class Experiment(Strict):
                 if name not in known:
                     raise ValueError(
                         f"evaluate.classification {task.name!r} names the hold-out {name!r}; "
-                        f"filter.split.holdouts has {', '.join(sorted(known)) or message('no hold-out')}"
+                        f"filter.split.holdouts has {', '.join(sorted(known)) or 'no hold-out'}"
                     )
             if not task.holdouts or not task.classes:
                 raise ValueError(
@@ -262,17 +259,15 @@ def _split_problems(split: Split) -> Iterator[str]:
     """Return why a split leaves nothing to train on, or nothing to test."""
     key = "filter.split"
     if split.held_out_captions == 1:
-        yield message(
-            f"{key}.held_out_captions: 1.0 holds every caption out, so nothing is trained on; give less than 1"
-        )
+        yield f"{key}.held_out_captions: 1.0 holds every caption out, so nothing is trained on; give less than 1"
     for number, holdout in enumerate(split.holdouts):
         if holdout.captions == "unseen" and not split.held_out_captions:
-            yield message(
+            yield (
                 f"{key}.held_out_captions: 0.0 holds no caption out, but the hold-out {holdout.name!r} takes captions "
                 "that training has not seen: give a share above 0, for instance 0.1"
             )
         if holdout.captions != "unseen" and not holdout.source.strip("*"):
-            yield message(
+            yield (
                 f"{key}.holdouts.{number}.source: {holdout.source!r} keeps every pair from training: set captions: "
                 "unseen, or name a source as a pattern on the URL"
             )
@@ -287,7 +282,7 @@ def _digest_problems(experiment: Experiment) -> Iterator[str]:
             section = getattr(section, each)
         address = getattr(section, name)
         if getattr(section, f"{name}_sha256") and "://" not in (address or ""):
-            yield message(f"{key}_sha256: {key} is {address!r}, which names no file: leave the digest out")
+            yield f"{key}_sha256: {key} is {address!r}, which names no file: leave the digest out"
 
 
 def _limit_problems(crawl: Crawl, settings: Filter) -> Iterator[str]:
@@ -300,7 +295,7 @@ def _limit_problems(crawl: Crawl, settings: Filter) -> Iterator[str]:
             of_filter, of_crawl = getattr(settings, key), getattr(crawl, key)
             lets_more_pass = of_filter < of_crawl if key.startswith("min_") else of_filter > of_crawl
             if lets_more_pass and of_filter != Filter.model_fields[key].default:
-                yield message(
+                yield (
                     f"filter.{key}: {of_filter} has no effect: the crawl has already left pictures out by crawl.{key}, "
                     f"which is {of_crawl}. Set crawl.{key} to {of_filter} too, or filter.{key} to {of_crawl}"
                 )

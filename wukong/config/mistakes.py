@@ -9,7 +9,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from wukong.config.experiment import Experiment
-from wukong.runtime.language import message
 
 _ALIKE, _ALIKE_ELSEWHERE = 0.6, 0.8
 _MOST = 3
@@ -34,16 +33,16 @@ def _described(entry: Any) -> str:
     key = ".".join(location)
     if entry["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1])
-        unknown = message(f"{key}: unknown key; allowed here: {', '.join(allowed)}")
+        unknown = f"{key}: unknown key; allowed here: {', '.join(allowed)}"
         return "; ".join([unknown, *_meant(location, allowed)])
     if entry["type"] == "missing":
-        return message(f"{key}: missing")
+        return f"{key}: missing"
     problem: str = entry["msg"].removeprefix("Value error, ")
     if not key:  # what concerns several sections names its keys itself
         return problem
     if entry["type"] == "value_error":  # which names the value itself
         return f"{key}: {problem}"
-    return message(f"{key}: {problem} (got {entry['input']!r})")
+    return f"{key}: {problem} (got {entry['input']!r})"
 
 
 def _allowed_keys(location: Sequence[str]) -> list[str]:
@@ -66,7 +65,7 @@ def _meant(location: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
         names = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in known}, 1, _ALIKE_ELSEWHERE)
         found = [key for key in known if key.rpartition(".")[2] in names][:_MOST]
     if found:
-        yield message(f"did you mean {' or '.join(found)}?")
+        yield f"did you mean {' or '.join(found)}?"
 
 
 def _all_keys(model: type[BaseModel], above: str) -> Iterator[str]:
@@ -85,10 +84,10 @@ def _placed(mistake: str, location: Sequence[str | int], overrides: Sequence[str
     for override in reversed(overrides):
         given = override.partition("=")[0].strip()
         if key and (given == key or given.startswith(f"{key}.") or key.startswith(f"{given}.")):
-            return message(f"{mistake} [--set {given}]")  # not its value, which may be a secret
+            return f"{mistake} [--set {given}]"  # not its value, which may be a secret
     for file in files:
         if (line := _line(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader), location)) is not None:
-            return message(f"{mistake} [{file}, line {line}]")
+            return f"{mistake} [{file}, line {line}]"
     return mistake
 
 

@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from wukong.runtime.language import message
-
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -35,19 +33,19 @@ class Strict(BaseModel):
 def uri_problem(value: str) -> str:
     """Return why ``wukong.store.storage`` cannot open a value as a URI; empty if it can."""
     if not _SCHEME.match(value):
-        return message(f"{value!r} is no URI: write file:///ABSOLUTE/PATH or s3://BUCKET/KEY")
+        return f"{value!r} is no URI: write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
     scheme, _, rest = value.partition("://")
     if scheme not in ("file", "s3"):
-        return message(f"{value!r} has the scheme {scheme!r}; allowed are file:///ABSOLUTE/PATH and s3://BUCKET/KEY")
+        return f"{value!r} has the scheme {scheme!r}; allowed are file:///ABSOLUTE/PATH and s3://BUCKET/KEY"
     if scheme == "file" and not rest.startswith("/"):
-        return message(
+        return (
             f"{value!r} names a host, {rest.split('/')[0]!r}; a path on this machine has three slashes: "
             "file:///ABSOLUTE/PATH"
         )
     if not rest.strip("/") or rest.startswith("//"):
-        return message(f"{value!r} names nothing; write file:///ABSOLUTE/PATH or s3://BUCKET/KEY")
+        return f"{value!r} names nothing; write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
     if scheme == "s3" and rest.startswith("/"):
-        return message(f"{value!r} names no bucket: write s3://BUCKET/KEY")
+        return f"{value!r} names no bucket: write s3://BUCKET/KEY"
     return ""
 
 

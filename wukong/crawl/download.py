@@ -20,9 +20,8 @@ from wukong.crawl.transport import Response, Watcher
 from wukong.crawl.unexpected import unexpected
 from wukong.data.schema import CRAWLED
 from wukong.errors import WukongError
-from wukong.runtime.language import message
 
-_NOAI = message("X-Robots-Tag keeps it from training")
+_NOAI = "X-Robots-Tag keeps it from training"
 _SHOWN = 100
 """Characters that are stored of a caption that is too long."""
 

@@ -10,11 +10,10 @@ import polars as pl
 from wukong.crawl.status import FetchError
 from wukong.crawl.url import normalise
 from wukong.errors import ConfigError
-from wukong.runtime.language import message
 from wukong.store import storage, text_files
 
-LISTED = message("the opt-out list names this URL or its domain")
-DIGEST_LISTED = message("the opt-out list names this picture's digest")
+LISTED = "the opt-out list names this URL or its domain"
+DIGEST_LISTED = "the opt-out list names this picture's digest"
 """Why a URL is left out, as it is stored."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)

@@ -38,7 +38,6 @@ from wukong.crawl.status import FetchError, Status
 from wukong.crawl.url import MAX_URL, MEASURED, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError, reading
-from wukong.runtime.language import message
 from wukong.store import listing, storage, text_files
 
 _HEIF = (".heic", ".heif")
@@ -52,7 +51,7 @@ _PART = "#bytes="
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 _CAPTION_NUMBER = re.compile(r"#caption-\d+$")
-_CONVERT = message(
+_CONVERT = (
     "HEIC, as iPhones save pictures, is not read: convert it to JPEG, on a Mac with `sips -s format jpeg *.heic --out "
     "FOLDER`, elsewhere with `heif-convert`"
 )
@@ -287,20 +286,20 @@ def _picture_in(
         return where + row, "", ""
     value, caption = _first(row, _columns(config.url_column, (*_PATH_COLUMNS, "url"))), _first(row, _captions(config))
     if not value:
-        return where + message("it names no picture"), "", clean(caption)
+        return where + "it names no picture", "", clean(caption)
     if len(value) > MAX_URL:
-        return where + message(f"{clean(value)[:_SHOWN]!r}… is longer than {MAX_URL} characters"), "", ""
+        return where + f"{clean(value)[:_SHOWN]!r}… is longer than {MAX_URL} characters", "", ""
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        return where + message(f"{clean(value)[:_SHOWN]!r} has a character that no path has"), "", ""
+        return where + f"{clean(value)[:_SHOWN]!r} has a character that no path has", "", ""
     if value.startswith(("http://", "https://")):
         return clean(value), "", clean(caption)
     if "://" in value:
         if value.startswith(("file:///", "s3://")) and within is None:
             return value, "", clean(caption)
         shown = clean(value)[:_SHOWN]
-        why = message(f"{shown} is neither a path nor an address of http, s3 or file")
+        why = f"{shown} is neither a path nor an address of http, s3 or file"
         if within is not None:
-            why = message(f"{shown} is neither a path in the folder nor an address of http")
+            why = f"{shown} is neither a path in the folder nor an address of http"
         return where + why, "", ""
     if "/" not in value:
         value = value.replace("\\", "/")
@@ -309,17 +308,17 @@ def _picture_in(
     if within is not None:
         file = posixpath.normpath(file)
         if not within.holds(file):
-            why = message(f"{clean(value)[:_SHOWN]} is outside of the folder; name a list that lies beside it instead")
+            why = f"{clean(value)[:_SHOWN]} is outside of the folder; name a list that lies beside it instead"
             return where + why, "", ""
     encoded = file.encode(errors="replace")
     if len(encoded) > _MOST_OF_PATH or max(map(len, encoded.split(b"/"))) > _MOST_OF_NAME:
-        return where + message(f"{clean(value)[:_SHOWN]!r}… is longer than a path may be"), "", ""
+        return where + f"{clean(value)[:_SHOWN]!r}… is longer than a path may be", "", ""
     return _uri(fs, file), file, clean(caption)
 
 
 def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings, notes: _Notes) -> Iterator[Row]:
     name = path.lower()
-    with reading(message(f"{uri} cannot be read"), message("Fetch or make it again")):
+    with reading(f"{uri} cannot be read", "Fetch or make it again"):
         if name.endswith(".parquet"):
             yield from _rows_of_parquet(fs, path, config, uri)
             return

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from wukong.curate.text.characters import has_han
 from wukong.errors import ConfigError, DataError, reading
-from wukong.runtime.language import message
 from wukong.store import storage, text_files
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 2**20
 """Bytes of text processed at a time; the matches take about twenty times as much memory."""
 
-_MEND = message("Fetch or make it again")
+_MEND = "Fetch or make it again"
 _WORD = re.compile(r"\w(?:[\w·・\-'.&+]*\w)?")
 _NO_UTF8 = re.compile("[\ud800-\udfff]")
 _VECTORS_HEADER = re.compile(r"\d+ \d+\s*")
@@ -165,7 +164,7 @@ def _texts(corpus: Sequence[str], text_field: str) -> Iterator[bytes]:
     """
     files = [file for uri in corpus for file in ([uri] if storage.exists(uri) else storage.list_files(uri))]
     if not files:
-        raise ConfigError(f"the corpus is empty: there are no files at {', '.join(corpus) or message('no address')}")
+        raise ConfigError(f"the corpus is empty: there are no files at {', '.join(corpus) or 'no address'}")
     for number, uri in enumerate(files, start=1):
         logger.info("file %d of %d: %s", number, len(files), uri)
         with _opened(uri) as stream:
@@ -195,7 +194,7 @@ def _json_texts(uri: str, stream: IO[bytes], field: str) -> Iterator[bytes]:
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
-        with reading(message(f"{uri} line {number} is not a JSON object with the field {field!r}"), _MEND):
+        with reading(f"{uri} line {number} is not a JSON object with the field {field!r}", _MEND):
             text = json.loads(line)[field]
         if not isinstance(text, str):
             raise DataError(f"{uri} line {number}: the field {field!r} is not a string")
@@ -209,7 +208,7 @@ def _json_texts(uri: str, stream: IO[bytes], field: str) -> Iterator[bytes]:
 
 @contextmanager
 def _opened(uri: str) -> Iterator[IO[bytes]]:
-    with reading(message(f"{uri} cannot be read as text"), _MEND), storage.open_input(uri) as raw:
+    with reading(f"{uri} cannot be read as text", _MEND), storage.open_input(uri) as raw:
         assumed: list[str] = []
         source: Any = gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw
         with text_files.utf8(source, uri, assumed) as stream:

@@ -17,7 +17,6 @@ from urllib.parse import quote, urlsplit
 
 from wukong.crawl import usage
 from wukong.crawl.status import FetchError, Status
-from wukong.runtime.language import message
 from wukong.store import text_files
 
 MAX_BYTES = 500 * 1024
@@ -28,9 +27,7 @@ MAX_WILDCARD_BYTES = 64 * 1024
 """A site whose rules for this crawler have more ``*``, or more bytes of rules with one, gets no requests: each such
 rule is compared with each URL."""
 
-_TOO_MANY_WILDCARDS = message(
-    f"robots.txt has over {MAX_WILDCARDS} wildcards, or {MAX_WILDCARD_BYTES} bytes of rules with one"
-)
+_TOO_MANY_WILDCARDS = f"robots.txt has over {MAX_WILDCARDS} wildcards, or {MAX_WILDCARD_BYTES} bytes of rules with one"
 _CACHED_SECONDS = 24 * 3600.0
 _FAILURE_CACHED_SECONDS = 300.0
 _FAILURES_OF_THE_SITE = frozenset(

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wukong.crawl.engine import clean
-from wukong.runtime.language import message
 
 MAX_FIELD = 1 << 20
 """A CSV field with more characters makes its row unreadable."""
@@ -37,12 +36,12 @@ def rows_of_json(text: IO[str]) -> Iterator[Row]:
                 continue
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, message(f"it is no JSON ({clean(str(error))[:_SHOWN]})")
+            yield number, f"it is no JSON ({clean(str(error))[:_SHOWN]})"
             continue
         if isinstance(row, dict):
             yield number, {str(key).strip().lower(): value for key, value in row.items()}
         else:
-            yield number, message("it is no JSON object")
+            yield number, "it is no JSON object"
 
 
 def csv_reader(text: IO[str], delimiter: str) -> tuple[list[str], Iterator[Row]]:
@@ -97,7 +96,7 @@ class _Lines:
         if not line:
             raise StopIteration
         if line is not read or len(line) > MAX_LINE:
-            raise _TooLongError(message(f"it has more than {MAX_LINE:,} characters"))
+            raise _TooLongError(f"it has more than {MAX_LINE:,} characters")
         return line
 
 
@@ -110,14 +109,14 @@ def _rows_of_csv(reader: Iterator[list[str]], header: Sequence[str]) -> Iterator
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, message(f"it is no CSV ({error})")
+            yield number, f"it is no CSV ({error})"
             continue
         if not row:
             continue
         if len(row) != len(header):
             yield (
                 number,
-                message(f"it has {len(row)} values and the header {len(header)}: put captions with commas in quotes"),
+                f"it has {len(row)} values and the header {len(header)}: put captions with commas in quotes",
             )
         else:
             yield number, dict(zip(header, row, strict=True))

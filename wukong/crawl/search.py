@@ -14,7 +14,6 @@ from wukong.crawl.found import FOUND, FoundRow, as_table, found_row
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import unexpected
 from wukong.errors import WukongError
-from wukong.runtime.language import message
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ async def _request_page(url: str, engine: Engine, fetcher: Fetcher, config: Craw
     )
     async with fetcher.get(url, options) as response:
         if response.location is not None:
-            raise _refused(engine, message(f"a redirect to {response.location[:_SHOWN]}"))
+            raise _refused(engine, f"a redirect to {response.location[:_SHOWN]}")
         body = bytes(response.body)
         try:
             if len(body) <= _PARSED_IN_LOOP:

@@ -23,7 +23,6 @@ from wukong.errors import DataError
 from wukong.evaluate import set_folders, sets
 from wukong.evaluate.data_set import Retrieval, RetrievalData
 from wukong.evaluate.formats.pictures import Files, Parts
-from wukong.runtime.language import message
 from wukong.store import storage
 
 TRAIN = "train"
@@ -63,9 +62,7 @@ def read(uri: str) -> Iterator[Picture]:
                     yield Picture(urls[image], clean(caption.text))
                     continue
                 left_out["picture" if of_picture else "caption"] += 1
-                why = message(
-                    f"the {'picture' if of_picture else 'caption'} is in a part of {data_set.title} that is measured"
-                )
+                why = f"the {'picture' if of_picture else 'caption'} is in a part of {data_set.title} that is measured"
                 yield Picture(f"{urls[image]}{MEASURED}{why}", clean(caption.text))
 
     yield from numbered(pairs())

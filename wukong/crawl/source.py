@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 from urllib.parse import urlsplit
 
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,10 +68,10 @@ class Wording:
 
 
 SEARCHED = Wording(
-    message("From query to pair"),
-    message("search results"),
-    lambda rows: message(f"The queries gave {rows:,} search results"),
-    message("a list of Chinese words"),
+    _("From query to pair"),
+    _("search results"),
+    lambda rows: _("The queries gave {rows:,} search results").format(rows=rows),
+    _("a list of Chinese words"),
 )
 """The words for a search, and for a source that this version does not know."""
 
@@ -97,7 +97,7 @@ class Searched:
     @staticmethod
     def nothing(config: CrawlSettings, queries: int) -> str:
         """Return the end of the message for a crawl that found no URL."""
-        return message(
+        return (
             f"{queries:,} searches gave no result. Check that crawl.endpoint = {config.endpoint!r} is the search "
             f"address of {config.engine!r}, and that crawl.queries = {config.queries!r} holds words that it knows."
         )
@@ -105,7 +105,7 @@ class Searched:
     def problems(self, config: CrawlSettings) -> Iterator[str]:
         """Yield what is wrong with the keys that a search reads."""
         if not config.queries:
-            yield message(
+            yield (
                 f"crawl.queries: missing; crawl.engine {self.name!r} is searched by words: name the URI of a list "
                 "('urls' and 'files' need none)"
             )
@@ -113,10 +113,10 @@ class Searched:
             parts = urlsplit(config.endpoint)
             host, _port = parts.hostname, parts.port
         except ValueError as error:
-            yield message(f"crawl.endpoint: {config.endpoint!r} is no URL ({error}); write https://HOST/PATH")
+            yield f"crawl.endpoint: {config.endpoint!r} is no URL ({error}); write https://HOST/PATH"
             return
         if parts.scheme not in ("http", "https") or not host:
-            yield message(
+            yield (
                 f"crawl.endpoint: {config.endpoint!r} is not the address of a {self.name} search: write it with its "
                 "scheme, https://HOST/PATH (a list of URLs has crawl.engine: urls)"
             )

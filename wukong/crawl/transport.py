@@ -20,7 +20,6 @@ from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.usage import NOTHING, Said
 from wukong.runtime.environment import CONNECT_TO
-from wukong.runtime.language import message
 
 _BUFFER = 16 * 1024
 _CONNECT_SECONDS = 10.0
@@ -32,22 +31,22 @@ reused."""
 
 _STATUS_LINE = re.compile(rb"HTTP/\S+\s+([1-9][0-9][0-9])(?![0-9])")
 _CURL_STATUS: dict[int, tuple[Status, str]] = {
-    pycurl.E_OPERATION_TIMEDOUT: (Status.TIMEOUT, message("not finished in the time allowed")),
-    pycurl.E_COULDNT_RESOLVE_HOST: (Status.DNS_ERROR, message("the host name does not resolve")),
-    pycurl.E_COULDNT_CONNECT: (Status.CONNECTION_ERROR, message("the server cannot be connected to")),
-    pycurl.E_SSL_CONNECT_ERROR: (Status.TLS_ERROR, message("the TLS handshake failed")),
+    pycurl.E_OPERATION_TIMEDOUT: (Status.TIMEOUT, "not finished in the time allowed"),
+    pycurl.E_COULDNT_RESOLVE_HOST: (Status.DNS_ERROR, "the host name does not resolve"),
+    pycurl.E_COULDNT_CONNECT: (Status.CONNECTION_ERROR, "the server cannot be connected to"),
+    pycurl.E_SSL_CONNECT_ERROR: (Status.TLS_ERROR, "the TLS handshake failed"),
     pycurl.E_PEER_FAILED_VERIFICATION: (
         Status.TLS_ERROR,
-        message("the server's certificate is not valid for this host"),
+        "the server's certificate is not valid for this host",
     ),
-    pycurl.E_PARTIAL_FILE: (Status.INCOMPLETE, message("the connection ended before the answer did")),
-    pycurl.E_GOT_NOTHING: (Status.CONNECTION_ERROR, message("the server closed the connection without an answer")),
-    pycurl.E_RECV_ERROR: (Status.CONNECTION_ERROR, message("the connection was reset")),
-    pycurl.E_SEND_ERROR: (Status.CONNECTION_ERROR, message("the connection was reset")),
-    pycurl.E_URL_MALFORMAT: (Status.INVALID_URL, message("not a URL")),
-    pycurl.E_UNSUPPORTED_PROTOCOL: (Status.CONNECTION_ERROR, message("the server does not speak HTTP")),
-    pycurl.E_FTP_WEIRD_SERVER_REPLY: (Status.CONNECTION_ERROR, message("the server does not speak HTTP")),
-    pycurl.E_BAD_CONTENT_ENCODING: (Status.INCOMPLETE, message("the content encoding cannot be undone")),
+    pycurl.E_PARTIAL_FILE: (Status.INCOMPLETE, "the connection ended before the answer did"),
+    pycurl.E_GOT_NOTHING: (Status.CONNECTION_ERROR, "the server closed the connection without an answer"),
+    pycurl.E_RECV_ERROR: (Status.CONNECTION_ERROR, "the connection was reset"),
+    pycurl.E_SEND_ERROR: (Status.CONNECTION_ERROR, "the connection was reset"),
+    pycurl.E_URL_MALFORMAT: (Status.INVALID_URL, "not a URL"),
+    pycurl.E_UNSUPPORTED_PROTOCOL: (Status.CONNECTION_ERROR, "the server does not speak HTTP"),
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: (Status.CONNECTION_ERROR, "the server does not speak HTTP"),
+    pycurl.E_BAD_CONTENT_ENCODING: (Status.INCOMPLETE, "the content encoding cannot be undone"),
 }
 _BROKEN = frozenset({pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR, pycurl.E_HTTP2, pycurl.E_GOT_NOTHING})
 
@@ -171,11 +170,11 @@ class Transport:
                 del stopped
         if code != pycurl.E_OK and not exchange.enough:
             if refused and not response.status:
-                why = message(f"the host's address is not a public one; {CONNECT_TO} opens hosts of your own")
+                why = f"the host's address is not a public one; {CONNECT_TO} opens hosts of your own"
                 raise FetchError(Status.FORBIDDEN_ADDRESS, why)
             if code in _BROKEN and response.status:
                 code = pycurl.E_PARTIAL_FILE
-            status, why = _CURL_STATUS.get(code, (Status.CONNECTION_ERROR, message(f"libcurl error {code}")))
+            status, why = _CURL_STATUS.get(code, (Status.CONNECTION_ERROR, f"libcurl error {code}"))
             raise FetchError(status, why, http_status=response.status or None)
         return response
 

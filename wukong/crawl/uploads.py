@@ -12,10 +12,9 @@ from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import UnexpectedInDecoderError
-from wukong.runtime.language import message
 
 TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
-_KINDS = message("JPEG, PNG, WebP, GIF, BMP or AVIF")
+_KINDS = "JPEG, PNG, WebP, GIF, BMP or AVIF"
 _DIGITS = 20
 """Python refuses to read a number of thousands of digits."""
 

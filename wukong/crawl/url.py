@@ -11,7 +11,6 @@ import socket
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from wukong.crawl.status import FetchError, Status
-from wukong.runtime.language import message
 
 MAX_URL = 8192
 """A URL with more characters is not requested, and only its beginning is stored."""
@@ -98,7 +97,7 @@ def bounded(url: str) -> str:
     if len(url) <= MAX_URL:
         return url
     digest = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
-    why = message(f"of a URL longer than {MAX_URL} characters: {url[:_SHOWN]}")
+    why = f"of a URL longer than {MAX_URL} characters: {url[:_SHOWN]}"
     return f"sha256:{digest}{ROW}{why}"
 
 

@@ -22,7 +22,6 @@ from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
 from wukong.crawl.source import CrawlSettings
 from wukong.crawl.url import ROW
 from wukong.errors import DataError, reading
-from wukong.runtime.language import message
 from wukong.store import storage, text_files
 
 PIECE_ROWS = 250_000
@@ -58,7 +57,7 @@ def count(uri: str) -> int:
     for file in list_files(uri):
         fs, path = storage.filesystem(file)
         if file.endswith(".parquet"):
-            with reading(message(f"{file} cannot be read as a list of URLs"), message("Fetch or make it again")):
+            with reading(f"{file} cannot be read as a list of URLs", "Fetch or make it again"):
                 rows += pq.read_metadata(path, filesystem=fs).num_rows
         else:
             rows += max(1, fs.get_file_info(path).size // (_LINE_BYTES // (3 if file.endswith(".gz") else 1)))
@@ -92,7 +91,7 @@ def read_list(uri: str, number: int, config: CrawlSettings) -> Iterator[pa.Table
 
 
 def _rows(uri: str, config: CrawlSettings) -> Iterator[Row]:
-    with reading(message(f"{uri} cannot be read as a list of URLs"), message("Fetch or make it again")):
+    with reading(f"{uri} cannot be read as a list of URLs", "Fetch or make it again"):
         if uri.endswith(".parquet"):
             with storage.open_input(uri) as raw, pq.ParquetFile(raw) as file:
                 names = {_column(name): name for name in file.schema_arrow.names}
@@ -155,7 +154,7 @@ def _used(fields: Mapping[str, Any] | str, where: str, config: CrawlSettings) ->
         return where + fields, ""
     url, caption = fields.get(_column(config.url_column)), _text(fields.get(_column(config.caption_column)))
     if not isinstance(url, str) or not url.strip():
-        return where + message("it names no URL"), caption
+        return where + "it names no URL", caption
     if any("\ud800" <= character <= "\udfff" for character in url):
-        return where + message(f"{clean(url[:_SHOWN])!r} has a character that no URL has"), caption
+        return where + f"{clean(url[:_SHOWN])!r} has a character that no URL has", caption
     return url, caption

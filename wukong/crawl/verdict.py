@@ -6,29 +6,22 @@ from wukong.config.crawl import Crawl
 from wukong.crawl.status import Status, is_transient
 from wukong.errors import DataError
 from wukong.runtime.environment import CONNECT_TO
-from wukong.runtime.language import message
 
 Examples = Mapping[str, Sequence[str]]
 """Status -> a URL with this status, and its error."""
 
 _ADVICE = {
-    Status.FORBIDDEN_ADDRESS: message(
+    Status.FORBIDDEN_ADDRESS: (
         f"Hosts of your own network are fetched from where {CONNECT_TO} names them: "
         f"{CONNECT_TO}=HOST=ADDRESS:PORT, with commas between several"
     ),
-    Status.DNS_ERROR: message("Check that this machine resolves names: DNS, proxy, network policy"),
-    Status.TIMEOUT: message("Check the network, and whether crawl.concurrency is more than it carries"),
-    Status.CONNECTION_ERROR: message("Check the network: firewall, proxy, network policy"),
-    Status.INCOMPLETE: message("Check the network, and whether crawl.concurrency is more than it carries"),
-    Status.HTTP_ERROR: message(
-        "Servers are busy or refuse: lower crawl.politeness.per_host_concurrency, or set per_host_delay"
-    ),
-    Status.ROBOTS_UNAVAILABLE: message(
-        "Servers fail or cannot be reached: check the network, or send fewer requests at a time"
-    ),
-    Status.HOST_TOO_SLOW: message(
-        "If you can wait longer, raise crawl.politeness.max_host_seconds and max_crawl_delay"
-    ),
+    Status.DNS_ERROR: "Check that this machine resolves names: DNS, proxy, network policy",
+    Status.TIMEOUT: "Check the network, and whether crawl.concurrency is more than it carries",
+    Status.CONNECTION_ERROR: "Check the network: firewall, proxy, network policy",
+    Status.INCOMPLETE: "Check the network, and whether crawl.concurrency is more than it carries",
+    Status.HTTP_ERROR: "Servers are busy or refuse: lower crawl.politeness.per_host_concurrency, or set per_host_delay",
+    Status.ROBOTS_UNAVAILABLE: "Servers fail or cannot be reached: check the network, or send fewer requests at a time",
+    Status.HOST_TOO_SLOW: "If you can wait longer, raise crawl.politeness.max_host_seconds and max_crawl_delay",
 }
 
 
@@ -52,21 +45,21 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
     examples = examples or {}
     urls, stored, queries = counts["urls"], counts[Status.SUCCESS], counts["queries"]
     failed = _by_number({status: counts.get(status, 0) for status in Status if status is not Status.SUCCESS})
-    kept = message(f"Run again: the {stored:,} pictures that are stored are kept, and the others are retried.")
+    kept = f"Run again: the {stored:,} pictures that are stored are kept, and the others are retried."
 
     for searched, wrong, total in (
         (False, counts[Status.INTERNAL_ERROR], urls),
         (True, counts.get("queries_unexpected", 0), queries),
     ):
         if wrong > config.max_unexpected_share * total:
-            return message(
+            return (
                 f"the crawl has failed: {wrong:,} of {total:,} {'searches' if searched else 'URLs'} ended in an error "
                 f"of Wukong's own code, more than crawl.max_unexpected_share = {config.max_unexpected_share:g} allows"
                 f"{_instance([Status.INTERNAL_ERROR], examples)}. The log has a traceback of each kind; please report "
                 f"it. {kept}"
             )
     if counts["queries_failed"] > config.max_transient_share * queries:
-        return message(
+        return (
             f"the crawl has failed: {counts['queries_failed']:,} of {queries:,} searches failed, more than "
             f"crawl.max_transient_share = {config.max_transient_share:g} allows{_instance(['search'], examples)}. "
             f"Check that crawl.endpoint = {config.endpoint!r} is the engine's search address and answers. Run again: "
@@ -74,7 +67,7 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
         )
     if counts["transient"] > config.max_transient_share * urls:
         transient = [status for status, _ in failed if is_transient(status, 503)]
-        return message(
+        return (
             f"the crawl has failed: {counts['transient']:,} of {urls:,} URLs failed for temporary reasons "
             f"({_counts(failed, transient)}), more than crawl.max_transient_share = {config.max_transient_share:g} "
             f"allows{_instance(transient, examples)}. {_ADVICE[Status(transient[0])]}. {kept} If so many failures are "
@@ -83,16 +76,14 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
     if stored:
         return None
     if urls:
-        advice = message(
-            f"Check that crawl.{_source(config)} gives pictures, and the limits of crawl.* that exclude them"
-        )
+        advice = f"Check that crawl.{_source(config)} gives pictures, and the limits of crawl.* that exclude them"
         if failed[0][0] is Status.FORBIDDEN_ADDRESS:
             advice = _ADVICE[Status.FORBIDDEN_ADDRESS]
-        return message(
+        return (
             f"the crawl stored no picture: {urls:,} URLs ended as {_counts(failed)}"
             f"{_instance([status for status, _ in failed], examples)}. {advice}."
         )
-    return message(f"the crawl found nothing: {config.source.nothing(config, queries)}")
+    return f"the crawl found nothing: {config.source.nothing(config, queries)}"
 
 
 def may_change_if_retried(counts: Mapping[str, int]) -> bool:
@@ -110,7 +101,7 @@ def _counts(failed: Sequence[tuple[Status, int]], only: Sequence[Status] | None 
 
 def _instance(statuses: Sequence[str], examples: Examples) -> str:
     shown = [": ".join(examples[status]) for status in statuses if status in examples][:3]
-    return message(f"; for instance {'; '.join(shown)}") if shown else ""
+    return f"; for instance {'; '.join(shown)}" if shown else ""
 
 
 def _source(config: Crawl) -> str:

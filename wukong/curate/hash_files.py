@@ -25,7 +25,6 @@ import pyarrow as pa
 from wukong.curate import pdq
 from wukong.curate.text.normalize import normal_forms
 from wukong.errors import ConfigError, DataError, reading
-from wukong.runtime.language import message
 from wukong.store import storage
 
 MD5_BYTES = 16
@@ -134,9 +133,7 @@ def read(uri: str, sha256: str = "") -> Fingerprints:
         StorageError: it cannot be read, or was altered.
     """
     table = storage.read_table(uri, sha256=sha256)
-    with reading(
-        message(f"{uri} is a damaged file of fingerprints"), message("Make it again with `wukong hashes SET`")
-    ):
+    with reading(f"{uri} is a damaged file of fingerprints", "Make it again with `wukong hashes SET`"):
         return _fingerprints(uri, table)
 
 
@@ -179,8 +176,8 @@ def read_list(uri: str) -> HashList:
         StorageError: it cannot be read.
     """
     found: dict[str, bytearray] = {"pdq": bytearray(), "md5": bytearray()}
-    damaged = message(f"{uri} is a damaged gzip file, or no list of hashes")
-    with reading(damaged, message("Fetch it again"), ConfigError), storage.open_input(uri) as stream:
+    damaged = f"{uri} is a damaged gzip file, or no list of hashes"
+    with reading(damaged, "Fetch it again", ConfigError), storage.open_input(uri) as stream:
         compressed = stream.read(2) == _GZIP
         stream.seek(0)
         raw: Any = gzip.GzipFile(fileobj=stream) if compressed else stream

@@ -22,7 +22,6 @@ from wukong.config.picture_model import PictureInput, PictureModel, PictureOutpu
 from wukong.curate import picture_weights
 from wukong.data.decoding import UNNAMED
 from wukong.errors import ConfigError, DataError
-from wukong.runtime.language import message
 from wukong.store import storage
 
 Numbers = npt.NDArray[np.float32]
@@ -105,7 +104,7 @@ def check(model: PictureModel) -> int:
         ConfigError: the weights are others, or do not fit the settings.
         DataError: it gives a number that is none, or outside its range.
     """
-    return len(outputs(model, [_GRAY], names=[message("a gray picture")])[0])
+    return len(outputs(model, [_GRAY], names=["a gray picture"])[0])
 
 
 def view(image: Image.Image, settings: PictureInput) -> Image.Image:

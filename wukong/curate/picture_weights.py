@@ -4,7 +4,6 @@ import hashlib
 
 from wukong.config.picture_model import PictureModel
 from wukong.errors import ConfigError
-from wukong.runtime.language import message
 
 FILES = ("config.json", "model.safetensors")
 """What a folder of weights holds."""
@@ -17,9 +16,9 @@ def missing(uri: str) -> str:
     from wukong.store import storage
 
     if uri.endswith(".onnx"):
-        return "" if storage.exists(uri) else message(f"{uri} does not exist; name a file that is there")
+        return "" if storage.exists(uri) else f"{uri} does not exist; name a file that is there"
     if lacks := [name for name in FILES if not storage.exists(storage.join(uri, name))]:
-        return message(f"{uri} lacks {', '.join(lacks)}; name an ONNX file, or a folder with {', '.join(FILES)}")
+        return f"{uri} lacks {', '.join(lacks)}; name an ONNX file, or a folder with {', '.join(FILES)}"
     return ""
 
 

@@ -8,7 +8,6 @@ import zlib
 from PIL import Image
 
 from wukong.errors import DataError
-from wukong.runtime.language import message
 
 DECODER_ERRORS = (
     OSError,
@@ -28,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's names of the formats that are opened, whatever a file is called. Of the formats that Pillow knows besides,
 one (EPS) starts a program."""
 
-UNNAMED = message("the picture")
+UNNAMED = "the picture"
 """What messages call an image without a name."""
 
 _WHITE = (255, 255, 255)

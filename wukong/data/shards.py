@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from wukong.errors import DataError
-from wukong.runtime.language import message
 from wukong.store import damage, storage
 from wukong.store.manifest import Manifest
 
@@ -113,7 +112,7 @@ def _whole(stream: IO[bytes], offset: int, size: int, name: str, tar_uri: str) -
     stream.seek(offset)
     data = stream.read(size)
     if len(data) < size:
-        raise _incomplete(tar_uri, message(f"{name} has {len(data)} of its {size} bytes"))
+        raise _incomplete(tar_uri, f"{name} has {len(data)} of its {size} bytes")
     return data
 
 

@@ -22,7 +22,7 @@ from wukong.evaluate import class_names
 from wukong.evaluate.class_names import ClassName
 from wukong.evaluate.formats import chinese_clip, webdataset
 from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError, Paired, reading_file
-from wukong.runtime.language import message
+from wukong.runtime.language import _, joined
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,8 +43,9 @@ class HowToGet:
     licence: str
 
     def __str__(self) -> str:
-        download = "; ".join(self.download)
-        return message(f"Download {download}. Put it so that the set's folder has {self.place}.")
+        return _("Download {download}. Put it so that the set's folder has {place}.").format(
+            download=joined(map(_, self.download), "; "), place=_(self.place)
+        )
 
 
 class Counts(NamedTuple):
@@ -420,7 +421,7 @@ def _digest(value: object) -> str:
 
 def _reading(data_set: DataSet, folder: Path, read: Callable[[], _Found]) -> _Found:
     """Read; where something is not there, or is not what it should be, say how to get it."""
-    damaged = message(f"{data_set.title}: the files in {folder} are damaged, or others")
+    damaged = f"{data_set.title}: the files in {folder} are damaged, or others"
     try:
         with reading_file(folder, damaged):
             return read()
@@ -447,14 +448,10 @@ def _require_count(
     found: int,
 ) -> None:
     if found != expected:
-        held = {
-            "images": message(f"{found:,} images"),
-            "captions": message(f"{found:,} captions"),
-            "classes": message(f"{found:,} classes"),
-        }[what]
         raise DataError(
-            f"{data_set.title} ({data_set.name}), split {split}: {held} in {folder}, but {expected:,} are published: "
-            f"files are missing, there are other files, or it is another version. {data_set.how_to_get}"
+            f"{data_set.title} ({data_set.name}), split {split}: {found:,} {what} in {folder}, but {expected:,} are "
+            "published: files are missing, there are other files, or it is another version. "
+            f"{data_set.how_to_get}"
         )
 
 

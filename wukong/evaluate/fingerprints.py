@@ -20,7 +20,7 @@ from wukong.data.decoding import decode
 from wukong.errors import DataError
 from wukong.evaluate.data_set import ClassificationData, Data
 from wukong.runtime import progress
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 Vectors = Callable[[Sequence[Image.Image]], npt.NDArray[np.float16]]
 """A model: one vector a picture."""
@@ -86,7 +86,7 @@ def _made(
     read: list[str] = []
     unread: list[str] = []
     hashes, qualities, rows = [], [], []
-    with progress.track(message("hash pictures"), len(ids), "pictures") as advance:
+    with progress.track(_("hash pictures"), len(ids), _("pictures")) as advance:
         for start in range(0, len(ids), _BATCH):
             images = []
             for number in range(start, min(start + _BATCH, len(ids))):

@@ -21,7 +21,6 @@ from wukong.evaluate import retrieval
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.published import Caption, Images
 from wukong.evaluate.results import HOLDOUT
-from wukong.runtime.language import message
 from wukong.store import damage, storage
 from wukong.store.manifest import Manifest
 
@@ -72,7 +71,7 @@ class Pictures:
         offset, size = self._places[tar][key]
         with storage.open_input(tar.uri) as stream:
             stream.seek(offset)
-            return images.decode(stream.read(size), message(f"{key}.jpg of {tar.uri}"))
+            return images.decode(stream.read(size), f"{key}.jpg of {tar.uri}")
 
 
 def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:

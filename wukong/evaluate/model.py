@@ -22,7 +22,6 @@ from wukong.model.dual import Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel
 from wukong.model.similarity import Scores
-from wukong.runtime.language import message
 
 _SAME = 1e-6
 _MAX_UNKNOWN = 0.5
@@ -239,7 +238,7 @@ def refuse_not_finite(vectors: Tensor, what: str) -> None:
 
 
 def _not_finite(broken: int, items: int, first: int, what: str) -> str:
-    return message(
+    return (
         f"the vectors of {broken} of {items} {what}s are not finite, the first is {what} {first}: the model's weights "
         "or the features are damaged"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from wukong.config.evaluators import CUTOFFS, DIRECTIONS
 from wukong.evaluate import paper, results, sets
 from wukong.evaluate.results import MeasuredModel
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 FORMAT = 1
 TITLES: Mapping[str, str] = {
@@ -147,9 +147,9 @@ def _missing(number: str, rows: Sequence[Mapping[str, Any]], models: Sequence[Ev
         yield {
             "set": "",
             "models": [each.label for each in unmeasured],
-            "how": message("no fine-tuned model was measured: `wukong evaluate --model MODEL --fine-tuned FINE_TUNED`")
+            "how": _("no fine-tuned model was measured: `wukong evaluate --model MODEL --fine-tuned FINE_TUNED`")
             if role == "finetuned"
-            else message("no zero-shot model was measured: `wukong evaluate --model MODEL`"),
+            else _("no zero-shot model was measured: `wukong evaluate --model MODEL`"),
         }
     for row in rows:
         if lacking := [each for each in models if each.label not in row["ours"] and each not in unmeasured]:
@@ -159,5 +159,7 @@ def _missing(number: str, rows: Sequence[Mapping[str, Any]], models: Sequence[Ev
             yield {
                 "set": row["set"],
                 "models": [each.label for each in lacking],
-                "how": message(f"{download} Then `{run}`, or add it to evaluate.tasks and run again."),
+                "how": _("{download} Then `{run}`, or add it to evaluate.tasks and run again.").format(
+                    download=download, run=run
+                ),
             }

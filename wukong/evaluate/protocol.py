@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 Transform: TypeAlias = Literal["squash", "crop", "model"]
 Writing: TypeAlias = Literal["published", "lower", "lower, straight quotes"]
@@ -21,31 +21,31 @@ Aggregation: TypeAlias = Literal["similarity", "softmax"]
 Hit: TypeAlias = Literal["any", "share"]
 
 _TRANSFORMS = {
-    "squash": message("Pictures are squashed to the square (bicubic)."),
-    "crop": message("Pictures are resized by their shorter side (bicubic) and cut to the square in their middle."),
-    "model": message(
+    "squash": _("Pictures are squashed to the square (bicubic)."),
+    "crop": _("Pictures are resized by their shorter side (bicubic) and cut to the square in their middle."),
+    "model": _(
         "Pictures are shown as the model was trained to see them (`model.image.view`); those of other projects' models "
         "are cut to the square in their middle, or shown whole where the settings of an open_clip model say so."
     ),
 }
 _WRITINGS = {
-    "published": message("Texts go to the model's tokenizer as they are published."),
-    "lower": message("Texts are lower-cased."),
-    "lower, straight quotes": message("Texts are lower-cased, and Chinese quotation marks become straight ones."),
+    "published": _("Texts go to the model's tokenizer as they are published."),
+    "lower": _("Texts are lower-cased."),
+    "lower, straight quotes": _("Texts are lower-cased, and Chinese quotation marks become straight ones."),
 }
 _TIES = {
-    "against": message("An equal wrong score ranks before the right one."),
-    "first": message("Of equal scores the first in the files' order ranks first."),
-    "topk": message("Equal scores rank as torch.topk leaves them."),
-    "id": message("Of equal scores the larger id, compared as text, ranks first."),
+    "against": _("An equal wrong score ranks before the right one."),
+    "first": _("Of equal scores the first in the files' order ranks first."),
+    "topk": _("Equal scores rank as torch.topk leaves them."),
+    "id": _("Of equal scores the larger id, compared as text, ranks first."),
 }
 _AGGREGATIONS = {
-    "similarity": message("The token-wise score of a class is the mean of its prompts' similarities."),
-    "softmax": message("The token-wise score of a class is the mean over prompts of the softmax over classes."),
+    "similarity": _("The token-wise score of a class is the mean of its prompts' similarities."),
+    "softmax": _("The token-wise score of a class is the mean over prompts of the softmax over classes."),
 }
 _HITS = {
-    "any": message("A query is hit if any right answer is among the first K."),
-    "share": message("A query counts the share of its right answers that are among the first K."),
+    "any": _("A query is hit if any right answer is among the first K."),
+    "share": _("A query counts the share of its right answers that are among the first K."),
 }
 
 
@@ -106,19 +106,23 @@ class Protocol:
 
     def for_pairs(self, captions: str) -> "Protocol":
         """Return the protocol with the rule for captions of hold-outs (``evaluate.captions``) among its remarks."""
-        return replace(self, remarks=(*self.remarks, message(f"Hold-outs: {_CAPTIONS[captions]}")))
+        return replace(self, remarks=(*self.remarks, _("Hold-outs: {captions}").format(captions=_CAPTIONS[captions])))
 
     def describe(self) -> list[str]:
         """Describe the protocol, one sentence for each setting; this is printed with every number."""
         writing, aggregation = _WRITINGS[self.writing], _AGGREGATIONS[self.aggregation]
         return [
-            message(f"Protocol {self.name}: {self.source}."),
+            _("Protocol {name}: {source}.").format(name=self.name, source=self.source),
             _TRANSFORMS[self.transform],
-            message(f"{writing} They are cut at {self.context} tokens.")
+            _("{writing} They are cut at {context} tokens.").format(writing=writing, context=self.context)
             if self.context
-            else message(f"{writing} They are cut where the model's tokenizer cuts them."),
-            message(f"Class names: {self.class_names}; prompts: {self.prompts}."),
-            message(f"The vector of a class is the normalised mean of its prompts' normalised vectors. {aggregation}"),
+            else _("{writing} They are cut where the model's tokenizer cuts them.").format(writing=writing),
+            _("Class names: {class_names}; prompts: {prompts}.").format(
+                class_names=self.class_names, prompts=self.prompts
+            ),
+            _("The vector of a class is the normalised mean of its prompts' normalised vectors. {aggregation}").format(
+                aggregation=aggregation
+            ),
             self._describe_splits(),
             self._describe_classification(),
             self._describe_retrieval(),
@@ -127,23 +131,23 @@ class Protocol:
 
     def _describe_splits(self) -> str:
         splits = ", ".join(f"{name} {split}" for name, split in sorted(self.splits.items()))
-        return message(f"Split: test; {splits}.") if splits else message("Split: test.")
+        return _("Split: test; {splits}.").format(splits=splits) if splits else _("Split: test.")
 
     def _describe_classification(self) -> str:
         ties, sets = _TIES[self.classification_ties], ", ".join(sorted(self.per_class))
         of_all = (
-            message(f"Classification: top-1; the mean over classes for {sets}. {ties}")
+            _("Classification: top-1; the mean over classes for {sets}. {ties}").format(sets=sets, ties=ties)
             if sets
-            else message(f"Classification: top-1. {ties}")
+            else _("Classification: top-1. {ties}").format(ties=ties)
         )
         if self.mean_ties == self.classification_ties:
             return of_all
-        return message(f"{of_all} For the mean: {_TIES[self.mean_ties]}")
+        return _("{of_all} For the mean: {ties}").format(of_all=of_all, ties=_TIES[self.mean_ties])
 
     def _describe_retrieval(self) -> str:
         sets = ", ".join(sorted(self.text_to_image_only)) or "none"
         hit, ties = _HITS[self.hit], _TIES[self.retrieval_ties]
-        return message(f"Retrieval: {hit} Ties: {ties} Only text to image: {sets}.")
+        return _("Retrieval: {hit} Ties: {ties} Only text to image: {sets}.").format(hit=hit, ties=ties, sets=sets)
 
 
 # The test parts of ImageNet, AIC-ICC and MUGE have no public answers; the others have no official parts.
@@ -165,7 +169,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         for protocol in (
             Protocol(
                 name="paper",
-                source=message("Wukong (Gu et al., 2022), sections 5.2 and 5.3"),
+                source=_("Wukong (Gu et al., 2022), sections 5.2 and 5.3"),
                 transform="crop",
                 context=32,
                 writing="lower",
@@ -176,7 +180,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 mean_ties="against",
                 retrieval_ties="against",
                 remarks=(
-                    message(
+                    _(
                         "The paper does not say how equal scores rank; here they count as wrong. The authors' code "
                         "averages the softmax over prompts where the paper averages similarities."
                     ),
@@ -184,7 +188,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             ),
             Protocol(
                 name="cn-clip",
-                source=message("Chinese-CLIP 1.6, with ELEVATER's metrics"),
+                source=_("Chinese-CLIP 1.6, with ELEVATER's metrics"),
                 transform="squash",
                 context=52,
                 writing="lower, straight quotes",
@@ -196,7 +200,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 mean_ties="first",
                 retrieval_ties="first",
                 remarks=(
-                    message(
+                    _(
                         "Chinese-CLIP has class names of its own, which differ on 241 of ImageNet's 1,000; its package "
                         "does not carry them, and they are not used here."
                     ),
@@ -204,7 +208,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             ),
             Protocol(
                 name="clip-benchmark",
-                source=message("CLIP_benchmark 1.6 with language cn"),
+                source=_("CLIP_benchmark 1.6 with language cn"),
                 transform="crop",
                 context=None,
                 writing="published",
@@ -214,9 +218,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 classification_ties="topk",
                 mean_ties="first",
                 retrieval_ties="topk",
-                remarks=(
-                    message("CLIP_benchmark has Chinese class names for ImageNet alone; the other sets use ours."),
-                ),
+                remarks=(_("CLIP_benchmark has Chinese class names for ImageNet alone; the other sets use ours."),),
             ),
         )
     }
@@ -225,7 +227,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 
 OWN = Protocol(
     name="own",
-    source=message("this project's own, for the hold-outs of an experiment"),
+    source=_("this project's own, for the hold-outs of an experiment"),
     transform="model",
     context=None,
     writing="published",
@@ -235,7 +237,7 @@ OWN = Protocol(
     classification_ties="against",
     mean_ties="against",
     retrieval_ties="against",
-    remarks=(message("The classes of a hold-out have the names that the experiment gives them."),),
+    remarks=(_("The classes of a hold-out have the names that the experiment gives them."),),
 )
 """The protocol of the hold-outs, whose pictures and captions are like those that the model was trained on."""
 
@@ -253,25 +255,29 @@ def named(name: str) -> Protocol:
 
 
 _CAPTIONS = {
-    "distinct": message("Equal captions are one caption, and every picture that has it is right."),
-    "all": message("Every caption of a picture is a separate query, and only its own picture is right."),
-    "first": message("Only the first caption of each picture is used, and only its own picture is right."),
+    "distinct": _("Equal captions are one caption, and every picture that has it is right."),
+    "all": _("Every caption of a picture is a separate query, and only its own picture is right."),
+    "first": _("Only the first caption of each picture is used, and only its own picture is right."),
 }
 _VIEWS = {
-    "whole": message("Pictures are shown whole, on a white square."),
-    "crop": message("Pictures are resized by their shorter side and cut to the square in their middle."),
+    "whole": _("Pictures are shown whole, on a white square."),
+    "crop": _("Pictures are resized by their shorter side and cut to the square in their middle."),
 }
 _CLS = {
-    True: message(
-        "A patch may match the text's [CLS] (s^I, as in section 4.3 and the authors' code); s^T leaves [CLS] out."
-    ),
-    False: message("Neither similarity uses the text's [CLS]; section 4.3 leaves it out of s^T only."),
+    True: _("A patch may match the text's [CLS] (s^I, as in section 4.3 and the authors' code); s^T leaves [CLS] out."),
+    False: _("Neither similarity uses the text's [CLS]; section 4.3 leaves it out of s^T only."),
 }
+
+
+def descriptions() -> list[list[str]]:
+    """Return how each protocol is described, for each rule for captions too."""
+    protocols = (*PROTOCOLS.values(), OWN)
+    return [each.describe() for one in protocols for each in (one, *map(one.for_pairs, _CAPTIONS))]
 
 
 _POOLING = {
-    "areas": message("the means of square areas"),
-    "attention": message("by attention maps that the patches give, as in some of the authors' released models"),
+    "areas": _("the means of square areas"),
+    "attention": _("by attention maps that the patches give, as in some of the authors' released models"),
 }
 
 
@@ -283,7 +289,7 @@ def sentences(experiment: Experiment) -> list[str]:
             ``model.match_text_cls``, ``model.image.tokens`` and ``model.image.pooling`` are used.
     """
     described = [
-        message("Each picture is one candidate, however many captions it has."),
+        _("Each picture is one candidate, however many captions it has."),
         _CAPTIONS[experiment.evaluate.captions],
         _VIEWS[experiment.model.image.view],
     ]
@@ -291,5 +297,5 @@ def sentences(experiment: Experiment) -> list[str]:
         described.append(_CLS[experiment.model.match_text_cls])
     if (tokens := experiment.model.image.tokens) is not None:
         how = _POOLING[experiment.model.image.pooling]
-        described.append(message(f"An image's patches are pooled to {tokens} tokens, {how}."))
+        described.append(_("An image's patches are pooled to {tokens} tokens, {how}.").format(tokens=tokens, how=how))
     return described

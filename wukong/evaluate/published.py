@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from wukong.errors import DataError, reading
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +32,7 @@ def reading_file(path: Path, what: str) -> Iterator[None]:
         NotThereError: there is no such file.
         DataError: it is not what it should be.
     """
-    with reading(what, message("Download it again")):
+    with reading(what, "Download it again"):
         try:
             yield
         except FileNotFoundError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wukong.config.evaluators import CUTOFFS, DIRECTIONS, EVALUATORS, HOLDOUTS, result_of
 from wukong.evaluate import paper
-from wukong.runtime.language import message
+from wukong.runtime.language import _, joined
 
 if TYPE_CHECKING:
     from wukong.evaluate.answers import Answers
@@ -23,7 +23,7 @@ _SIGNIFICANT = 0.05
 HOLDOUT = "holdout"
 """The split of an experiment's hold-outs; published sets have other splits."""
 
-ROLES: Mapping[str, str] = {"pretrained": message("zero-shot"), "finetuned": message("fine-tuned")}
+ROLES: Mapping[str, str] = {"pretrained": _("zero-shot"), "finetuned": _("fine-tuned")}
 """The models that are measured side by side, by role, and the paper's words for their settings."""
 
 
@@ -255,7 +255,7 @@ def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
     for each in document["trained_on"]:
         if (each["task"], each["model"]) == (task, role):
             known = each["trained_on"]
-            return message("not known") if known is None else message(f"{known:,} of {each['pictures']:,}")
+            return _("not known") if known is None else _("{trained_on:,} of {pictures:,}").format(**each)
     return ""
 
 
@@ -278,17 +278,21 @@ def overlap_said(document: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     overlap = overlap_of(document, task["task"], task["model"])
     if not overlap:
         return ""
-    headline, (count, left_out, pictures) = task["headline"], map(overlap.get, ("overlap", "left_out", "pictures"))
-    said = []
-    if count:
-        said.append(message(f"{count:,} of {pictures:,} pictures overlap with the training data."))
-    if left_out:
-        said.append(message(f"{left_out:,} of {pictures:,} pictures were found and left out of training."))
+    headline, said = task["headline"], []
+    if overlap["overlap"]:
+        said.append(_("{overlap:,} of {pictures:,} pictures overlap with the training data.").format(**overlap))
+    if overlap["left_out"]:
+        said.append(_("{left_out:,} of {pictures:,} pictures were found and left out of training.").format(**overlap))
     if (changed := overlap["results"].get(headline)) and changed["difference"]:
         title, whole = result_of(headline).title, 100 * task["results"][headline]["value"]
         without = 100 * changed["clean"]["value"]
-        said += [message(f"{title}: {whole:.2f} % with them, {without:.2f} % without."), significance(changed)]
-    return " ".join(said)
+        said += [
+            _("{title}: {whole:.2f} % with them, {without:.2f} % without.").format(
+                title=title, whole=whole, without=without
+            ),
+            significance(changed),
+        ]
+    return joined(said, " ")
 
 
 def significance(changed: Mapping[str, Any]) -> str:
@@ -298,11 +302,11 @@ def significance(changed: Mapping[str, Any]) -> str:
     interval from -1 to 1 says nothing.
     """
     if changed["p"] is None and changed["difference"]["low"] <= -1 and changed["difference"]["high"] >= 1:
-        return message("Whether the overlap raises the result cannot be said.")
+        return _("Whether the overlap raises the result cannot be said.")
     is_raised = changed["p"] < _SIGNIFICANT if changed["p"] is not None else changed["difference"]["low"] > 0
     if is_raised:
-        return message("The overlap raises the result by more than noise.")
-    return message("The overlap raises the result by no more than noise.")
+        return _("The overlap raises the result by more than noise.")
+    return _("The overlap raises the result by no more than noise.")
 
 
 def without_overlap_of(document: Mapping[str, Any], role: str) -> dict[str, float]:

@@ -9,7 +9,6 @@ from wukong.errors import DataError, StorageError, reading
 from wukong.evaluate import answers
 from wukong.evaluate.results import DOCUMENT, FORMAT
 from wukong.runtime import environment
-from wukong.runtime.language import message
 from wukong.store import damage, manifest, storage
 
 if TYPE_CHECKING:
@@ -110,5 +109,5 @@ def parse(data: bytes, name: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with reading(message(f"{name} is no Parquet file"), damage.remedy(name), StorageError):
+    with reading(f"{name} is no Parquet file", damage.remedy(name), StorageError):
         return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)

@@ -21,7 +21,7 @@ from wukong.data.schema import OVERLAPS
 from wukong.data.shards import matching
 from wukong.errors import WukongError
 from wukong.evaluate.data_set import Data
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -128,19 +128,19 @@ def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
         folder_of: gives the URI of the folder of a registered model, ``models:/NAME@ALIAS``. The manifest of the
             stage that trained a model lies beside the model's folder.
     """
-    kind, _, name = uri.partition(":")
+    kind, _colon, name = uri.partition(":")
     if kind in model_kinds.KINDS and kind != "onnx":
-        return message("it is a model of others")
+        return _("it is a model of others")
     uri = name if kind == "onnx" else uri
     try:
         if uri.startswith("models:/"):
             uri = folder_of(uri)
         beside = storage.join((uri if "://" in uri else storage.from_path(Path(uri))).rstrip("/").rpartition("/")[0])
         if not storage.exists(storage.join(beside, "manifest.json")):
-            return message("no manifest of a training lies beside it")
+            return _("no manifest of a training lies beside it")
         return pairs_of(manifest.load(beside))
     except WukongError as error:
-        return message(f"its lineage cannot be read ({error})")
+        return _("its lineage cannot be read ({error})").format(error=error)
 
 
 def among(pairs: Pairs, wanted: Collection[str], column: Literal["sha256", "key"] = "sha256") -> frozenset[str]:
@@ -178,7 +178,7 @@ def seen(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Pictures]) 
         try:
             found[pairs] = Seen(among(pairs, wanted), *_copies(pairs, tasks))
         except WukongError as error:
-            found[pairs] = message(f"its training pairs cannot be read ({error})")
+            found[pairs] = _("its training pairs cannot be read ({error})").format(error=error)
     return found
 
 
@@ -242,4 +242,4 @@ def counts(
 def _reasons(parts: Iterable[Seen | str], pictures: Pictures) -> Iterator[str]:
     yield from (part for part in parts if isinstance(part, str))
     if None in pictures.digests:
-        yield message("the set's pictures are no files of their own")
+        yield _("the set's pictures are no files of their own")

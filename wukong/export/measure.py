@@ -24,7 +24,7 @@ from wukong.export.target import Check
 from wukong.model.dual import Texts
 from wukong.model.saved_model import SavedModel
 from wukong.model.similarity import Scores
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ MOST = 2000
 _OPTION = "--measure-on"
 _TRAIN = "train"
 _RESULTS = {
-    "text_to_image_r1": message("R@1 text to image"),
-    "image_to_text_r1": message("R@1 image to text"),
+    "text_to_image_r1": _("R@1 text to image"),
+    "image_to_text_r1": _("R@1 image to text"),
 }
 
 
@@ -100,14 +100,16 @@ def loss(saved: SavedModel, exported: Exported, uri: str, by: str) -> list[Check
     for found in compared(data.name, task.answers()):
         if (name := found["result"]) not in _RESULTS:
             continue
-        of = message(f"{_RESULTS[name]} on {len(data):,} pictures of {data.title}")
+        of = _("{results} on {count:,} pictures of {title}").format(
+            results=_RESULTS[name], count=len(data), title=data.title
+        )
         difference = found["difference"]
         checks += [
-            Check(of, message("before"), values[BASELINE][name].value, "torch"),
-            Check(of, message("after"), values[OTHER][name].value, by),
-            Check(of, message("difference"), difference["value"], by),
-            Check(of, message("difference, 95 % interval from"), difference["low"], by),
-            Check(of, message("difference, 95 % interval to"), difference["high"], by),
+            Check(of, _("before"), values[BASELINE][name].value, "torch"),
+            Check(of, _("after"), values[OTHER][name].value, by),
+            Check(of, _("difference"), difference["value"], by),
+            Check(of, _("difference, 95 % interval from"), difference["low"], by),
+            Check(of, _("difference, 95 % interval to"), difference["high"], by),
         ]
     return checks
 
@@ -165,7 +167,11 @@ def _of_stage(uri: str, most: int | None, named_by: str) -> RetrievalData | None
     if split is None:
         raise DataError(f"{named_by}: {uri} is the output of the stage {filtered.stage}: give that of filter")
     held_out = [each["name"] for each in split["holdouts"] if names_of(filtered, each["name"])]
-    title = message(f"the hold-outs of {uri}") if held_out else message(f"the pairs of the training of {uri}")
+    title = (
+        _("the hold-outs of {uri}").format(uri=uri)
+        if held_out
+        else _("the pairs of the training of {uri}").format(uri=uri)
+    )
     return holdouts.captioned(filtered, held_out or [_TRAIN], "measured", title, most=most)
 
 

@@ -17,7 +17,6 @@ from wukong.data.tokenizer import Tokenizer
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
 from wukong.model.text_encoder import TextEncoder
-from wukong.runtime.language import message
 
 TOLERANCE = 1e-5
 """Largest difference of a number of a unit vector that an exported tower may have, in float32, on equal inputs."""
@@ -135,7 +134,7 @@ def refuse_token_wise(saved: SavedModel) -> str | None:
     """Give the reason why a target that compares single vectors cannot hold a token-wise model; None if it can."""
     if not saved.model.token_wise:
         return None
-    return message(
+    return (
         "it has a vector for every patch and every token, and this target one for a picture and one for a caption: "
         "train a model with `model.similarity: global`, or export this one to onnx"
     )

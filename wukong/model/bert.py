@@ -10,7 +10,6 @@ from torch import Tensor
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
 from wukong.model.text_encoder import TextEncoder
-from wukong.runtime.language import message
 from wukong.store import storage
 
 HUB = "hub:"
@@ -57,7 +56,7 @@ def start_from(encoder: TextEncoder, source: str, read: Callable[[str], dict[str
         state = _translate(given, encoder, first, source)
     except (RuntimeError, IndexError) as error:
         raise DataError(f"{source} has weights whose sizes do not belong together: {error}") from error
-    weights.fill(encoder, state, source, message("accepted are the names of Hugging Face's BERT and RoBERTa"))
+    weights.fill(encoder, state, source, "accepted are the names of Hugging Face's BERT and RoBERTa")
 
 
 def _download(name: str) -> str:
@@ -76,20 +75,18 @@ def _compare(encoder: TextEncoder, config: dict[str, Any], first: int, source: s
     """Raise DataError if the architectures differ; the message names each difference by its config key."""
     longest = config.get("max_position_embeddings", 512) - first
     wanted = {
-        message("entries of the vocabulary"): (config.get("vocab_size"), encoder.tokens.num_embeddings),
+        "entries of the vocabulary": (config.get("vocab_size"), encoder.tokens.num_embeddings),
         "layers": (config.get("num_hidden_layers"), len(encoder.layers)),
         "heads": (config.get("num_attention_heads"), encoder.heads),
         "width": (config.get("hidden_size"), encoder.width),
-        message("width of the feed-forward layer"): (config.get("intermediate_size"), 4 * encoder.width),
+        "width of the feed-forward layer": (config.get("intermediate_size"), 4 * encoder.width),
         "norm_epsilon": (config.get("layer_norm_eps", 1e-12), encoder.norm.eps),
         "activation": (config.get("hidden_act", "gelu"), "gelu"),
-        message("position embeddings"): (config.get("position_embedding_type", "absolute"), "absolute"),
+        "position embeddings": (config.get("position_embedding_type", "absolute"), "absolute"),
     }
-    different = [
-        message(f"{name}: {theirs} instead of {ours}") for name, (theirs, ours) in wanted.items() if theirs != ours
-    ]
+    different = [f"{name}: {theirs} instead of {ours}" for name, (theirs, ours) in wanted.items() if theirs != ours]
     if longest < encoder.positions.num_embeddings:
-        different.append(message(f"max_tokens {encoder.positions.num_embeddings} where it reads {longest}"))
+        different.append(f"max_tokens {encoder.positions.num_embeddings} where it reads {longest}")
     if different:
         raise DataError(f"{source} has another architecture than model.text: {'; '.join(different)}")
 

@@ -18,7 +18,6 @@ from wukong.model.loss import global_loss, token_loss
 from wukong.model.pooling import AreaMeans, AttentionMaps, shares
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 from wukong.model.text_encoder import TextEncoder
-from wukong.runtime.language import message
 from wukong.store import contents
 
 
@@ -127,7 +126,7 @@ class DualEncoder(nn.Module):
             DataError: the state has another architecture, or a weight is missing or not finite.
         """
         tower = {f"image.{name}": value for name, value in self.image.state_dict().items()} if self.image else {}
-        weights.fill(self, {**tower, **state}, message("the trained state"))
+        weights.fill(self, {**tower, **state}, "the trained state")
 
     def compile_towers(self, backend: str = "inductor") -> None:
         """Compile the towers with ``torch.compile``, in place; the names of the weights do not change.

@@ -18,7 +18,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from wukong.config.model import ImageEncoder as Settings
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
-from wukong.runtime.language import message
 from wukong.store import contents
 
 log = logging.getLogger(__name__)
@@ -272,7 +271,7 @@ _GROUP_NAME = re.compile(r"\w+(\.\d+)?")
 def _create(settings: Settings, with_weights: bool) -> Any:
     name = settings.name
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or message("none with a similar name")
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "none with a similar name"
         raise ConfigError(f"model.image.name: timm has no model {name!r}; it has {near}, …")
     try:
         pretrained = timm.get_pretrained_cfg(name)
@@ -318,7 +317,7 @@ def _load(model: nn.Module, settings: Settings) -> None:
     if settings.weights == "package":
         patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
         state = weights.packaged(settings.name, settings.image_size // patch)
-        source = message(f"the package of {settings.name}")
+        source = f"the package of {settings.name}"
     else:
         state, source = weights.read(settings.weights), settings.weights
         contents.check(source, settings.weights_sha256)
@@ -350,8 +349,9 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str, settings: Set
             state = translate(state, model)
         except Exception as error:
             # It does not check names and sizes, so its exception does not name the weight that is wrong.
-            problems = weights.misfits(model.state_dict(), state) or message(
-                f"timm cannot translate it ({type(error).__name__}: {error})"
+            problems = (
+                weights.misfits(model.state_dict(), state)
+                or f"timm cannot translate it ({type(error).__name__}: {error})"
             )
             raise DataError(f"{source} does not fit {settings.name}: {problems}; {_ACCEPTED}") from error
     configuration: Any = model.pretrained_cfg  # for torch's types every attribute of a module is a tensor or a module
@@ -360,9 +360,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str, settings: Set
     weights.fill(model, state, source, _ACCEPTED)
 
 
-_ACCEPTED = message(
-    "accepted are the names of timm, OpenAI and open_clip; timm's also below a prefix like visual.trunk."
-)
+_ACCEPTED = "accepted are the names of timm, OpenAI and open_clip; timm's also below a prefix like visual.trunk."
 
 
 def _set_evaluation_mode(module: nn.Module, locked: set[str], prefix: str = "") -> None:

@@ -22,7 +22,6 @@ from wukong.errors import ConfigError, DataError, StorageError
 from wukong.model import address, signature, weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
-from wukong.runtime.language import message
 from wukong.store import damage, fence, storage
 
 FORMAT = 1
@@ -87,9 +86,7 @@ class SavedModel:
         parts = [torch.empty(0, *shape, self.model.width)]
         for start in range(0, len(given), batch_size):
             batch = [
-                images.evaluation_view(
-                    open_picture(picture, message(f"picture {number:d}")), tower.image_size, tower.view
-                )
+                images.evaluation_view(open_picture(picture, f"picture {number:d}"), tower.image_size, tower.view)
                 for number, picture in enumerate(given[start : start + batch_size], start)
             ]
             vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device), pool=pool).float().cpu()
@@ -242,7 +239,7 @@ def device_of(name: str | torch.device) -> torch.device:
         ConfigError: the name is not a device's, or this machine has no such device; the message lists its devices.
     """
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    numbered = {"cuda": message(f"cuda:0 to cuda:{counts['cuda'] - 1}")}
+    numbered = {"cuda": f"cuda:0 to cuda:{counts['cuda'] - 1}"}
     here = ", ".join(numbered.get(kind, kind) for kind, n in counts.items() if n)
     try:
         device = torch.device(name)

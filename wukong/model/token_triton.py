@@ -34,8 +34,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from triton.runtime.errors import OutOfResources
 
-from wukong.runtime.language import message
-
 _MOST_WORDS = 512
 """The most words of a caption, so that its products fit into registers."""
 
@@ -182,7 +180,7 @@ def does_not_fit(words: int, width: int, precision: Precision, shared: int) -> s
     kernels: tuple[Kernel, ...] = ("scores", "image_gradient", "text_gradient")
     if all(blocks(kernel, words, width, precision, shared) for kernel in kernels):
         return ""
-    return message(
+    return (
         f"captions of {words} tokens of {width} numbers ({precision}) need more than the {shared} bytes of shared "
         f"memory that this GPU has, or are more than {_MOST_WORDS} tokens"
     )

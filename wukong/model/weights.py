@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from wukong.errors import ConfigError, DataError
 from wukong.runtime.installed import installed_file
-from wukong.runtime.language import message
 from wukong.store import damage, storage
 
 log = logging.getLogger(__name__)
@@ -125,14 +124,14 @@ def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Describe which weights of a state do not fit a model's own, with the first few names; empty if all fit."""
     shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
     sizes = ((name, _size(its), _size(ours)) for name, (its, ours) in shapes.items() if its != ours)
-    wrong = [message(f"{name} ({its} instead of {ours})") for name, its, ours in sizes]
+    wrong = [f"{name} ({its} instead of {ours})" for name, its, ours in sizes]
     lacked, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
     odd = [name for name in shapes if not state[name].is_meta and not _is_finite(state[name])]
     problems = (
-        (lacked, message(f"it lacks {_some(lacked)}")),
-        (unknown, message(f"it has, and the model has not, {_some(unknown)}")),
-        (wrong, message(f"of another size are {_some(wrong)}")),
-        (odd, message(f"not all numbers are finite in {_some(odd)}")),
+        (lacked, f"it lacks {_some(lacked)}"),
+        (unknown, f"it has, and the model has not, {_some(unknown)}"),
+        (wrong, f"of another size are {_some(wrong)}"),
+        (odd, f"not all numbers are finite in {_some(odd)}"),
     )
     return "; ".join(problem for names, problem in problems if names)
 
@@ -192,12 +191,12 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _size(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape)) or message("a scalar")
+    return " x ".join(map(str, shape)) or "a scalar"
 
 
 def _some(names: list[str]) -> str:
     first = ", ".join(names[:_NAMED])
-    return message(f"{first} and {len(names) - _NAMED} more") if len(names) > _NAMED else first
+    return f"{first} and {len(names) - _NAMED} more" if len(names) > _NAMED else first
 
 
 def _lite0(path: Path, _grid: int) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from wukong.publish import superseded
 from wukong.publish.alike import Example, Hit
 from wukong.publish.takedown_plan import finished
 from wukong.runtime import progress
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -73,7 +73,7 @@ def near(
     left_out: list[str] = []
     for stored in _stored(place, outputs, examples, roots, models, left_out):
         wanted = F.normalize(stored.examples, dim=-1)
-        with progress.track("compare vectors", stored.pictures, "pictures") as advance:
+        with progress.track(_("compare vectors"), stored.pictures, _("pictures")) as advance:
             for keys, vectors in stored.blocks:
                 cosines = F.normalize(vectors.float(), dim=-1) @ wanted.T
                 for row, column in (cosines >= at_least).nonzero().tolist():
@@ -87,7 +87,7 @@ def near(
 def _nearest(found: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """Return the nearest of each example."""
     kept: dict[tuple[str, str], float] = {}
-    for example in {name for _, name in found}:
+    for example in {name for _place, name in found}:
         mine = [(cosine, key) for (key, name), cosine in found.items() if name == example]
         kept |= {(key, example): cosine for cosine, key in heapq.nlargest(NEAREST, mine)}
     return kept
@@ -107,7 +107,7 @@ def _stored(
         try:
             queries = _through_tower(made, examples)
         except WukongError as error:
-            left_out.append(message(f"the features at {made.uri} were not compared, for their tower is gone ({error})"))
+            left_out.append(f"the features at {made.uri} were not compared, for their tower is gone ({error})")
             continue
         parts = made.parts.below(suffix=_EVALUATION_VIEW)
         yield _Stored(
@@ -124,9 +124,7 @@ def _stored(
         model = known.of(found.config["model"])
         if model is None:
             left_out.append(
-                message(
-                    f"the index at {folder} is of a model that is not here, so it was not compared: name it by --model"
-                )
+                f"the index at {folder} is of a model that is not here, so it was not compared: name it by --model"
             )
             continue
         vectors = model.saved.encode_image([example.open() for example in examples])
@@ -141,7 +139,7 @@ def _through_tower(made: Manifest, examples: Sequence[Example]) -> Tensor:
     trained = next((parent.uri for parent in made.parents if parent.stage != "filter"), None)
     tower = saved_model.load(storage.join(trained, "model")).model.image if trained else ImageEncoder(settings)
     if tower is None:
-        raise WukongError(message(f"{trained} holds no image tower"))
+        raise WukongError(f"{trained} holds no image tower")
     views = [images.evaluation_view(example.open(), settings.image_size, settings.view) for example in examples]
     with torch.inference_mode():
         features = tower.eval()(images.to_tensor(views))

@@ -8,7 +8,7 @@ from wukong.crawl.source import Searched
 from wukong.crawl.status import Status
 from wukong.report import checks
 from wukong.report.removed import Removed
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store.manifest import Manifest
 
 
@@ -25,10 +25,14 @@ def origin(crawl: Manifest) -> str:
     """Return where the addresses of pictures and their captions come from."""
     name = crawl.config.get("engine")
     if isinstance(engines.REGISTRY.get(str(name)), Searched):
-        return message(f"The search engine {name} was asked for Chinese words; each result is a picture with its text.")
+        return _(
+            "The search engine {name} was asked for Chinese words; each result is a picture with its text."
+        ).format(name=name)
     if name is None:
-        return message("Where the addresses of the pictures come from is not known.")
-    return message(f"The addresses of the pictures and their captions come from a list of the operator ({name}).")
+        return _("Where the addresses of the pictures come from is not known.")
+    return _("The addresses of the pictures and their captions come from a list of the operator ({name}).").format(
+        name=name
+    )
 
 
 def manners(crawl: Manifest) -> Iterator[str]:
@@ -37,19 +41,23 @@ def manners(crawl: Manifest) -> Iterator[str]:
     if "robots_txt" in polite:
         left_out = refused.get(Status.ROBOTS_DISALLOWED, 0)
         yield (
-            message(f"The robots.txt of each host was obeyed: {left_out:,} pictures were not requested.")
+            _("The robots.txt of each host was obeyed: {left_out:,} pictures were not requested.").format(
+                left_out=left_out
+            )
             if polite["robots_txt"]
-            else message("The robots.txt of hosts was not obeyed.")
+            else _("The robots.txt of hosts was not obeyed.")
         )
     if "respect_noai" in polite:
         left_out = refused.get(Status.NOAI, 0)
         yield (
-            message(f"Pictures with noai or noimageai in X-Robots-Tag were left out: {left_out:,}.")
+            _("Pictures with noai or noimageai in X-Robots-Tag were left out: {left_out:,}.").format(left_out=left_out)
             if polite["respect_noai"]
-            else message("Pictures with noai or noimageai in X-Robots-Tag were not left out.")
+            else _("Pictures with noai or noimageai in X-Robots-Tag were not left out.")
         )
-    yield message(f"The crawler's opt-out list kept {refused.get(Status.OPTED_OUT, 0):,} addresses out.")
-    yield message("The crawler solves no captcha, logs in nowhere and passes no paywall.")
+    yield _("The crawler's opt-out list kept {refused:,} addresses out.").format(
+        refused=refused.get(Status.OPTED_OUT, 0)
+    )
+    yield _("The crawler solves no captcha, logs in nowhere and passes no paywall.")
 
 
 def rules(filtered: Manifest, names: Collection[str] | None = None) -> Iterator[str]:
@@ -58,28 +66,30 @@ def rules(filtered: Manifest, names: Collection[str] | None = None) -> Iterator[
         if names is None or rule.name in names:
             settings = ", ".join(f"{name} {value}" for name, value in rule.settings)
             told = f"{rule.name} ({settings})" if settings else rule.name
-            yield message(f"The rule {told} removed {rule.removed:,} pairs. What is left passes: {rule.title}.")
+            yield _("The rule {told} removed {removed:,} pairs. What is left passes: {title}.").format(
+                told=told, removed=rule.removed, title=rule.title
+            )
 
 
 def edits(filtered: Manifest) -> Iterator[str]:
     """Yield what the filter did to captions besides masking names."""
     if filtered.config.get("clean_markup"):
-        yield message("HTML and emoji were taken out of captions.")
+        yield _("HTML and emoji were taken out of captions.")
     if filtered.config.get("simplify"):
-        yield message("Captions were turned into Simplified Chinese.")
+        yield _("Captions were turned into Simplified Chinese.")
 
 
 def personal(filtered: Manifest) -> Iterator[str]:
     """Yield what was done about personal and sensitive information."""
     care = filtered.config.get("name_care", "balanced")
     yield (
-        message(
-            f"Names of persons in captions were replaced by a mark, by a tagger that misses some (name_care: {care})."
-        )
+        _(
+            "Names of persons in captions were replaced by a mark, by a tagger that misses some (name_care: {care})."
+        ).format(care=care)
         if filtered.config.get("mask_names", True)
-        else message("Names of persons in captions were not replaced.")
+        else _("Names of persons in captions were not replaced.")
     )
-    yield message(
-        f"Captions with words of the lists of sensitive words: {filtered.dropped.get('sensitive', 0):,} left out."
+    yield _("Captions with words of the lists of sensitive words: {left_out:,} left out.").format(
+        left_out=filtered.dropped.get("sensitive", 0)
     )
-    yield message("Pictures of persons are in the set; their addresses are published, the pictures are not.")
+    yield _("Pictures of persons are in the set; their addresses are published, the pictures are not.")

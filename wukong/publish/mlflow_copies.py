@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from wukong.errors import StorageError
 from wukong.publish.traces import Traces
 from wukong.runtime import progress
+from wukong.runtime.language import _
 from wukong.tracking import mlflow_rest
 from wukong.tracking.mlflow_rest import MlflowError, Server
 
@@ -53,7 +54,7 @@ def remove_traces(name: str, traces: Traces) -> list[str]:
         runs = [run for experiment in server.experiments("ALL") for run in server.every_run(experiment)]
         own = server.find_experiment(name)
         deleted: list[str] = []
-        with progress.track("look through MLflow", len(runs), "runs") as advance:
+        with progress.track(_("look through MLflow"), len(runs), _("runs")) as advance:
             for run in runs:
                 deleted += _of_run(server, run, traces, unsaid=run.experiment_id == own)
                 advance(1)

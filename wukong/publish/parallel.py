@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wukong.runtime import cancel, progress
+from wukong.runtime.language import _
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +40,7 @@ def for_each(
         pool = ThreadPoolExecutor(_THREADS)
         results = pool.map(work, items)
     try:
-        with progress.track(what, len(items), "files") as advance:
+        with progress.track(what, len(items), _("files")) as advance:
             for result in results:
                 yield result
                 advance(1)

@@ -32,7 +32,7 @@ from wukong.publish.parallel import for_each
 from wukong.report import card, removed, statistics
 from wukong.report.funnel import Step
 from wukong.report.removed import Removed
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
 from wukong.store.parts import Parts
@@ -104,7 +104,7 @@ def _release(
     of_set = statistics.read(validated)[TRAIN]
     opted_out = [statistics.Statistics.from_json(record["statistics"]) for record in records if record["left_out"]]
     counted = of_set.without(statistics.merge(opted_out))
-    step = Step(OPTED_OUT, message("not opted out"), pairs, left_out)
+    step = Step(OPTED_OUT, _("not opted out"), pairs, left_out)
     crawl = manifest.load(filtered.parents[0].uri)
     shown = card.of(
         experiment,

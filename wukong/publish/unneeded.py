@@ -34,7 +34,7 @@ import pyarrow.fs as pafs
 
 from wukong import stages
 from wukong.crawl import attempt
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import fence, lease, manifest, storage, takedowns
 
 DAY = 86_400.0
@@ -42,7 +42,7 @@ DAY = 86_400.0
 _MANIFESTS = ("manifest.json", attempt.FAILED)
 _STAGES = tuple(entry.name for entry in stages.TABLE if entry.version)
 _RECORDS = {f"{name}.json" for name in (*stages.RECORDED, "champion")}
-_MAY_BE_USED = message("unfinished, and may be in use")
+_MAY_BE_USED = _("unfinished, and may be in use")
 _CLAIM, _LAST = "experiment.json", f"{stages.WHOLE_RUN[-1]}.json"
 _KEY = re.compile(r"[0-9a-f]{16}")
 _NAMED = re.compile(rf"([^/\s\"']+)/({'|'.join(_STAGES)})/([0-9a-f]{{16}})(?![0-9A-Za-z])")
@@ -251,7 +251,7 @@ class Collection:
             for folder, files in zip(folders, pool.map(_stored_below, folders), strict=True):
                 below: dict[str, dict[str, _Stored]] = {}
                 for uri, stored in files.items():
-                    key, _, path = uri[len(folder) + 1 :].partition("/")
+                    key, _slash, path = uri[len(folder) + 1 :].partition("/")
                     if path and _KEY.fullmatch(key):
                         below.setdefault(key, {})[uri] = stored
                 for key, inside in below.items():
@@ -268,29 +268,29 @@ class Collection:
         while pending:
             for parent in self._parents_of(pending.pop()):
                 if parent not in needed:
-                    needed[parent] = message("what these were made from")
+                    needed[parent] = "what these were made from"
                     pending.append(parent)
         return needed
 
     def _roots(self) -> Iterator[tuple[str, Iterable[str]]]:
         traces, versions = self._state
         runs = self._runs(traces)
-        busy = {name for (name, _), run in runs.items() if self._goes_on(run)}
+        busy = {name for (name, _run), run in runs.items() if self._goes_on(run)}
         held = (output for output in self._outputs.values() if output.is_held)
         busy |= {output.experiment for output in held if output.uri not in self._silent}
         kept = {key: run for key, run in runs.items() if key in self._kept_runs(runs)}
         tags = " ".join(tag for tags in versions.values() for tag in tags.values())
-        yield message("records and experiments of runs"), _named(" ".join(run.named for run in kept.values()))
-        yield message("registered models with an alias"), _named(tags)
+        yield "records and experiments of runs", _named(" ".join(run.named for run in kept.values()))
+        yield "registered models with an alias", _named(tags)
         released = (n for n, output in self._outputs.items() if output.stage == "release" and output.manifest)
-        yield message("releases"), released
-        yield message("failed crawls that the next run goes on from"), self._open_crawls(kept)
+        yield "releases", released
+        yield "failed crawls that the next run goes on from", self._open_crawls(kept)
         marks = tuple(f"/{name}" for name in (takedowns.BEGUN, takedowns.PENDING))
         pending = {uri.rsplit("/", 3)[1] for uri in traces if uri.endswith(marks)}
-        yield message("a takedown goes on in the experiment"), self._of_experiments(pending)
-        yield message("a run of the experiment may be going on"), self._of_experiments(busy)
+        yield "a takedown goes on in the experiment", self._of_experiments(pending)
+        yield "a run of the experiment may be going on", self._of_experiments(busy)
         young = (n for n, output in self._outputs.items() if output.manifest and self._is_young(output))
-        yield message("written too short a time ago"), young
+        yield "written too short a time ago", young
 
     def _of_experiments(self, names: set[str]) -> Iterator[str]:
         return (name for name, output in self._outputs.items() if output.experiment in names)
@@ -305,7 +305,7 @@ class Collection:
         if self._policy.keep_runs is None:
             return set(runs)
         finished: dict[str, list[float]] = {}
-        for (experiment, _), run in runs.items():
+        for (experiment, _name), run in runs.items():
             if run.is_finished:
                 finished.setdefault(experiment, []).append(run.begun)
         first = {
@@ -367,7 +367,7 @@ class Collection:
 
     def _open_crawls(self, runs: Mapping[tuple[str, str], _Run]) -> Iterator[str]:
         """The failed crawls that no attempt went on from, of experiments with a run that has no crawl yet."""
-        for experiment in sorted({experiment for (experiment, _), run in runs.items() if not run.has_crawled}):
+        for experiment in sorted({experiment for (experiment, _name), run in runs.items() if not run.has_crawled}):
             crawls = self._crawls_of(experiment)
             continued = {parent for name in crawls for parent in self._parents_of(name)}
             for name in crawls:
@@ -377,14 +377,14 @@ class Collection:
     def _garbage_of(self, name: str) -> Iterator[Garbage]:
         output = self._outputs[name]
         if name not in self._needed and not self._is_young(output):
-            finished = message("no run, alias or release leads to it")
-            why = finished if output.manifest else message("unfinished, and nobody is at work on it")
+            finished = _("no run, alias or release leads to it")
+            why = finished if output.manifest else _("unfinished, and nobody is at work on it")
             yield Garbage(output.uri, output.stage, output.bytes, output.written, why, output.uri)
         elif output.manifest == _MANIFESTS[0]:
             for first, stored in sorted(output.files.items()):
                 is_work = first.startswith("_") and first not in (_WORK_OF_TASKS, lease.NAME)
                 if is_work and self._now - stored.written >= self._policy.age:
-                    uri, why = storage.join(output.uri, first), message("work file of a finished output")
+                    uri, why = storage.join(output.uri, first), _("work file of a finished output")
                     yield Garbage(uri, output.stage, stored.bytes, stored.written, why, output.uri)
 
 
@@ -434,7 +434,7 @@ def _stored_below(uri: str) -> dict[str, _Stored]:
                 storage.join(uri, info.path[len(path) :]): _Stored(info.size, info.mtime.timestamp()) for info in files
             }
         found = {}
-        for folder, _, names in os.walk(path):
+        for folder, _folders, names in os.walk(path):
             for name in names:
                 try:
                     at = Path(folder, name).lstat()

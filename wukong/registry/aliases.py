@@ -27,7 +27,7 @@ from wukong.registry import choices, promotion
 from wukong.registry.choices import Choice
 from wukong.registry.promotion import Anew, Decision, Rules
 from wukong.runs import listing
-from wukong.runtime.language import message
+from wukong.runtime.language import _, chinese_of
 from wukong.stages import places
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
@@ -180,10 +180,12 @@ class ModelRegistry:
             return promotion.refused(rules, self.model, self.alias, name, holder, why)
 
         if holder == name:
-            return replace(no(message("It holds the alias already.")), promoted=True)
+            return replace(no(_("It holds the alias already.")), promoted=True)
         if when := candidate["tags"].get(ROLLED_BACK):
             return no(
-                message(f"It was rolled back ({when}), and only `wukong promote --force --reason` brings it back.")
+                _("It was rolled back ({when}), and only `wukong promote --force --reason` brings it back.").format(
+                    when=when
+                )
             )
         evaluation = stored.read(_tag_of(candidate, EVALUATION_TAG))
         chosen = _CHOICES.validate_json(_tag_of(candidate, CHOSEN))
@@ -193,10 +195,10 @@ class ModelRegistry:
         held = self.version(holder)
         if held["tags"].get(ORIGIN, "") != candidate["tags"].get(ORIGIN, ""):
             return no(
-                message(
-                    f"Version {holder}, which holds the alias, is of another experiment or of images from another "
+                _(
+                    "Version {holder}, which holds the alias, is of another experiment or of images from another "
                     "source, so the two do not compete: give registry.model_name another name."
-                )
+                ).format(holder=holder)
             )
         theirs, why = _evaluation_of(held, evaluation, rules)
         anew = None
@@ -208,11 +210,11 @@ class ModelRegistry:
                 if isinstance(error, AwayError | MlflowError) and not gone:
                     raise
                 return no(
-                    message(
-                        f"Version {holder}, which holds the alias, has no answers to the candidate's queries ({why}), "
-                        f"and cannot be evaluated on them: {_shortened(error)}. Mend that and run `wukong promote "
-                        f"{self.model}/{name}`, or use `wukong promote --force --reason`."
-                    )
+                    _(
+                        "Version {holder}, which holds the alias, has no answers to the candidate's queries "
+                        "({why}), and cannot be evaluated on them: {shortened}. Mend that and run `wukong "
+                        "promote {model}/{name}`, or use `wukong promote --force --reason`."
+                    ).format(holder=holder, why=why, shortened=_shortened(error), model=self.model, name=name)
                 )
             anew = Anew.of(why, theirs)
         first = promotion.decide(rules, evaluation, theirs, **known, held_by=holder)
@@ -237,12 +239,12 @@ class ModelRegistry:
         """
         candidate = self.version(number)
         if forced:
-            holder, _ = self.state()
+            holder = self.state()[0]
             rules = _gate(candidate).rules
             decision = replace(
                 promotion.refused(rules, self.model, self.alias, candidate["version"], holder, ""),
                 promoted=True,
-                says=message(f"A person moved the alias without the gate: {forced}"),
+                says=_("A person moved the alias without the gate: {forced}").format(forced=forced),
                 forced=forced,
             )
         else:
@@ -250,7 +252,12 @@ class ModelRegistry:
         if decision.holder == decision.candidate:
             return decision  # the page of the decision by which it took the alias stays
         self._log(candidate, decision)
-        decided = {"promoted": decision.promoted, "says": decision.says[:_LONGEST_REASON], "holder": decision.holder}
+        decided = {
+            "promoted": decision.promoted,
+            "says": decision.says[:_LONGEST_REASON],
+            "holder": decision.holder,
+            "chinese": chinese_of(decision.says) if len(decision.says) <= _LONGEST_REASON else {},
+        }
         self._tag_version(candidate["version"], DECISION, json.dumps(decided, ensure_ascii=False))
         if decision.promoted:
             self._move("promote", candidate, decision.holder, forced or decision.says, by)
@@ -308,7 +315,7 @@ class ModelRegistry:
         return 1 + sum(int(each.partition("x")[2] or 1) for each in made[: made.index(short)])
 
     def _move(self, action: str, version: Mapping[str, Any], holder: str, reason: str, by: str) -> None:
-        _, tags = self.state()
+        tags = self.state()[1]
         history = json.loads(tags.get(_HISTORY + self.alias, "[]"))
         what = {"action": action, "version": version["version"], "from": holder}
         if not history or {key: history[-1].get(key) for key in what} != what:  # it may be an answer that was lost
@@ -395,13 +402,13 @@ def held_before(history: list[dict[str, Any]], holder: str) -> str:
 def _evaluation_of(held: Mapping[str, Any], candidate: Evaluation, rules: Rules) -> tuple[Evaluation, str]:
     """Return a version's own evaluation, and why it cannot be compared with a candidate's; empty if it can."""
     if EVALUATION_TAG not in held["tags"]:
-        return Evaluation(), message("it was registered without the address of its evaluation")
+        return Evaluation(), _("it was registered without the address of its evaluation")
     try:
         evaluation = stored.read(held["tags"][EVALUATION_TAG])
     except AwayError:
         raise
     except (DataError, StorageError):
-        return Evaluation(), message("its evaluation is gone")
+        return Evaluation(), _("its evaluation is gone")
     return evaluation, promotion.unpaired(rules, candidate, evaluation)
 
 

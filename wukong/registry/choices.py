@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from wukong import stages
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 
 _SWEEPS = "sweeps"
+_SWEEP = "the sweep "
 
 
 class Choice(BaseModel):
@@ -36,6 +37,12 @@ class Choice(BaseModel):
     of: int
     metric: str
     tasks: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What chose, as a text of the catalogue."""
+        names = self.by.removeprefix(_SWEEP)
+        return self.by if names == self.by else _("the sweep {names}").format(names=names)
 
 
 def record_trial(root: str, sweep: str, metric: str, run: str, evaluated: Manifest) -> None:
@@ -82,7 +89,7 @@ def _sweeps(root: str, model: Manifest) -> Iterator[Choice]:
             names.add(sweep["sweep"])
             models.update(sweep["models"])
     for metric, (names, models) in sorted(together.items()):
-        yield Choice(by=message(f"the sweep {', '.join(sorted(names))}"), of=len(models), metric=metric)
+        yield Choice(by=f"{_SWEEP}{', '.join(sorted(names))}", of=len(models), metric=metric)
 
 
 def _validations(model: Manifest) -> Iterator[Choice]:

@@ -22,7 +22,7 @@ from wukong.evaluate.results import DOCUMENT, HOLDOUT
 from wukong.evaluate.stored import Evaluation
 from wukong.registry import over_seeds
 from wukong.runtime import environment
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import manifest, storage
 from wukong.tracking import run_links, tags
 from wukong.tracking.mlflow_rest import MlflowError, Run, Server
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
-_NO_SUCH_RESULT = message("not comparable: the first run has no such result")
+_NO_SUCH_RESULT = _("not comparable: the first run has no such result")
 
 Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
 
@@ -71,10 +71,14 @@ class _Pair:
     @classmethod
     def of(cls, first: Measured, other: Measured, known: "dict[tuple[int, str], Scores | None]") -> "_Pair":
         if other.rival_model and other.rival_model == first.model:
-            note = message(f"by the gate's evaluation of the model of {first.run.name} on the sets of {other.run.name}")
+            note = _("by the gate's evaluation of the model of {model_of} on the sets of {run}").format(
+                model_of=first.run.name, run=other.run.name
+            )
             return cls(other.rival, other.evaluation, known, note)
         if first.rival_model and first.rival_model == other.model:
-            note = message(f"by the gate's evaluation of the model of {other.run.name} on the sets of {first.run.name}")
+            note = _("by the gate's evaluation of the model of {model_of} on the sets of {run}").format(
+                model_of=other.run.name, run=first.run.name
+            )
             return cls(first.evaluation, first.rival, known, note)
         return cls(first.evaluation, other.evaluation, known)
 
@@ -111,8 +115,8 @@ def _find(server: Server, experiments: Sequence[str], name: str) -> Run:
     if not own:
         raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
     if len(own) > 1:
-        known = [message(f"{run.run_id} of experiment {run.experiment_id}") for run in own]
-        several = message(f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:")
+        known = [f"{run.run_id} of experiment {run.experiment_id}" for run in own]
+        several = f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:"
         raise ConfigError("\n  ".join([several, *known]))
     return own[0]
 
@@ -149,14 +153,14 @@ def _read(server: Server, run: Run) -> Measured:
     if RUN_TAG not in run.tags:  # an evaluation that was logged alone
         if (data := _file(server, run, DOCUMENT)) is None:
             return Measured(run, Evaluation())
-        document = stored.check(json.loads(data), message(f"{DOCUMENT} of the run {run.name}"))
+        document = stored.check(json.loads(data), f"{DOCUMENT} of the run {run.name}")
         measured = {model["role"] for model in document["models"]}
         role = run.tags.get(tags.ROLE_TAG) or next(role for role in ("finetuned", "pretrained") if role in measured)
         tables = {}
         for name in {task["task"] for task in document["tasks"] if task["model"] == role}:
             path = f"{answers.FOLDER}/{name}.parquet"
             if (data := _file(server, run, path)) is not None:
-                tables[name] = stored.parse(data, message(f"{path} of the run {run.name}"))
+                tables[name] = stored.parse(data, f"{path} of the run {run.name}")
         return Measured(run, Evaluation(document, tables, role=role))
     if (folder := run_links.folder_of(run)) is None:
         raise StorageError(
@@ -272,7 +276,7 @@ def _compared(pairs: Sequence[_Pair], name: str) -> dict[str, Any]:
         for n, task in enumerate(tasks):
             value = task["results"].get(result) if task else None
             if value is None:
-                row.append(_entry(None, "missing", notes[n] or message(f"{result} was not measured")))
+                row.append(_entry(None, "missing", notes[n] or _("{result} was not measured").format(result=result)))
             elif n == 0:
                 row.append(_entry(value, "baseline", notes[n]))
             elif notes[n]:
@@ -291,13 +295,17 @@ def _compared(pairs: Sequence[_Pair], name: str) -> dict[str, Any]:
 
 def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> str:
     if task is None:
-        return message("not measured")
+        return _("not measured")
     if first is None:
-        return message("not comparable: the first run was not measured on it")
+        return _("not comparable: the first run was not measured on it")
     if first["digest"] != task["digest"]:
-        return message(f"not comparable: other data ({first['digest'][:8]} and {task['digest'][:8]})")
+        return _("not comparable: other data ({digest} and {other})").format(
+            digest=first["digest"][:8], other=task["digest"][:8]
+        )
     if first["protocol"] != task["protocol"]:
-        return message(f"not comparable: protocols {first['protocol']} and {task['protocol']}")
+        return _("not comparable: protocols {protocol} and {other}").format(
+            protocol=first["protocol"], other=task["protocol"]
+        )
     return ""
 
 
@@ -348,9 +356,7 @@ def _means(pairs: Sequence[_Pair], kind: str, result: str) -> dict[str, Any] | N
             for side in (zip(*parts, strict=True) if parts and all(None not in part for part in parts) else ((), ()))
         )
         scores.append((first, other))
-        notes.append(
-            "" if own == wanted else message("not comparable: other hold-outs") if tasks else message("not measured")
-        )
+        notes.append("" if own == wanted else _("not comparable: other hold-outs") if tasks else _("not measured"))
     paired = _paired(pairs, scores)
     row = []
     for n, tasks in enumerate(held):
@@ -367,10 +373,10 @@ def _means(pairs: Sequence[_Pair], kind: str, result: str) -> dict[str, Any] | N
         elif result in paired[n]:
             row.append(_with(value, paired[n][result], paired=True, note=pairs[n].note))
         else:
-            row.append(_entry(value, "incomparable", message("no interval: a run has stored no answers")))
+            row.append(_entry(value, "incomparable", _("no interval: a run has stored no answers")))
     return {
         "task": HOLDOUTS,
-        "title": message(f"All {len(held[0]):,} hold-outs of {kind}"),
+        "title": _("All {count:,} hold-outs of {kind}").format(count=len(held[0]), kind=kind),
         "kind": kind,
         "split": HOLDOUT,
         "digest": "",
@@ -396,6 +402,6 @@ def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") ->
 def _with(value: Mapping[str, Any], difference: "Interval", *, paired: bool, note: str = "") -> dict[str, Any]:
     verdict: Verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "noise"
     if not math.isfinite(difference.low + difference.high):  # no comparison with NaN is true
-        return _entry(value, "incomparable", message("not comparable: the difference is not a number"))
-    note = note if paired else message("unpaired: a run has stored no answers")
+        return _entry(value, "incomparable", _("not comparable: the difference is not a number"))
+    note = note if paired else _("unpaired: a run has stored no answers")
     return _entry(value, verdict, note) | {"difference": {**asdict(difference), "paired": paired}}

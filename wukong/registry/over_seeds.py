@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wukong.evaluate.interval import LEVEL, Interval, student
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 SEED = "seed"
 _LEAST = 2  # seeds whose values have a spread
@@ -33,7 +33,7 @@ class Configuration:
     @property
     def name(self) -> str:
         """The parameters, for people."""
-        return ", ".join(f"{key}={value}" for key, value in self.parameters.items()) or message("all runs")
+        return ", ".join(f"{key}={value}" for key, value in self.parameters.items()) or _("all runs")
 
 
 def configurations(parameters: Sequence[Mapping[str, str]]) -> list[Configuration]:
@@ -114,7 +114,7 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
             entry["difference"] = {**asdict(gained), "paired": True}
             entry["verdict"] = "better" if gained.low > 0 else "worse" if gained.high < 0 else "noise"
         elif number:
-            entry["note"] = message("no interval: fewer than two seeds in common with the first configuration")
+            entry["note"] = _("no interval: fewer than two seeds in common with the first configuration")
         by_configuration.append(entry)
     return by_configuration
 

@@ -36,7 +36,7 @@ from wukong.evaluate.paired import differences
 from wukong.evaluate.results import HOLDOUT
 from wukong.evaluate.stored import Evaluation
 from wukong.registry.choices import Choice
-from wukong.runtime.language import message
+from wukong.runtime.language import _, joined
 from wukong.store.manifest import digest_of
 
 FORMAT = 1
@@ -200,12 +200,12 @@ def unpaired(rules: Rules, candidate: Evaluation, holder: Evaluation) -> str:
         if not measures(candidate, metric) or (ours := _measured(candidate, metric)).scores is None:
             continue
         if not measures(holder, metric):
-            return message(f"{metric} of it was not measured")
+            return _("{metric} of it was not measured").format(metric=metric)
         theirs = _measured(holder, metric)
         if theirs.digest != ours.digest:
-            return message("it was measured on other data or by another protocol")
+            return _("it was measured on other data or by another protocol")
         if theirs.scores is None:
-            return message("its answers are not stored")
+            return _("its answers are not stored")
     return ""
 
 
@@ -278,9 +278,7 @@ def decide(
     count = math.prod(choice.of for choice in chosen)
     made = Decision(False, "", model, alias, version, held_by, "", 0, rules, count=count, chosen=chosen)
     if holder is None and rules.first == "any":
-        return replace(
-            made, promoted=True, says=message("It is the first model, of which registry.first asks nothing.")
-        )
+        return replace(made, promoted=True, says=_("It is the first model, of which registry.first asks nothing."))
     if holder is None:
         check = _above_chance(rules.metric, ours, count)
         return _concluded(replace(made, test_set=ours.digest), [check])
@@ -298,7 +296,7 @@ def refused(rules: Rules, model: str, alias: str, version: str, holder: str, why
 
 def _concluded(made: Decision, checks: Sequence[Check]) -> Decision:
     failed = [check for check in checks if not check.passed]
-    says = "\n".join(check.says for check in (failed or checks))
+    says = joined((check.says for check in (failed or checks)), "\n")
     return replace(made, promoted=not failed, checks=tuple(checks), says=says)
 
 
@@ -306,61 +304,68 @@ def _better(rules: Rules, ours: _Measured, holder: Evaluation, attempt: int, cho
     metric, why = rules.metric, ""
     theirs = _measured(holder, metric) if measures(holder, metric) else None
     if theirs is None:
-        why = message(f"not comparable: {metric} of the present holder was not measured")
+        why = _("not comparable: {metric} of the present holder was not measured").format(metric=metric)
     elif theirs.digest != ours.digest:
-        why = message("not comparable: the holder was measured on other data or by another protocol")
+        why = _("not comparable: the holder was measured on other data or by another protocol")
     elif ours.scores is None or theirs.scores is None:
-        why = message("not comparable: the answers of one of the models are not stored, so they cannot be paired")
+        why = _("not comparable: the answers of one of the models are not stored, so they cannot be paired")
     if theirs is None or ours.scores is None or theirs.scores is None or why:
-        says = message(f"{why}; use `wukong promote --force --reason`.")
+        says = _("{why}; use `wukong promote --force --reason`.").format(why=why)
         return Check(metric, "better", False, says, ours.value, theirs.value if theirs else None)
     count = math.prod(choice.of for choice in chosen)
     level = level_of(attempt, rules.level, count)
     gains = ours.scores.shares(ours.scores.names[0]) - theirs.scores.shares(theirs.scores.names[0])
     p = sign_flip(gains)
     difference = differences(theirs.scores, [ours.scores])[0][ours.scores.names[0]]
-    verdict = message("better by more than noise" if p <= level else "not better by more than noise")
-    attempts = message(f"attempt {attempt:d}")
+    verdict = _("better by more than noise") if p <= level else _("not better by more than noise")
+    attempts = _("attempt {attempt:d}").format(attempt=attempt)
     if chosen:
-        each = ", ".join(message(f"from {choice.of:d} by {choice.by}") for choice in chosen)
+        each = joined((_("from {of:d} by {by}").format(of=choice.of, by=choice.said) for choice in chosen), ", ")
         last = attempt + count - 1
-        attempts = message(f"attempts {attempt:d} to {last:d}, as it was chosen on these queries: {each}")
-    says = message(
-        f"{metric} is {_points(difference)} than the holder's: {verdict} "
-        f"(p = {p:.2g}, level {level:.2g} of {attempts})."
-    )
+        attempts = _("attempts {attempt:d} to {last:d}, as it was chosen on these queries: {each}").format(
+            attempt=attempt, last=last, each=each
+        )
+    says = _(
+        "{metric} is {points} than the holder's: {verdict} (p = {p:.2g}, level {level:.2g} of {attempts})."
+    ).format(metric=metric, points=_points(difference), verdict=verdict, p=p, level=level, attempts=attempts)
     return Check(metric, "better", p <= level, says, ours.value, theirs.value, difference, p, level)
 
 
 def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evaluation) -> Check:
-    for name, each in ((message("the candidate"), candidate), (message("the holder"), holder)):
+    for name, each in ((_("the candidate"), candidate), (_("the holder"), holder)):
         if not measures(each, metric):
             return Check(
-                metric, "not worse", False, message(f"{metric} is guarded, and {name} was not measured by it.")
+                metric,
+                "not worse",
+                False,
+                _("{metric} is guarded, and {name} was not measured by it.").format(metric=metric, name=name),
             )
     ours, theirs = _measured(candidate, metric), _measured(holder, metric)
     if ours.digest != theirs.digest or ours.scores is None or theirs.scores is None:
-        says = message(
-            f"{metric} is guarded, and "
-            f"{'was measured on other data' if ours.digest != theirs.digest else 'has no stored answers'}."
-        )
+        says = (
+            _("{metric} is guarded, and was measured on other data.")
+            if ours.digest != theirs.digest
+            else _("{metric} is guarded, and has no stored answers.")
+        ).format(metric=metric)
         return Check(metric, "not worse", False, says, ours.value, theirs.value)
     (compared,) = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL)
     difference = compared[ours.scores.names[0]]
     passed = difference.low > -margin
-    says = message(
-        f"{metric} is {_points(difference)}: {'not worse' if passed else 'not shown to be no worse'} than the holder's "
-        f"by {100 * margin:.1f} points or more."
-    )
+    says = (
+        _("{metric} is {points}: not worse than the holder's by {margin:.1f} points or more.")
+        if passed
+        else _("{metric} is {points}: not shown to be no worse than the holder's by {margin:.1f} points or more.")
+    ).format(metric=metric, points=_points(difference), margin=100 * margin)
     return Check(metric, "not worse", passed, says, ours.value, theirs.value, difference, None, GUARD_LEVEL)
 
 
 def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
     if ours.scores is None or ours.chance is None:
-        says = message(
-            f"{metric} cannot be compared with chance: "
-            f"{'its answers are not stored' if ours.scores is None else 'its chance is not known'}."
-        )
+        says = (
+            _("{metric} cannot be compared with chance: its answers are not stored.")
+            if ours.scores is None
+            else _("{metric} cannot be compared with chance: its chance is not known.")
+        ).format(metric=metric)
         return Check(metric, "above chance", False, says, ours.value)
     level = 0.05 / count
     found = ours.scores.interval(ours.scores.names[0], 1 - level)
@@ -368,18 +373,20 @@ def _above_chance(metric: str, ours: _Measured, count: int) -> Check:
     difference = replace(found, value=value, low=low, high=high)
     passed = difference.low > 0
     if ours.scores.too_few(ours.scores.names[0]):
-        says = message(
-            f"It is the first model, and {metric} is measured on {found.units:,} independent test pictures, too "
-            "few for any verdict: give more pictures, hold out more of them, or set `registry.first: any`."
-        )
+        says = _(
+            "It is the first model, and {metric} is measured on {units:,} independent test pictures, too few for "
+            "any verdict: give more pictures, hold out more of them, or set `registry.first: any`."
+        ).format(metric=metric, units=found.units)
     else:
-        says = message(
-            f"It is the first model, and {metric} is {_points(difference)} than chance: "
-            f"{'above' if passed else 'not above'} chance by more than noise."
-        )
+        says = (
+            _("It is the first model, and {metric} is {points} than chance: above chance by more than noise.")
+            if passed
+            else _("It is the first model, and {metric} is {points} than chance: not above chance by more than noise.")
+        ).format(metric=metric, points=_points(difference))
         if not passed and value > 0:
             needed = math.ceil(found.units * ((value - low) / value) ** 2)
-            says += "\n" + message(f"So large a gain takes about {needed:,} test pictures to be shown.")
+            more = _("So large a gain takes about {needed:,} test pictures to be shown.").format(needed=needed)
+            says = joined([says, more], "\n")
     return Check(metric, "above chance", passed, says, ours.value, ours.chance, difference, None, level)
 
 
@@ -387,10 +394,11 @@ def _points(difference: Interval) -> str:
     level, size, low, high = (
         100 * each for each in (difference.level, abs(difference.value), difference.low, difference.high)
     )
-    return message(
-        f"{size:.1f} points {'lower' if difference.value < 0 else 'higher'} "
-        f"({level:.3g} % interval {low:+.1f} to {high:+.1f})"
-    )
+    return (
+        _("{size:.1f} points lower ({level:.3g} % interval {low:+.1f} to {high:+.1f})")
+        if difference.value < 0
+        else _("{size:.1f} points higher ({level:.3g} % interval {low:+.1f} to {high:+.1f})")
+    ).format(size=size, level=level, low=low, high=high)
 
 
 def _parts(evaluation: Evaluation, metric: str) -> tuple[str, list[Mapping[str, Any]], str]:

@@ -23,7 +23,6 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import OF_PARSERS, ConfigError
 from wukong.registry.over_seeds import SEED
-from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store.manifest import digest_of
 
@@ -164,8 +163,8 @@ def load(path: Path, start: Callable[[Path | None, list[str]], Experiment] | Non
     except ValidationError as error:
         mistakes = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
         lines = [": ".join(filter(None, mistake)) for mistake in mistakes]
-        allowed = message(f"the keys are {', '.join(Sweep.model_fields)}")
-        raise ConfigError("\n  ".join([message(f"{path} is not a valid sweep:"), *lines, allowed])) from error
+        allowed = f"the keys are {', '.join(Sweep.model_fields)}"
+        raise ConfigError("\n  ".join([f"{path} is not a valid sweep:", *lines, allowed])) from error
     named = path.parent / sweep.experiment if sweep.experiment else None
     if start is not None:
         base = start(named, list(sweep.set))

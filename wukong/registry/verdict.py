@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from wukong.config.experiment import Experiment
 from wukong.registry import comparison
 from wukong.registry.aliases import DECISION, ModelRegistry
-from wukong.runtime.language import message
+from wukong.runtime.language import _, chinese_of, restored
 from wukong.stages import run_paths
 from wukong.store import storage
 from wukong.tracking.mlflow_rest import Server
@@ -33,6 +33,7 @@ class Verdict(BaseModel):
         promoted: whether it took the alias, or held it before.
         says: the reasons, in sentences.
         holder: the version that held the alias when it was decided; empty if none did.
+        chinese: the reasons in Chinese, by the English.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -43,19 +44,26 @@ class Verdict(BaseModel):
     promoted: bool
     says: str
     holder: str = ""
+    chinese: dict[str, str] = {}
+
+    @property
+    def said(self) -> str:
+        """The reasons, which know their Chinese."""
+        said: str = restored(self.says, self.chinese)
+        return said
 
     @property
     def heading(self) -> str:
         """The outcome in a sentence."""
-        if not self.promoted:
-            if not self.holder:
-                return message(f"Version {self.version} does not take @{self.alias}, which is given to nobody.")
-            return message(
-                f"Version {self.version} does not take @{self.alias}, which stays with version {self.holder}."
-            )
-        if self.holder in ("", self.version):
-            return message(f"Version {self.version} holds @{self.alias}.")
-        return message(f"Version {self.version} takes @{self.alias} from version {self.holder}.")
+        if not self.promoted and not self.holder:
+            text = _("Version {version} does not take @{alias}, which is given to nobody.")
+        elif not self.promoted:
+            text = _("Version {version} does not take @{alias}, which stays with version {holder}.")
+        elif self.holder in ("", self.version):
+            text = _("Version {version} holds @{alias}.")
+        else:
+            text = _("Version {version} takes @{alias} from version {holder}.")
+        return text.format(version=self.version, alias=self.alias, holder=self.holder)
 
 
 def of_version(experiment: Experiment, version: str) -> Verdict | None:
@@ -94,7 +102,7 @@ def compare(experiment: Experiment, run: str, verdict: Verdict) -> dict[str, Any
 
 def store(experiment: Experiment, run: str, verdict: Verdict, document: Mapping[str, Any] | None) -> None:
     """Store a verdict and a comparison in the folder of their run, where ``read`` finds them."""
-    value = {"verdict": verdict.model_dump(mode="json"), "comparison": document}
+    value = {"verdict": verdict.model_dump(mode="json"), "comparison": document, "chinese": chinese_of(document)}
     storage.write_json(run_paths.uri_of(experiment, run, FILE), value)
 
 
@@ -104,4 +112,4 @@ def read(experiment: Experiment, run: str) -> tuple[Verdict, dict[str, Any] | No
     if not storage.exists(uri):
         return None
     value = storage.read_json(uri)
-    return Verdict.model_validate(value["verdict"]), value["comparison"]
+    return Verdict.model_validate(value["verdict"]), restored(value["comparison"], value["chinese"])

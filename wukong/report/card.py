@@ -24,7 +24,7 @@ from wukong.report.funnel import Bar, Step, bars, funnel, wording
 from wukong.report.near_duplicates import Curve, curve
 from wukong.report.removed import Removed
 from wukong.report.statistics import PAPER, Counts, Statistics
-from wukong.runtime.language import message
+from wukong.runtime.language import _, chinese_of, restored
 from wukong.store import damage, manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -111,6 +111,7 @@ class Card(BaseModel):
         unchecked: what was not looked for, as sentences.
         dropped: dropped pictures, blurred.
         near: how many pairs go as near duplicates at each threshold; None where their vectors were not compared.
+        chinese: the Chinese of these sentences that have fields, by the English.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -131,6 +132,7 @@ class Card(BaseModel):
     unchecked: tuple[str, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     near: Curve | None = None
+    chinese: dict[str, str] = {}
 
     def shows_any(self, keys: Set[str]) -> bool:
         """Returns whether the card shows a picture of one of some pairs."""
@@ -172,10 +174,10 @@ def make(
         about=about,
         table=_table(statistics),
         histograms=(
-            _histogram(message("shorter side, pixels"), statistics.sides, lambda n: f"{100 * n}"),
-            _histogram(message("long side / short side"), statistics.ratios, lambda n: f"{1 + n / 10:.1f}"),
-            _histogram(message("caption length"), statistics.lengths, str),
-            _histogram(message("tokens a caption"), _without_tail(statistics.tokens, 48), str),
+            _histogram(_("shorter side, pixels"), statistics.sides, lambda n: f"{100 * n}"),
+            _histogram(_("long side / short side"), statistics.ratios, lambda n: f"{1 + n / 10:.1f}"),
+            _histogram(_("caption length"), statistics.lengths, str),
+            _histogram(_("tokens a caption"), _without_tail(statistics.tokens, 48), str),
         ),
         cloud=tuple(cloud(statistics.words)),
         funnel=tuple(bars(steps[1:])),
@@ -211,9 +213,9 @@ def of(
     crawl = manifest.load(filtered.parents[0].uri)
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
     if MORE_CAPTIONS in filtered.counts:
-        facts[message("pairs with several captions")] = f"{filtered.counts[MORE_CAPTIONS]:,}"
+        facts[_("pairs with several captions")] = f"{filtered.counts[MORE_CAPTIONS]:,}"
     if experiment.release.licence:
-        facts[message("licence of the list of URLs and captions")] = experiment.release.licence
+        facts[_("licence of the list of URLs and captions")] = experiment.release.licence
     made = make(
         experiment.name,
         counted,
@@ -226,11 +228,13 @@ def of(
         docs,
     )
     removed = removed or Removed()
+    found, unchecked = checks.found(filtered), checks.unchecked(filtered)
     return made.model_copy(
         update={
             "rules": checks.applied(filtered, removed),
-            "found": checks.found(filtered),
-            "unchecked": checks.unchecked(filtered),
+            "found": found,
+            "unchecked": unchecked,
+            "chinese": chinese_of([found, unchecked]),
             "dropped": tuple(blurred.examples(crawl, removed.chosen())),
             "near": curve(filtered),
         }
@@ -264,9 +268,11 @@ def read(stage_uri: str) -> Card:
     """
     uri = storage.join(stage_uri, DATA_PATH)
     try:
-        return Card.model_validate(storage.read_json(uri))
+        card = Card.model_validate(storage.read_json(uri))
     except ValidationError as error:
         raise DataError(f"{uri} does not hold a dataset card: {error}; {damage.remedy(uri)}") from error
+    said = {name: tuple(restored(getattr(card, name), card.chinese)) for name in ("found", "unchecked")}
+    return card.model_copy(update=said)
 
 
 def page_for_frame(stage_uri: str) -> str:
@@ -323,11 +329,11 @@ def _free_place(
 
 def _table(statistics: Statistics) -> tuple[tuple[str, str, str], ...]:
     return (
-        (message("image-text pairs"), f"{statistics.pairs:,}", f"{PAPER['pairs']:,}"),
-        (message("unique tokens"), f"{statistics.unique_tokens:,}", f"{PAPER['unique_tokens']:,}"),
-        (message("tokens a caption: mean"), f"{statistics.token_mean:.1f}", f"{PAPER['mean']:.0f}"),
-        (message("standard deviation"), f"{statistics.token_sd:.1f}", f"{PAPER['sd']:.0f}"),
-        (message("median"), f"{statistics.token_median:.0f}", f"{PAPER['median']:.0f}"),
+        (_("image-text pairs"), f"{statistics.pairs:,}", f"{PAPER['pairs']:,}"),
+        (_("unique tokens"), f"{statistics.unique_tokens:,}", f"{PAPER['unique_tokens']:,}"),
+        (_("tokens a caption: mean"), f"{statistics.token_mean:.1f}", f"{PAPER['mean']:.0f}"),
+        (_("standard deviation"), f"{statistics.token_sd:.1f}", f"{PAPER['sd']:.0f}"),
+        (_("median"), f"{statistics.token_median:.0f}", f"{PAPER['median']:.0f}"),
     )
 
 

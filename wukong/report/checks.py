@@ -12,7 +12,7 @@ from wukong.curate.names_and_faces import NAME_AND_FACE
 from wukong.curate.rule import Rule
 from wukong.curate.rules import REGISTRY
 from wukong.report.removed import Removed
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store.manifest import Manifest
 
 Numbers = tuple[tuple[str, int], ...]
@@ -73,31 +73,31 @@ def found(filtered: Manifest) -> tuple[str, ...]:
     """Return what was found that a reader of numbers must know, as sentences: overlap, names beside faces, unread."""
     counts, pairs = filtered.counts, max(1, filtered.counts["pairs"])
     action = filtered.config.get("decontaminate") or {}
-    fate = message("they were left out") if action.get("action", "drop") == "drop" else message("they are marked")
+    fate = _("they were left out") if action.get("action", "drop") == "drop" else _("they are marked")
     sentences = []
     for name, number in sorted(counts.items()):
-        share = f"{100 * number / pairs:.2g}"
+        of, said = name.partition("/")[2], {"number": number, "share": f"{100 * number / pairs:.2g}", "fate": fate}
         if name.startswith(_OVERLAP):
-            test_set = name.removeprefix(_OVERLAP)
-            sentences.append(message(f"Overlap with {test_set}: {number:,} pictures, {share} % of all pairs; {fate}."))
+            text = _("Overlap with {test_set}: {number:,} pictures, {share} % of all pairs; {fate}.")
+            sentences.append(text.format(test_set=of, **said))
         elif name.startswith(_OVERLAP_OF_CAPTIONS):
-            test_set = name.removeprefix(_OVERLAP_OF_CAPTIONS)
-            sentences.append(message(f"Captions of {test_set}: {number:,} pairs have one, {share} % of all pairs."))
+            text = _("Captions of {test_set}: {number:,} pairs have one, {share} % of all pairs.")
+            sentences.append(text.format(test_set=of, **said))
         elif name.startswith(_UNREAD) and number:
-            rule = name.removeprefix(_UNREAD)
-            sentences.append(message(f"Pictures that the rule {rule} could not judge, and did not drop: {number:,}."))
+            text = _("Pictures that the rule {rule} could not judge, and did not drop: {number:,}.")
+            sentences.append(text.format(rule=of, **said))
     if NAME_AND_FACE in counts:
-        number = counts[NAME_AND_FACE]
-        sentences.append(message(f"Captions with a masked name beside a picture with one large face: {number:,}."))
+        text = _("Captions with a masked name beside a picture with one large face: {number:,}.")
+        sentences.append(text.format(number=counts[NAME_AND_FACE]))
     return tuple(sentences)
 
 
 def unchecked(filtered: Manifest) -> tuple[str, ...]:
     """Return what was not looked for, as sentences: each rule that was off."""
     off = (rule for rule in REGISTRY if rule.optional and not _is_on(rule, filtered))
-    sentences = [rule.unchecked or message(f"Nobody checked this: {rule.title}.") for rule in off]
+    sentences = [rule.unchecked or _("Nobody checked this: {title}.").format(title=rule.title) for rule in off]
     if any(name.startswith(_OVERLAP) for name in filtered.counts):
-        sentences.append(message("Overlap with other test sets than those above was not looked for."))
+        sentences.append(_("Overlap with other test sets than those above was not looked for."))
     return tuple(sentences)
 
 

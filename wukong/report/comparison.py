@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from wukong.config.evaluators import result_of
 from wukong.report import template
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 SIGNS: Mapping[str, str] = {
     "baseline": "",
@@ -17,16 +18,16 @@ SIGNS: Mapping[str, str] = {
 """What stands beside a number, so that no meaning is in a colour alone; by verdict."""
 
 WORDS: Mapping[str, str] = {
-    "better": message("better by more than noise"),
-    "worse": message("worse by more than noise"),
-    "noise": message("within the noise"),
-    "incomparable": message("not comparable"),
-    "missing": message("not measured"),
+    "better": _("better by more than noise"),
+    "worse": _("worse by more than noise"),
+    "noise": _("within the noise"),
+    "incomparable": _("not comparable"),
+    "missing": _("not measured"),
 }
 """What each sign means, as the legend says it."""
 
 
-OVER_SEEDS = message(
+OVER_SEEDS = _(
     "with 95 % intervals of the mean over all seeds (Student's t); differences are paired by seed. They say what the "
     "settings are worth on these queries; those of single runs below say what these weights are worth on others."
 )
@@ -44,7 +45,7 @@ def render(document: Mapping[str, Any]) -> str:
         "percent": _percent,
         "difference": difference,
         "over_seeds": over_seeds,
-        "name": name,
+        "name": lambda result: result_of(result).title,
         "count": "{:,}".format,
     }
     return template.fill("comparison.html.j2", values, filters)
@@ -65,7 +66,7 @@ def headlines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "task": each["task"],
                 "title": each["title"],
-                "result": name(each["headline"]),
+                "result": result_of(each["headline"]).title,
                 "before": before["value"],
                 "now": now["value"],
                 "difference": difference(now["difference"]) if now["difference"] else now["note"],
@@ -76,17 +77,10 @@ def headlines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def name(result: str) -> str:
-    """A result's name for people."""
-    words = result.replace("text_to_image_r", "text → image R@").replace("image_to_text_r", "image → text R@")
-    words = words.replace("mean_per_class", message("mean per class"))
-    return words.replace("top1", "top-1").replace("top5", "top-5").replace("_", " ")
-
-
 def difference(found: Mapping[str, Any]) -> str:
     """A difference and its interval in percentage points."""
     value, low, high = (100 * found[key] for key in ("value", "low", "high"))
-    return message(f"{value:+.1f} ({low:+.1f} to {high:+.1f})")
+    return _("{value:+.1f} ({low:+.1f} to {high:+.1f})").format(value=value, low=low, high=high)
 
 
 def over_seeds(entry: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -96,7 +90,7 @@ def over_seeds(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     if entry["sd"] is None:
         return _percent(entry["value"]), "-", "-"
     low, high = 100 * entry["low"], 100 * entry["high"]
-    return _percent(entry["value"]), f"{100 * entry['sd']:.2f}", message(f"{low:.1f} to {high:.1f}")
+    return _percent(entry["value"]), f"{100 * entry['sd']:.2f}", _("{low:.1f} to {high:.1f}").format(low=low, high=high)
 
 
 def _percent(value: float) -> str:

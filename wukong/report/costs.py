@@ -5,16 +5,16 @@ from typing import Any
 
 from wukong.runs import run_costs
 from wukong.runs.run_costs import Held, StageCost
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.stages.prices import Prices, in_currency
 
-_NOT_KNOWN = message("not known")
+_NOT_KNOWN = _("not known")
 _HOW = {
-    "pods": message(
+    "pods": _(
         "Held is what the pods of a stage's Ray cluster and of its submitter request, from the time when they were "
         "scheduled until the stage's job ended. Used is the processor time of the Ray containers' control groups."
     ),
-    "ray": message(
+    "ray": _(
         "Held is what Ray was given, for as long as the stage's job ran; runs at the same time hold it together. Used "
         "is the processor time of the job's processes on the driver's machine."
     ),
@@ -32,53 +32,57 @@ def shown(costs: Sequence[StageCost], prices: Prices) -> dict[str, Any]:
         return {}
     sources = dict.fromkeys(each.source for each in costs if each.source is not None)
     explained = [_HOW[source] for source in sources]
-    explained.append(message("Components' own pods and processes are not in it."))
-    explained.append(message("Written are the files that the manifests of the stage's job name."))
+    explained.append(_("Components' own pods and processes are not in it."))
+    explained.append(_("Written are the files that the manifests of the stage's job name."))
     return {"said": said(costs, prices), "rows": [_row(each, prices) for each in costs], "how": explained}
 
 
 def said(costs: Sequence[StageCost], prices: Prices) -> list[str]:
     """Return the sentences that say what a run has cost."""
     if all(each.held is None for each in costs):
-        return [message("What this run held is not known.")]
+        return [_("What this run held is not known.")]
     held, sentences = run_costs.total(costs), []
     idle = _idle(held)
-    sentences.append(
-        message(
-            f"This run held {'' if held.ended else 'at least '}{_number(held.core_hours)} core-hours and "
-            f"{_number(held.gpu_hours)} GPU-hours{f', {idle} idle' if idle else ''}."
-        )
-    )
+    hours = {"core_hours": _at_least(_number(held.core_hours), held), "gpu_hours": _number(held.gpu_hours)}
+    if idle:
+        text = _("This run held {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
+    else:
+        text = _("This run held {core_hours} core-hours and {gpu_hours} GPU-hours.")
+    sentences.append(text.format(**hours, idle=idle))
     if held.core_hours and not idle:
-        sentences.append(message("How much of it was idle is not known."))
+        sentences.append(_("How much of it was idle is not known."))
     if missing := ", ".join(each.stage for each in costs if each.held is None):
-        sentences.append(message(f"Of {missing} it is not known."))
+        sentences.append(_("Of {missing} it is not known.").format(missing=missing))
     if prices:
         money = _at_least(in_currency(prices.held(held.core_hours, held.gib_hours, held.gpu_hours)), held)
         written = run_costs.written_by(costs)
         if written is None:
-            sentences.append(message(f"The run costs {money}; what it stores is not known."))
+            sentences.append(_("The run costs {money}; what it stores is not known.").format(money=money))
         else:
             month = in_currency(prices.stored(written))
-            sentences.append(message(f"The run costs {money}, what it stores {month} a month."))
+            sentences.append(
+                _("The run costs {money}, what it stores {month} a month.").format(money=money, month=month)
+            )
     return sentences
 
 
 def said_of_stage(cost: StageCost) -> str:
     """Return the sentence that says what a stage has held."""
     if cost.held is None:
-        return message(f"What the stage {cost.stage} held is not known.")
+        return _("What the stage {stage} held is not known.").format(stage=cost.stage)
     if cost.reused and cost.source is None:
-        return message(f"The stage {cost.stage} was finished already and held nothing.")
-    idle = _idle(cost.held) or message("an unknown share")
-    return message(
-        f"The stage {cost.stage} held {'' if cost.held.ended else 'at least '}{_number(cost.held.core_hours)} "
-        f"core-hours and {_number(cost.held.gpu_hours)} GPU-hours, {idle} idle."
-    )
+        return _("The stage {stage} was finished already and held nothing.").format(stage=cost.stage)
+    idle = _idle(cost.held) or _("an unknown share")
+    hours = {
+        "core_hours": _at_least(_number(cost.held.core_hours), cost.held),
+        "gpu_hours": _number(cost.held.gpu_hours),
+    }
+    text = _("The stage {stage} held {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
+    return text.format(stage=cost.stage, **hours, idle=idle)
 
 
 def _row(cost: StageCost, prices: Prices) -> dict[str, str]:
-    name = message(f"{cost.stage} (reused)") if cost.reused else cost.stage
+    name = _("{stage} (reused)").format(stage=cost.stage) if cost.reused else cost.stage
     written = _NOT_KNOWN if cost.written is None else _size(cost.written)
     row = dict.fromkeys(("core_hours", "gib_hours", "gpu_hours", "idle", "money"), _NOT_KNOWN)
     if (held := cost.held) is not None:
@@ -91,7 +95,7 @@ def _row(cost: StageCost, prices: Prices) -> dict[str, str]:
 
 
 def _at_least(text: str, held: Held) -> str:
-    return text if held.ended else message(f"at least {text}")
+    return text if held.ended else _("at least {text}").format(text=text)
 
 
 def _idle(held: Held) -> str:
@@ -101,7 +105,9 @@ def _idle(held: Held) -> str:
     share = f"{100 * held.idle:.0f} %"
     # Sums of the same numbers in another order differ in their last digits.
     return (
-        share if held.measured > 0.999 * held.core_hours else message(f"{share} of {_number(held.measured)} core-hours")
+        share
+        if held.measured > 0.999 * held.core_hours
+        else _("{share} of {measured} core-hours").format(share=share, measured=_number(held.measured))
     )
 
 

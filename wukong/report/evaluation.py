@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from wukong.config import evaluators
 from wukong.config.evaluators import DIRECTIONS
-from wukong.evaluate import paper, sets
+from wukong.evaluate import paper, protocol, sets
 from wukong.evaluate.results import HOLDOUT, ROLES, overlap_of, significance, square_of
 from wukong.report import languages, template
 from wukong.report.comparison import SIGNS
+from wukong.runtime.language import chinese_of, restored
 
 _CLASSES = 6  # of the best, and of the worst
 
@@ -32,7 +33,7 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
     values = {
         "models": [{**models[role], "title": title} for role, title in roles.items()],
         "roles": roles,
-        "protocols": document["protocols"],
+        **described(document),
         "tasks": tasks,
         "held": [task for task in tasks if task["split"] == HOLDOUT],
         "other": [task for task in tasks if task["split"] != HOLDOUT and not _in_paper(task["task"])],
@@ -55,10 +56,15 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         "directions": DIRECTIONS,
         "alignments": [_alignment(each, shown[each["task"]]) for each in document["alignments"]],
         "token_wise": any(model["token_wise"] for model in document["models"]),
-        "missing": document["missing"],
         "overlaps": [(task, role) for task in tasks for role in task["overlaps"]],
     }
     return template.fill("evaluation.html.j2", values, FILTERS)
+
+
+def described(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return protocols and missing sets of a document, which may be of a file, with their Chinese."""
+    known = chinese_of([*protocol.descriptions(), *sets.missing(()).values()])
+    return {key: restored(document[key], known) for key in ("protocols", "missing")}
 
 
 def _title(role: str) -> Markup:

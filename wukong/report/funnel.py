@@ -8,10 +8,10 @@ from wukong.crawl.source import SEARCHED, Wording
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.rules import REGISTRY
 from wukong.curate.split import TRAIN
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store.manifest import Manifest
 
-_HELD_BACK_TITLE = message("trained on or tested")
+_HELD_BACK_TITLE = _("trained on or tested")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
     results = crawl.counts.get("results", urls)
     steps = [
         Step("results", wording(crawl).results, results, 0),
-        Step("urls", message("distinct URLs"), urls, results - urls),
-        Step("downloaded", message("pictures downloaded"), pairs, urls - pairs),
+        Step("urls", _("distinct URLs"), urls, results - urls),
+        Step("downloaded", _("pictures downloaded"), pairs, urls - pairs),
     ]
     rows = pairs
     titles = {rule.name: rule.title for rule in REGISTRY if not rule.optional or rule.name in filtered.dropped}
@@ -73,7 +73,7 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
         rows -= lost
         steps.append(Step(name, title, rows, lost))
     train = filtered.counts[TRAIN]
-    return [*steps, Step(TRAIN, message("trained on; the others are test sets"), train, rows - train)]
+    return [*steps, Step(TRAIN, _("trained on; the others are test sets"), train, rows - train)]
 
 
 def repeated(validated: Manifest | None) -> str:
@@ -85,10 +85,10 @@ def repeated(validated: Manifest | None) -> str:
     count = validated.counts.get("repeated_pairs", 0) if validated is not None else 0
     if not count:
         return ""
-    return message(
-        f"Pairs with the picture and the caption of another pair: {count:,} "
-        "(filter.duplicate_images: equal leaves them out)"
-    )
+    return _(
+        "Pairs with the picture and the caption of another pair: {count:,} (filter.duplicate_images: equal "
+        "leaves them out)"
+    ).format(count=count)
 
 
 def bars(steps: Sequence[Step]) -> list[Bar]:

@@ -52,7 +52,7 @@ def both(message: str, **values: object) -> Bilingual:
     """Return a message of a template in both languages; templates know it as ``_``.
 
     Args:
-        message: HTML, with a field for each value, outside of tags. A whole number has ``:n`` after its name.
+        message: HTML, with a field for each value, outside of tags. A whole number has ``:,`` after its name.
         values: what stands in the fields. Text is escaped, and has its own language. What is in both languages already
             is in one of them in each.
     """
@@ -122,9 +122,9 @@ def _filled(
         return text(value) if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else value
 
     # A message that is not translated is English in both.
-    formats = {"english": message, "chinese": language.chinese_format(message)}
+    formats = {"english": message, "chinese": language.chinese(message)}
     english, chinese = (
-        html(each.replace(":n}", "}")).format(**{name: shown(value, spoken_in) for name, value in values.items()})
+        html(each.replace(":,}", "}")).format(**{name: shown(value, spoken_in) for name, value in values.items()})
         for spoken_in, each in formats.items()
     )
     return english, chinese

@@ -5,7 +5,7 @@ from typing import Any
 
 from wukong.evaluate.results import tasks_of
 from wukong.report.funnel import wording
-from wukong.runtime.language import chinese, message
+from wukong.runtime.language import _, chinese
 from wukong.store.manifest import Manifest
 
 _MAX_CLASSES = 50  # the UI cannot draw larger confusion matrices
@@ -13,15 +13,15 @@ _MAX_CLASSES = 50  # the UI cannot draw larger confusion matrices
 
 def funnel(manifests: Sequence[Manifest]) -> str:
     """Returns a page with the counts of each stage, the rows that it left out, and the address of its data."""
-    title = wording(manifests[0]).heading if manifests else message("From query to pair")
-    lines = [f"# {_both(title)}", "", _header(map(message, ("stage", "", "rows"))), "|---|---|---:|"]
-    left_out = _both(message("left out"))
+    title = wording(manifests[0]).heading if manifests else _("From query to pair")
+    lines = [f"# {_both(title)}", "", _header((_("stage"), "", _("rows"))), "|---|---|---:|"]
+    left_out = _both(_("left out"))
     for manifest in manifests:
         for name, count in manifest.counts.items():
             lines.append(f"| {manifest.stage} | {_words(name)} | {count:,} |")
         for name, count in manifest.dropped.items():
             lines.append(f"| {manifest.stage} | *{left_out}: {_words(name)}* | {count:,} |")
-    lines += ["", _header(map(message, ("stage", "data", "digest"))), "|---|---|---|"]
+    lines += ["", _header((_("stage"), _("data"), _("digest"))), "|---|---|---|"]
     lines += [f"| {entry.stage} | `{entry.uri}` | `{entry.digest[:16]}` |" for entry in manifests]
     return "\n".join(lines) + "\n"
 
@@ -37,11 +37,11 @@ def numbers(manifests: Sequence[Manifest]) -> dict[str, float]:
 
 def scores(evaluation: Mapping[str, Any]) -> str:
     """Returns a page with the scores of an evaluation (``wukong.evaluate.results``) beside the scores of chance."""
-    lines = [f"# {_both(message('What was measured'))}"]
+    lines = [f"# {_both(_('What was measured'))}"]
     searched, classified = tasks_of(evaluation, "retrieval"), tasks_of(evaluation, "classification")
     if searched:
-        names = map(message, ("set", "direction", "R@1", "R@5", "R@10", "chance R@1", "protocol"))
-        lines += ["", _header(names), "|---|---|---:|---:|---:|---:|---|"]
+        columns = (_("set"), _("direction"), "R@1", "R@5", "R@10", _("chance R@1"), _("protocol"))
+        lines += ["", _header(columns), "|---|---|---:|---:|---:|---:|---|"]
     for entry in searched:
         for direction in ("text_to_image", "image_to_text"):
             recalls = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
@@ -50,7 +50,7 @@ def scores(evaluation: Mapping[str, Any]) -> str:
                 chance = entry["chance"][f"{direction}_r1"]
                 lines.append(f"| {' | '.join(row)} | {chance:.4f} | {entry['protocol']} |")
     if classified:
-        names = map(message, ("zero-shot set", "pictures", "top-1", "top-5", "chance", "protocol"))
+        names = (_("zero-shot set"), _("pictures"), _("top-1"), _("top-5"), _("chance"), _("protocol"))
         lines += ["", _header(names), "|---|---:|---:|---:|---:|---|"]
     for entry in classified:
         top = [f"{entry['results'][key]['value']:.3f}" if key in entry["results"] else "" for key in ("top1", "top5")]

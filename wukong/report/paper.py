@@ -7,7 +7,7 @@ from wukong.config.evaluators import DIRECTIONS
 from wukong.evaluate import paper
 from wukong.report import template
 from wukong.report.comparison import SIGNS
-from wukong.report.evaluation import FILTERS
+from wukong.report.evaluation import FILTERS, described
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -18,6 +18,7 @@ def render(document: Mapping[str, Any]) -> str:
     """
     values = {
         **{key: value for key, value in document.items() if key != "title"},  # templates have a function of that name
+        **described(document),
         "labels": {model["label"]: model["label"] for model in document["models"]},
         "methods": paper.MODELS_OF_TABLE_5,
         "directions": DIRECTIONS,

@@ -6,6 +6,7 @@ that everything was made from.
 
 import fnmatch
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from wukong.report.funnel import bars, funnel, repeated, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 
@@ -37,10 +38,10 @@ __all__ = ["contents", "pictures_of", "render"]
 
 _DIRECTIONS = {name: DIRECTIONS[name] for name in ("text_to_image", "image_to_text")}
 _CURVES = {
-    "loss": message("loss"),
-    "temperature": message("temperature"),
-    "learning_rate": message("learning rate"),
-    "pairs_per_second": message("pairs per second"),
+    "loss": _("loss"),
+    "temperature": _("temperature"),
+    "learning_rate": _("learning rate"),
+    "pairs_per_second": _("pairs per second"),
 }
 """What is drawn, in words; of other numbers the name is shown."""
 
@@ -185,11 +186,13 @@ def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     headlines = []
     for entry in tasks_of(evaluation, "retrieval"):
         first, tenth = (entry["results"][f"text_to_image_r{k}"]["value"] for k in (1, 10))
-        what = message(f"text → image R@10 of {entry['sizes']['images']:,} pictures; R@1 {_percent(first)}")
+        what = _("text → image R@10 of {images:,} pictures; R@1 {percent}").format(
+            images=entry["sizes"]["images"], percent=_percent(first)
+        )
         chance = entry["chance"]["text_to_image_r10"]
         headlines.append({"title": entry["title"], "what": what, "value": tenth, "chance": chance})
     for entry in tasks_of(evaluation, "classification"):
-        what = message(f"zero-shot top-1 of {entry['sizes']['classes']:,} classes")
+        what = _("zero-shot top-1 of {classes:,} classes").format(classes=entry["sizes"]["classes"])
         value = entry["results"]["top1"]["value"]
         headlines.append({"title": entry["title"], "what": what, "value": value, "chance": entry["chance"]["top1"]})
     return headlines
@@ -276,12 +279,22 @@ def _sources(experiment: Experiment, filtered: Manifest) -> list[dict[str, Any]]
 def _expectations(validated: Manifest | None) -> list[dict[str, Any]]:
     if validated is None:
         return []
-    return list(storage.read_json(*validated.file("results.json"))["expectations"])
+    found = storage.read_json(*validated.file("results.json"))["expectations"]
+    return [{**each, "observed": _observed(each["observed"])} for each in found]
+
+
+def _observed(said: str) -> str:
+    """Returns what the validation wrote as a text of the catalogue."""
+    if found := re.fullmatch(r"(?P<unexpected>\S+) of (?P<elements>\S+) rows \((?P<percent>\S+) %\)", said):
+        return _("{unexpected} of {elements} rows ({percent} %)").format(**found.groupdict())
+    if found := re.fullmatch(r"(?P<count>\S+) columns", said):
+        return _("{count} columns").format(**found.groupdict())
+    return said
 
 
 def _times(records: Sequence[Record]) -> list[dict[str, Any]]:
     seconds = {
-        message(f"{record.stage} (reused)") if record.reused else record.stage: record.seconds
+        _("{stage} (reused)").format(stage=record.stage) if record.reused else record.stage: record.seconds
         for record in sorted(records, key=lambda record: [*stages.JOBS, record.stage].index(record.stage))
         if record.stage in stages.JOBS
     }

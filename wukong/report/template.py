@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from markupsafe import Markup, escape
@@ -30,22 +30,23 @@ def environment(package: str, folder: str) -> jinja2.Environment:
         package: name of the package that holds them.
         folder: their folder in the package.
     """
-    made = jinja2.Environment(
+    made: Any = jinja2.Environment(
         loader=jinja2.PackageLoader(package, folder),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        extensions=["jinja2.ext.i18n"],
     )
+    made.install_gettext_callables(languages.both, languages.both)
     made.globals |= {
-        "_": languages.both,
         "attribute": languages.attribute,
         "title": languages.title,
         "lang": languages.lang,
         "language_switch": languages.SWITCH,
     }
     made.filters |= {"spoken": languages.spoken, "sentences": languages.sentences}
-    return made
+    return cast("jinja2.Environment", made)
 
 
 def beside_report(page: str, run: str, links: Mapping[str, str]) -> str:

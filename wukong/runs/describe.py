@@ -21,7 +21,7 @@ from wukong.errors import ConfigError, DataError, reading
 from wukong.runs import listing, origin
 from wukong.runs.run_records import Record
 from wukong.runtime import environment
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -110,7 +110,7 @@ def describe(uri: str) -> dict[str, Any]:
         _TEXTS: _text,
     }
     describer = next((read for suffixes, read in kinds.items() if name.endswith(suffixes)), _unknown)
-    with reading(message(f"{uri} is damaged, or not what its name says"), message("Fetch or make it again")):
+    with reading(f"{uri} is damaged, or not what its name says", "Fetch or make it again"):
         return {"uri": uri, "bytes": sizes[uri], **describer(uri, sizes[uri])}
 
 
@@ -201,7 +201,11 @@ def _table(uri: str, _size: int) -> dict[str, Any]:
 
 def _json(uri: str, size: int) -> dict[str, Any]:
     if size > _MOST_BYTES:
-        return {"kind": "json", "value": None, "note": message(f"more than {_MOST_BYTES >> 20} MiB, not read")}
+        return {
+            "kind": "json",
+            "value": None,
+            "note": _("more than {most_bytes} MiB, not read").format(most_bytes=_MOST_BYTES >> 20),
+        }
     value = storage.read_json(uri)
     if isinstance(value, dict) and {"stage", "uri"} <= value.keys() and value.keys() & {"parts", "parts_table"}:
         return _manifest(manifest.load(uri))
@@ -229,7 +233,7 @@ def _tensors(uri: str, size: int) -> dict[str, Any]:
     tensors = [{"name": name, "dtype": entry["dtype"], "shape": entry["shape"]} for name, entry in header.items()]
     parameters = sum(math.prod(map(operator.index, entry["shape"])) for entry in tensors)
     if parameters > 8 * size:  # no type has less than a bit
-        raise ValueError(message("its tensors would be larger than the file"))
+        raise ValueError("its tensors would be larger than the file")
     return {"kind": "tensors", "parameters": parameters, "metadata": metadata, "tensors": tensors}
 
 

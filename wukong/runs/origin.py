@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 
 from wukong.config.experiment import Experiment
 from wukong.runtime import git
-from wukong.runtime.language import message
 from wukong.stages.run_paths import uri_of
 from wukong.store import storage
 from wukong.store.manifest import code_revision, digest_of
@@ -81,7 +80,7 @@ class Origin(Source):
         """A sentence, if the run was submitted by another revision than that of the image of its components."""
         if not self.code or self.image_revision in ("", self.code):
             return ""
-        return message(
+        return (
             f"The run was submitted by revision {self.code} of Wukong, and the image of its components has revision "
             f"{self.image_revision}: compile and submit the pipelines of the images that are installed."
         )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from wukong.runs.run_records import differences
-from wukong.runtime.language import message
 from wukong.store.manifest import Manifest
 
 _NO_CAUSE = {"created", "seconds"}
@@ -45,29 +44,29 @@ def circumstances(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     """Return what differs between where and by which code two outputs were made: their manifests' ``provenance``."""
     keys = sorted((before.keys() | now.keys()) - _NO_CAUSE)
     changed = [key for key in keys if before.get(key) != now.get(key)]
-    return [message(f"{key}: {before.get(key) or 'unknown'} there, {now.get(key) or 'unknown'} now") for key in changed]
+    return [f"{key}: {before.get(key) or 'unknown'} there, {now.get(key) or 'unknown'} now" for key in changed]
 
 
 def _why(before: Manifest, now: Manifest) -> Iterator[str]:
     yield from (
-        message(f"config {key}: {was} there, {now_is} now")
+        f"config {key}: {was} there, {now_is} now"
         for key, (was, now_is) in differences(before.config, now.config).items()
     )
     parents = {parent.stage: parent.digest for parent in now.parents}
     for parent in before.parents:
         if parents.get(parent.stage) != parent.digest:
-            yield message(f"it was made from another output of {parent.stage}")
+            yield f"it was made from another output of {parent.stage}"
     yield from _files(before, now)
     for kind in ("counts", "dropped", "metrics"):
         changed = differences(getattr(before, kind), getattr(now, kind))
         for key, (was, now_is) in list(changed.items())[:_SHOWN]:
-            yield message(f"{kind} {key}: {was} there, {now_is} now")
+            yield f"{kind} {key}: {was} there, {now_is} now"
     yield from circumstances(before.provenance, now.provenance)
 
 
 def _files(before: Manifest, now: Manifest) -> Iterator[str]:
     were, are = ({part.path: part.sha256 for part in made.parts} for made in (before, now))
     if changed := [path for path in sorted(were.keys() | are.keys()) if were.get(path) != are.get(path)]:
-        differ = message(f"{len(changed):,} of {len(were):,} files differ: {', '.join(changed[:_SHOWN])}")
+        differ = f"{len(changed):,} of {len(were):,} files differ: {', '.join(changed[:_SHOWN])}"
         more = len(changed) - _SHOWN
-        yield message(f"{differ} and {more:,} more") if more > 0 else differ
+        yield f"{differ} and {more:,} more" if more > 0 else differ

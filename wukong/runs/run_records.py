@@ -18,7 +18,6 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import flatten
 from wukong.errors import ConfigError
-from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.stages.run_paths import uri_of
 from wukong.store import fence, manifest, storage
@@ -77,19 +76,15 @@ class Claim(BaseModel):
         """
         value = experiment.model_dump(mode="json")
         if self.experiment != value and (differing := differences(_as_now(self.experiment), value)):
-            lines = [
-                message(f"  {key}: {short(before)} there, {short(now)} now") for key, (before, now) in differing.items()
-            ]
+            lines = [f"  {key}: {short(before)} there, {short(now)} now" for key, (before, now) in differing.items()]
             more = len(lines) - _SHOWN
             raise ConfigError(
                 "\n".join(
                     [
-                        message(
-                            f"the run name {run!r} belongs to another experiment, whose results it would overwrite:"
-                        ),
+                        f"the run name {run!r} belongs to another experiment, whose results it would overwrite:",
                         *lines[:_SHOWN],
-                        *([message(f"  and {more} more")] if more > 0 else []),
-                        message("choose another --name, or run with the config that the name was begun with"),
+                        *([f"  and {more} more"] if more > 0 else []),
+                        "choose another --name, or run with the config that the name was begun with",
                     ]
                 )
             )
@@ -215,7 +210,7 @@ def of_other_images(experiment: Experiment) -> str:
     """Say which runs in the folder of an experiment are of other images; empty if there is none."""
     names = filter(run_paths.is_name, storage.list_names(storage.join(experiment.root, "runs")))
     others = [name for name in names if _origin(experiment, name) not in (None, experiment.origin)]
-    return message(f" (runs there on other images: {', '.join(others[-_SHOWN:])})") if others else ""
+    return f" (runs there on other images: {', '.join(others[-_SHOWN:])})" if others else ""
 
 
 def _origin(experiment: Experiment, run: str) -> tuple[Any, Any, Any] | None:

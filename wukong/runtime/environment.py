@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 from wukong.errors import ConfigError, StackError
 from wukong.runtime import forwarded
-from wukong.runtime.language import message
 
 FILE = "environment.json"
 HOME = "WUKONG_HOME"
@@ -153,7 +152,7 @@ def elsewhere(home: Path | None = None) -> str:
         return ""  # the user has a store of their own
     others = other_homes(here)
     listed = ", ".join(map(str, others))
-    return message(f" (looked in {here}; WUKONG_HOME names another home: {listed})") if others else ""
+    return f" (looked in {here}; WUKONG_HOME names another home: {listed})" if others else ""
 
 
 def cache() -> Path:

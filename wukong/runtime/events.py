@@ -19,7 +19,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 VARIABLE = "WUKONG_EVENTS"
 """Names the file, in the environment of components, jobs and Ray's workers."""
@@ -77,10 +77,11 @@ class Advanced(_Event):
     def sentence(self) -> str:
         """The event as a line for people."""
         seconds = self.seconds_left
-        return message(
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit} "
-            f"({self.rate:,.1f}/s{f', {seconds:,.0f} s left' if seconds is not None else ''})"
-        )
+        return (
+            _("{what}: {done:,} of {total:,} {unit} ({rate:,.1f}/s, {seconds:,.0f} s left)")
+            if seconds is not None
+            else _("{what}: {done:,} of {total:,} {unit} ({rate:,.1f}/s)")
+        ).format(what=self.what, done=self.done, total=self.total, unit=self.unit, rate=self.rate, seconds=seconds)
 
     @classmethod
     def read(cls, sentence: str) -> "Advanced | None":
@@ -111,7 +112,7 @@ class Measured(_Event):
         """The event as words for people."""
         if self.best is None:
             return f"{self.name} {self.value:.4g}"
-        return message(f"{self.name} {self.value:.4g}, best so far {self.best:.4g}")
+        return _("{name} {value:.4g}, best so far {best:.4g}").format(name=self.name, value=self.value, best=self.best)
 
 
 Event: TypeAlias = Begun | Ended | Advanced | Measured

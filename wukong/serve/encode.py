@@ -33,6 +33,7 @@ from wukong.model.saved_model import open_picture
 from wukong.publish import superseded
 from wukong.publish.superseded import COLLECTION, SHARDS, STAGE, Listed
 from wukong.runtime import progress
+from wukong.runtime.language import _
 from wukong.serve import calibration, earlier, shard, stored_features
 from wukong.serve.collection import Collection, Piece, Place
 from wukong.serve.earlier import Earlier, Halves, Numbers
@@ -183,7 +184,7 @@ def _make(
     unread = replace(collection, divide=tuple)
     work = [_Encoded(each, unread, piece, features.get(piece.tar)) for each, group in left for piece in group]
     sources: Counter[str] = Counter()
-    with progress.track("index", sum(each.piece.pictures for each in work), "pictures") as advance:
+    with progress.track(_("index"), sum(each.piece.pictures for each in work), _("pictures")) as advance:
         for each, record in zip(work, run(encode_piece, work), strict=True):
             advance(each.piece.pictures)
             sources.update(record["sources"])
@@ -191,10 +192,10 @@ def _make(
         log.info("%d pictures have their vectors from %s", count, source)
     todo = [each for each, _ in left]
     blocks = [(each, number) for each, count in zip(todo, run(_collect, todo), strict=True) for number in range(count)]
-    with progress.track("index", len(blocks), "blocks of captions") as advance:
-        for _ in run(encode_captions, blocks):
+    with progress.track(_("index"), len(blocks), _("blocks of captions")) as advance:
+        for _done in run(encode_captions, blocks):
             advance(1)
-    for _ in run(_finish, todo):
+    for _finished in run(_finish, todo):
         pass
     made = [manifest.load(each.stage.uri) for each in shards]
     counts = {name: sum(each.counts[name] for each in made) for name in ("pictures", "captions", "left_out")}

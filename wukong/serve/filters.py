@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
 
 from wukong.crawl.uploads import RefusedError
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.serve.index import Index
 from wukong.serve.query import search_forms
 
@@ -26,14 +26,14 @@ _KEPT = 8
 _MOST_LICENCES = 50
 _MOST_PIXELS = 1_000_000
 NAMES = {
-    "source": message("the site"),
-    "width": message("the width"),
-    "height": message("the height"),
-    "date": message("the date"),
-    "licence": message("the licence"),
-    "group": message("groups of near-duplicates"),
+    "source": _("the site"),
+    "width": _("the width"),
+    "height": _("the height"),
+    "date": _("the date"),
+    "licence": _("the licence"),
+    "group": _("groups of near-duplicates"),
 }
-"""What a column of an index is called in messages: in two words or more, because single words in a list are names."""
+"""What a column of an index is called in messages."""
 
 
 class Filters(BaseModel, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from wukong.crawl.uploads import RefusedError
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.serve.filters import folded
 from wukong.serve.search import DIGITS
 from wukong.serve.served_shard import PICTURES_OF_A_CAPTION, Caption, Description, Item, Question, Ranked, Shard
@@ -216,12 +216,12 @@ class Router:
 
     def name(self, number: int) -> str:
         """What a shard is called in messages."""
-        return message(f"shard {number + 1} of {len(self.shards)}")
+        return _("shard {number} of {count}").format(number=number + 1, count=len(self.shards))
 
     async def _shown(self, places: Sequence[tuple[float, int, int]]) -> tuple[tuple[Hit, ...], tuple[int, ...]]:
         """Look up what is shown of some pictures (score, shard, row), but those of a shard that does not answer now."""
         rows: dict[int, list[int]] = defaultdict(list)
-        for _, number, row in places:
+        for _score, number, row in places:
             rows[number].append(row)
         if not rows:
             return (), ()
@@ -274,7 +274,7 @@ class Router:
         return answer
 
     def _late(self) -> str:
-        return message(f"it did not answer within {self.seconds or 0:g} s")
+        return f"it did not answer within {self.seconds or 0:g} s"
 
     def _lost(self, number: int) -> bool:
         return bool(self.states[number].reason)

@@ -13,6 +13,7 @@ from wukong.crawl import uploads
 from wukong.crawl.uploads import RefusedError
 from wukong.curate.text.characters import has_han
 from wukong.report.template import environment
+from wukong.runtime.language import chinese_of, joined, restored
 from wukong.serve import answers
 from wukong.serve.filters import NAMES, NO_FILTERS, Filters
 from wukong.serve.metrics import RECENT, Metrics, memory_bytes
@@ -56,7 +57,8 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
             "problem": "",
             "filters": NO_FILTERS,
             "columns": columns,
-            "lacking": [name for column, name in NAMES.items() if column not in columns],
+            "lacking": joined((name for column, name in NAMES.items() if column not in columns), ", "),
+            "missing": _missing(service, values.get("found")),
             "licences": list(dict.fromkeys(licence for each in held for licence in each.licences)),
         }
         return HTMLResponse(templates.get_template(name).render(shared | values), status)
@@ -161,6 +163,12 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
             raise HTTPException(404, "there is no such file")
         folder, kind = _ASSETS[name]
         return Response((folder / name).read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
+
+
+def _missing(service: Service, found: Any) -> str:
+    """The parts of the index that did not answer."""
+    known = chinese_of([service.router.name(number) for number in range(len(service.router.shards))])
+    return joined(restored(found.missing if found else [], known), "; ")
 
 
 def _number(page: str) -> int:

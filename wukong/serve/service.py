@@ -17,7 +17,6 @@ from wukong.data import images
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
 from wukong.model.dual import Texts
-from wukong.runtime.language import message
 from wukong.serve import answers, index
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
@@ -148,7 +147,7 @@ class Service(Embedder):
             RefusedError: (422) the text has nothing that the model can read, or is too long; the page is too far; the
                 data lack what is filtered by; (503) too many wait, or no part of the index answers.
         """
-        (form,), cut = self._readable([query], message("the query"))
+        (form,), cut = self._readable([query], "the query")
         held = await self.router.describe()
         filters.refuse_unknown(frozenset().union(*(each.columns for each in held.values())))
         depth = min([self.limits.ranks, *(each.depth for each in held.values() if each.depth is not None)])
@@ -205,7 +204,7 @@ class Service(Embedder):
             raise RefusedError(
                 422, "this model has one vector for a picture, so no patch can be compared: serve a token-wise model"
             )
-        (form,), cut = self._readable([text], message("the text"))
+        (form,), cut = self._readable([text], "the text")
         if cut:
             most = self.model.saved.tokenizer.max_tokens
             raise RefusedError(422, f"the model reads {most} tokens of a text, with [CLS] and [SEP]: shorten it")
@@ -232,7 +231,7 @@ class Service(Embedder):
         given = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
         if not 2 <= len(given) <= self.limits.labels:
             raise RefusedError(422, f"{len(given)} different labels are given: give 2 to {self.limits.labels}")
-        self._readable(given, message("a label"))
+        self._readable(given, "a label")
 
         vectors = await self._encoded(picture)
         scores, probabilities = await self._of_pictures(lambda: label_scores(self.model, vectors, given))

@@ -23,7 +23,6 @@ from wukong.crawl.source import Searched
 from wukong.curate import rules
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
-from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.stages import start as start_model
 from wukong.store import contents, fence, lease, manifest, storage, takedowns
@@ -350,7 +349,7 @@ def _refuse_another_tower(experiment: Experiment, model: Manifest) -> None:
     ours = experiment.model.image.of_tower()
     if theirs != ours:
         keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        differing = "; ".join(message(f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} now") for key in keys)
+        differing = "; ".join(f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} now" for key in keys)
         raise DataError(
             f"the model at {model.uri} was trained on features of another image tower than the experiment's "
             f"(model.image: {differing}): go on with the experiment that it was trained by and what its address held, "

@@ -28,7 +28,6 @@ from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size
 from wukong.runtime.environment import CONNECT_TO
-from wukong.runtime.language import message
 from wukong.stages import estimate, overlay, run_paths, start
 from wukong.store import address, fence, manifest, s3_requests, storage
 
@@ -65,14 +64,12 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
     problems = []
     if "evaluate" in names and not (experiment.filter.split.holdouts or experiment.evaluate.tasks):
         problems.append(
-            message(
-                "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out "
-                "captions, for instance held_out_captions: 0.1 and holdouts: "
-                '[{name: held-out, source: "*", captions: unseen}], or name published sets in evaluate.tasks'
-            )
+            "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out "
+            "captions, for instance held_out_captions: 0.1 and holdouts: "
+            '[{name: held-out, source: "*", captions: unseen}], or name published sets in evaluate.tasks'
         )
     problems += [
-        message(
+        (
             f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
             f"{', '.join([*experiment.held_out_tasks, *set_folders.NAMES])}"
         )
@@ -86,16 +83,14 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
         if training in names and settings.gpus_per_worker > 1:
             workers = settings.workers * settings.gpus_per_worker
             problems.append(
-                message(
-                    f"{training}.gpus_per_worker: {settings.gpus_per_worker}: a worker trains on one device; write 1, "
-                    f"and {training}.workers: {workers} for as many GPUs. How many of them share a pod, the cluster's "
-                    "gpus_per_pod says"
-                )
+                f"{training}.gpus_per_worker: {settings.gpus_per_worker}: a worker trains on one device; write 1, "
+                f"and {training}.workers: {workers} for as many GPUs. How many of them share a pod, the cluster's "
+                "gpus_per_pod says"
             )
     if "filter" in names:
-        holdouts = ", ".join(holdout.name for holdout in experiment.filter.split.holdouts) or message("there are none")
+        holdouts = ", ".join(holdout.name for holdout in experiment.filter.split.holdouts) or "there are none"
         problems += [
-            message(
+            (
                 f"filter.decontaminate.sets names {name!r}, which is no test set; the published ones are "
                 f"{', '.join(set_folders.NAMES)}, and the hold-outs are {holdouts}; or write all"
             )
@@ -104,12 +99,12 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
         ]
     if "evaluate" in names:
         problems += [
-            message(f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}")
+            f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}"
             for name in experiment.evaluate.tasks
             if name not in set_folders.NAMES
         ]
         problems += [
-            message(f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one")
+            f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one"
             for name in experiment.held_out_tasks
             if name in set_folders.NAMES
         ]
@@ -195,7 +190,7 @@ def check_lists(experiment: Experiment) -> None:
 def refuse(problems: Collection[str]) -> None:
     """Raise a ``ConfigError`` that names all problems of an experiment, if there are any."""
     if problems:
-        raise ConfigError("\n  ".join([message("the experiment cannot be run:"), *problems]))
+        raise ConfigError("\n  ".join(["the experiment cannot be run:", *problems]))
 
 
 def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
@@ -222,19 +217,19 @@ def _of_file(uri: str) -> str:
     if storage.exists(uri):
         return ""
     if storage.list_files(uri):
-        return message(f"{uri} is a folder; name a file in it")
-    return message(f"{uri} does not exist; name a file that is there")
+        return f"{uri} is a folder; name a file in it"
+    return f"{uri} does not exist; name a file that is there"
 
 
 def _of_folder(uri: str, files: Collection[str]) -> str:
     missing = [name for name in files if not storage.exists(storage.join(uri, name))]
-    return message(f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(files)}") if missing else ""
+    return f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(files)}" if missing else ""
 
 
 def _of_sets(uri: str, names: Collection[str]) -> str:
     """Check that there are files of each set; whether it is the published one, ``check_sets`` says."""
     if missing := [name for name in names if not storage.list_files(storage.join(uri, name))]:
-        return message(
+        return (
             f"{uri} has nothing in {', '.join(f'{name}/' for name in missing)}; docs/evaluation-sets.md says what to "
             "download and what the folder of a set holds"
         )
@@ -245,8 +240,8 @@ def _of_stage(uri: str, stage: str) -> str:
     try:
         name = manifest.load(uri).stage
     except WukongError as error:
-        return message(f"{uri} is not the manifest of a {stage} stage ({error})")
-    return "" if name == stage else message(f"{uri} is the manifest of a {name} stage; name one of a {stage} stage")
+        return f"{uri} is not the manifest of a {stage} stage ({error})"
+    return "" if name == stage else f"{uri} is the manifest of a {name} stage; name one of a {stage} stage"
 
 
 def _unsigned(crawl: Crawl) -> Iterator[str]:
@@ -259,7 +254,7 @@ def _unsigned(crawl: Crawl) -> Iterator[str]:
     host = urlsplit(crawl.endpoint).hostname or ""
     is_ours = not is_public_name(host) or host in ConnectTo.from_environment().targets
     if not is_ours and not crawl.politeness.is_signed:
-        yield message(
+        yield (
             f"crawl.politeness.contact: {host} would be asked, and pictures be fetched, by a crawler whose operator "
             "nobody can reach: write your e-mail address or a page about your crawl, for instance "
             "--set crawl.politeness.contact=crawl@university.example"
@@ -274,10 +269,10 @@ def _refused_hosts(crawl: Crawl) -> Iterator[str]:
     ports = {host: port for host, port in _first_hosts(crawl).items() if host not in opened}
     for host, found in looked_up(ports, _LOOKUP_SECONDS).items():
         if not found:
-            yield message(f"crawl.endpoint: {host}, a host of its URLs, has no address in DNS: its pictures will fail")
+            yield f"crawl.endpoint: {host}, a host of its URLs, has no address in DNS: its pictures will fail"
         elif not any(map(is_public, found)):
             target = f"[{found[0]}]" if ":" in found[0] else found[0]
-            yield message(
+            yield (
                 f"crawl.endpoint: {host}, a host of its URLs, is at {target}, no public address, so its pictures will "
                 f"be refused. If it is your own: export {CONNECT_TO}={host}={target}:{ports[host]}"
             )
@@ -317,7 +312,7 @@ def _unanswered(endpoint: str) -> Iterator[str]:
     try:
         socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        yield message(
+        yield (
             f"crawl.endpoint: nothing answers at {endpoint} ({error.strerror or error}); give the address of a search "
             "that this machine can reach, or set WUKONG_CONNECT_TO"
         )
@@ -371,7 +366,7 @@ def check_store(experiment: Experiment) -> None:
         return
     few, many = (estimate.DATA_BYTES * urls for urls in expected_urls(experiment))
     room = int(overlay.amount_of(holds))
-    remedy = message("enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query")
+    remedy = "enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query"
     if few > room:
         raise ConfigError(
             f"storage: this run writes at least {few / _GIB:,.1f} GiB to {experiment.storage}, and the object store "
@@ -415,7 +410,7 @@ def check_access(experiment: Experiment) -> None:
             experiment.storage,
             why,
             ". "
-            + message("The bucket keeps versions; some stores heed conditions only where it does not")
+            + "The bucket keeps versions; some stores heed conditions only where it does not"
             + " (docs/cluster.md)"
             if versions
             else "",
@@ -442,7 +437,7 @@ def check_batches(experiment: Experiment, pairs: int, what: str) -> None:
     sizes = {name: stages.training_of(experiment, name).batch_size for name in stages.TRAININGS}
     refuse(
         [
-            message(f"{name}.batch_size: {size:,} is more than the {pairs:,} {what}: give at most so many")
+            f"{name}.batch_size: {size:,} is more than the {pairs:,} {what}: give at most so many"
             for name, size in sizes.items()
             if size > pairs
         ]
@@ -471,11 +466,9 @@ def check_machine(
     problems = []
     if needed > machine.free:
         problems.append(
-            message(
-                f"storage: {experiment.storage} needs about {needed / _GIB:.1f} GiB for this run and "
-                f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of "
-                "the embedded stack: WUKONG_HOME)"
-            )
+            f"storage: {experiment.storage} needs about {needed / _GIB:.1f} GiB for this run and "
+            f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of "
+            "the embedded stack: WUKONG_HOME)"
         )
     if size is not None:
         for name in trainings:
@@ -488,19 +481,19 @@ def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> I
     needed = settings.min_workers or settings.workers
     key = "min_workers" if settings.min_workers else "workers"
     if needed > machine.cores:
-        yield message(
+        yield (
             f"{name}.{key}: {needed} workers need a core each and this machine has {machine.cores}, so "
             f"they would wait for ever; at most {machine.cores} are allowed here"
         )
     cards = needed * settings.gpus_per_worker
     if cards > machine.gpus:
-        yield message(
+        yield (
             f"{name}.gpus_per_worker: {needed} workers with {settings.gpus_per_worker} each need {cards} "
             f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
         )
     held = settings.workers * size.memory(settings)
     if not settings.gpus_per_worker and held > machine.memory:
-        yield message(
+        yield (
             f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
             f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
             "take fewer workers or a smaller model"

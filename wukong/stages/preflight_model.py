@@ -11,7 +11,6 @@ from wukong.config.model import ImageEncoder, TextEncoder
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size, empty_tower
-from wukong.runtime.language import message
 from wukong.stages.preflight import refuse
 from wukong.store import storage
 
@@ -73,7 +72,7 @@ def _misfit_of_tower(settings: ImageEncoder) -> Iterator[str]:
         try:
             image_encoder.check_file(settings)
         except DataError as error:
-            yield message(
+            yield (
                 f"model.image.weights: {error}. `wukong weights get {settings.name} --to FOLDER` brings this tower's; "
                 "or name the tower of these in model.image.name"
             )
@@ -93,7 +92,7 @@ def _misfit_of_text(settings: TextEncoder) -> Iterator[str]:
                 encoder = text_encoder.TextEncoder.of(settings, entries)
             bert.start_from(encoder, settings.weights, weights.read_shapes)
         except DataError as error:
-            yield message(
+            yield (
                 f"model.text.weights: {error}. Name the vocab.txt that belongs to them in model.text.vocabulary, and "
                 "their sizes in model.text; or take other weights"
             )

@@ -19,7 +19,6 @@ from wukong.config.experiment import CONTENTS, Experiment
 from wukong.config.model import Model
 from wukong.config.section import flatten
 from wukong.errors import ConfigError, WukongError
-from wukong.runtime.language import message
 from wukong.store import contents, fence, manifest, storage
 from wukong.store.manifest import Manifest, Stage
 
@@ -152,7 +151,7 @@ def _differing(asked: Model, given: Model) -> list[str]:
     ignored = _ELSEWHERE - ({"text.vocabulary"} if own_vocabulary[0] != own_vocabulary[1] else set())
     ignored |= {f"{key}_sha256" for key in _ELSEWHERE}
     keys = sorted(key for key in ours.keys() - ignored if ours[key] != theirs.get(key))
-    return [message(f"model.{key} is {ours[key]!r}, and the model's is {theirs.get(key)!r}") for key in keys]
+    return [f"model.{key} is {ours[key]!r}, and the model's is {theirs.get(key)!r}" for key in keys]
 
 
 def _made_by(folder: str) -> Manifest | None:

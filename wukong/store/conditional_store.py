@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import IO, TypeVar
 
 from wukong.errors import StorageError
-from wukong.runtime.language import message
 from wukong.store import refusal, s3_requests
 from wukong.store.address import Address
 from wukong.store.patient_store import STORE, has_code
@@ -122,7 +121,7 @@ def _put(address: Address, path: str, data: bytes | IO[bytes], **condition: str)
             raise ChangedError(f"s3://{path} was written by somebody else") from error
         if has_code(error, *_UNKNOWN) and not has_code(error, *_OF_OTHERS):
             raise UnconditionalError(f"s3://{path}: the store has no conditional writes ({error})") from error
-        raise _failed(message(f"cannot write s3://{path}"), path, error) from error
+        raise _failed(f"cannot write s3://{path}", path, error) from error
 
 
 def _unless_nothing(address: Address, path: str, ask: Callable[[], _Answer]) -> _Answer | None:
@@ -134,7 +133,7 @@ def _unless_nothing(address: Address, path: str, ask: Callable[[], _Answer]) -> 
     except (BotoCoreError, ClientError) as error:
         if _is_nothing(address, path, error):
             return None
-        raise _failed(message(f"cannot read s3://{path}"), path, error) from error
+        raise _failed(f"cannot read s3://{path}", path, error) from error
 
 
 def _is_nothing(address: Address, path: str, error: Exception) -> bool:

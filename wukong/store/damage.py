@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from wukong.errors import DataError, StorageError
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,17 +31,15 @@ def remedy(uri: str) -> str:
     """
     output = output_of(uri)
     if not output:
-        return message("put a whole copy of it there")
+        return "put a whole copy of it there"
     if uri.removeprefix(f"{output}/") in _MANIFESTS:
-        return message("delete it and run its stage again: what is whole is used")
+        return "delete it and run its stage again: what is whole is used"
     if output.split("/")[-2] == "crawl":
-        return message(
+        return (
             f"delete it, and {output}/manifest.json and {output}/failed.json if they are there, and run its stage "
             "again: what is whole is used"
         )
-    return message(
-        f"delete it, and {output}/manifest.json if that is there, and run its stage again: what is whole is used"
-    )
+    return f"delete it, and {output}/manifest.json if that is there, and run its stage again: what is whole is used"
 
 
 def refuse_other_format(value: Mapping[str, Any], number: int, name: str) -> None:

@@ -29,7 +29,6 @@ from functools import lru_cache
 from typing import IO, Any
 
 from wukong.errors import WukongError
-from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.store.conditional_store import ChangedError, UnconditionalError
 
@@ -228,7 +227,7 @@ def why_unconditional(uri: str) -> str:
             continue
         except UnconditionalError as error:
             return str(error)
-        return message(f"it ignores {name}")
+        return f"it ignores {name}"
     try:
         storage.write_if(uri, data, seen)
     except ChangedError:

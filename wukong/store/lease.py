@@ -47,7 +47,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.errors import StorageError
 from wukong.runtime import cancel
-from wukong.runtime.language import message
 from wukong.store import fence, storage
 from wukong.store.conditional_store import ChangedError, UnconditionalError
 
@@ -102,9 +101,9 @@ class Holder(BaseModel):
     def __str__(self) -> str:
         """The holder in words."""
         if self.attempt.count("/") <= 3:
-            return message(f"process {self.process} on {self.host}, since {self.since}")
+            return f"process {self.process} on {self.host}, since {self.since}"
         run = self.attempt.split("/")[-4]
-        return message(f"run {run} (process {self.process} on {self.host}, since {self.since})")
+        return f"run {run} (process {self.process} on {self.host}, since {self.since})"
 
     @property
     def is_gone(self) -> bool:
@@ -264,8 +263,8 @@ def check(prefix: str) -> None:
         raise fence.TakenOverError(f"{prefix} is not written: {seen.holder} took it over, {_WHY}")
 
 
-_WHY = message("because its lease was not renewed. Run again: what is complete is used")
-_GONE = message("so somebody else has made or deleted this output. Run again: what is complete is used")
+_WHY = "because its lease was not renewed. Run again: what is complete is used"
+_GONE = "so somebody else has made or deleted this output. Run again: what is complete is used"
 
 
 class _Watch:

@@ -11,7 +11,6 @@ other sign. It is waited for too, because it may be about to reclaim what was de
 import re
 import sys
 
-from wukong.runtime.language import message
 from wukong.store import patience
 
 COPY_BYTES = 1 << 20
@@ -60,10 +59,10 @@ def _may_be_full(error: BaseException, lasts: bool) -> bool:
 
 
 STORE = patience.Service(
-    message("the object store"),
+    "the object store",
     is_away,
     room=". "
-    + message(
+    + (
         "Delete outputs that are not needed, or give it more room. What was deleted takes room until the store "
         "reclaims it, which it does by itself"
     ),

@@ -2,7 +2,6 @@
 
 import re
 
-from wukong.runtime.language import message
 from wukong.store import address
 
 _CERTIFICATE = re.compile(r"curlCode: (51|53|54|58|59|60|66|77|80|82|83|90|91),|SSL validation failed|CERTIFICATE_")
@@ -26,25 +25,25 @@ def lacks_bucket(error: BaseException) -> bool:
 def remedy(uri: str, error: BaseException) -> str:
     """Return what to do about an error at an ``s3://`` address."""
     text, store = str(error), address.of_environment()
-    where, key = store.endpoint or "AWS", store.access_key or message("that the environment names")
+    where, key = store.endpoint or "AWS", store.access_key or "that the environment names"
     bucket = uri.removeprefix("s3://").partition("/")[0]
     if _CERTIFICATE.search(text):
-        return message(
+        return (
             f"The certificate of {where} is not trusted, or is for another name: let AWS_CA_BUNDLE name a file with "
             "the certificate of the authority that has signed it. On a cluster that is the ConfigMap wukong-store-ca "
             "(docs/cluster.md, Bring your own S3)"
         )
     if _CLOCK.search(text):
-        return message(f"The clocks of this machine and of {where} differ by more than it allows: set this one right")
+        return f"The clocks of this machine and of {where} differ by more than it allows: set this one right"
     if _NOBODY.search(text):
-        return message(
+        return (
             f"{where} does not know the key {key}, or its secret is another one: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         )
     if _REGION.search(text):
-        return message(f"{where} has {bucket} in another region than {store.region}: set AWS_REGION")
+        return f"{where} has {bucket} in another region than {store.region}: set AWS_REGION"
     if _DENIED.search(text):
-        return message(
+        return (
             f"{where} answers, and refuses that to the key {key}. It needs s3:ListBucket on {bucket}, and "
             "s3:GetObject, s3:PutObject and s3:DeleteObject on what is below the experiments' storage. On a cluster "
             "each stage has a key of its own, which opens the outputs before its own, and of people's files those "
@@ -52,8 +51,8 @@ def remedy(uri: str, error: BaseException) -> str:
             "s3://wukong/teams/NAME, and nothing else (docs/teams.md)"
         )
     if _NO_BUCKET.search(text):
-        return message(f"There is no bucket {bucket} at {where}, and this key may make none: make it there")
-    return message(
+        return f"There is no bucket {bucket} at {where}, and this key may make none: make it there"
+    return (
         f"Is the object store at {where} running and are its credentials in the environment? "
         "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
     )

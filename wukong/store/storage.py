@@ -25,7 +25,6 @@ from urllib.parse import unquote, urlsplit
 
 from wukong.errors import StorageError
 from wukong.runtime import environment
-from wukong.runtime.language import message
 from wukong.store import (
     address,
     conditional_files,
@@ -155,11 +154,11 @@ def _explained(action: _Action, uri: str) -> Iterator[None]:
 
 def _cannot(action: _Action, uri: str, error: OSError) -> StorageError:
     failed = {  # sentences of their own, because another language has them
-        "read": message(f"cannot read {uri}"),
-        "write": message(f"cannot write {uri}"),
-        "list": message(f"cannot list {uri}"),
-        "look up": message(f"cannot look up {uri}"),
-        "delete": message(f"cannot delete {uri}"),
+        "read": f"cannot read {uri}",
+        "write": f"cannot write {uri}",
+        "list": f"cannot list {uri}",
+        "look up": f"cannot look up {uri}",
+        "delete": f"cannot delete {uri}",
     }[action]
     if isinstance(error, FileNotFoundError):
         return StorageError(f"{failed}: there is nothing at that address")
@@ -168,7 +167,7 @@ def _cannot(action: _Action, uri: str, error: OSError) -> StorageError:
     hint = (
         refusal.remedy(uri, error)
         if uri.startswith("s3://")
-        else message("Check that the folder exists, that you may write to it, and that the disk is not full.")
+        else "Check that the folder exists, that you may write to it, and that the disk is not full."
     )
     return StorageError(f"{failed}: {error}. {hint}")
 
@@ -512,7 +511,7 @@ def _table(source: "pa.NativeFile", columns: Sequence[str] | None, present_only:
         if columns is not None and present_only:
             columns = [name for name in columns if name in there]
         if missing := [name for name in columns or () if name not in there]:
-            raise pa.ArrowInvalid(message(f"it lacks the columns {', '.join(missing)}; it has {', '.join(there)}"))
+            raise pa.ArrowInvalid(f"it lacks the columns {', '.join(missing)}; it has {', '.join(there)}")
         table = file.read(columns)
         return table if columns is None else table.select(list(columns))
 

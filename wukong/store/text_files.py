@@ -8,8 +8,6 @@ import codecs
 import io
 from typing import IO
 
-from wukong.runtime.language import message
-
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -35,7 +33,7 @@ def utf8(stream: IO[bytes], name: str, assumed: list[str] | None = None) -> io.B
 
 def said(assumed: list[str]) -> str:
     """Return how many files were read as GB 18030, for one line of a log."""
-    return message(
+    return (
         f"Read as GB 18030, because not UTF-8: {len(assumed):,} of the text files; the first is {assumed[0]}. If their "
         "text is wrong, save them as UTF-8"
     )

@@ -18,7 +18,6 @@ from typing import TypeVar
 from urllib.parse import urlencode
 
 from wukong.errors import ConfigError
-from wukong.runtime.language import message
 from wukong.store import patience
 from wukong.tracking import mlflow_rest
 from wukong.tracking.mlflow_rest import MlflowError
@@ -111,7 +110,7 @@ def _probe() -> None:
 MLFLOW = patience.Service(
     "MLflow",
     is_away,
-    message(". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it."),
+    ". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it.",
     probe=_probe,
 )
 """Is waited for as an object store is, by requests that can be repeated."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from wukong.errors import ConfigError, WukongError
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -450,7 +449,7 @@ def _explained(endpoint: str, response: "Response", answer: Mapping[str, Any]) -
     code = str(answer.get("error_code", ""))
     said = answer.get("message") or response.text[:500] or response.reason
     if response.status_code == 401:
-        said = message(f"{said}. Are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD right?")
+        said = f"{said}. Are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD right?"
     status = " ".join([str(response.status_code), code]).strip()
     return MlflowError(f"MLflow at {address()} answers {endpoint} with {status}: {said}", response.status_code, code)
 

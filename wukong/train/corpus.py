@@ -10,6 +10,7 @@ from wukong.data import shards
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.data.shards import matching
 from wukong.errors import DataError
+from wukong.runtime.language import _
 from wukong.store import damage, storage
 from wukong.store.manifest import Manifest, digest_of
 
@@ -101,7 +102,7 @@ class Corpus:
                 "shard was replaced; start the training again"
             )
         numbers = pa.array(rows, pa.int64())
-        return table.select(columns).take(numbers).add_column(0, "row", numbers)
+        return table.select(columns).take(numbers).add_column(0, _("row"), numbers)
 
 
 def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[str]) -> list[int]:

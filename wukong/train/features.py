@@ -17,7 +17,6 @@ from wukong.data.views import Encoded, Views
 from wukong.errors import DataError
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
-from wukong.runtime.language import message
 from wukong.store import damage, fence, storage
 
 _BATCH = 32
@@ -94,7 +93,7 @@ def _orders(files: Iterable[File], size: int, read: deque[_Read]) -> Iterator[li
                 raise differs(file)
             seen += len(batch)
             read.append((number, file, keys))
-            yield [(data, key, file.view, message(f"{key}.jpg of {file.tar}")) for key, data in batch]
+            yield [(data, key, file.view, f"{key}.jpg of {file.tar}") for key, data in batch]
         if not seen:
             raise DataError(f"{file.tar} holds no picture: {damage.remedy(file.tar)}")
         if seen < len(keys):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from wukong.errors import DataError
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
-from wukong.runtime.language import message
 from wukong.train.batches import Batch
 
 
@@ -115,7 +114,7 @@ def check(model: DualEncoder, losses: list[float], step: int, epoch: int) -> Non
     broken = _broken_weights(model)
     for number, loss in enumerate(losses, step + 1 - len(losses)):
         if not math.isfinite(loss):
-            where = message(f"the loss is {loss} in step {number} (epoch {epoch})")
+            where = f"the loss is {loss} in step {number} (epoch {epoch})"
             if broken:
                 raise DataError(f"{where}: {broken} now; lower the learning rate")
             raise DataError(
@@ -137,4 +136,4 @@ def _broken_weights(model: nn.Module) -> str:
     """Name the parameters with values that are not finite; an empty string if there are none."""
     names = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     shown = ", ".join([*names[:3], *(["…"] if names[3:] else [])])
-    return message(f"the weights {shown} are not finite") if names else ""
+    return f"the weights {shown} are not finite" if names else ""

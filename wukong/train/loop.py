@@ -29,7 +29,7 @@ from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
 from wukong.runtime import events, progress
 from wukong.runtime.events import Measured
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 from wukong.train import checkpoint, gradients, looks, optimizer
 from wukong.train.batches import Batch
 from wukong.train.looks import Look, Recent
@@ -178,9 +178,7 @@ class _Run:
         """Report the pairs that the block counts; the first worker does so for all."""
         if self.rank:
             return nullcontext(_ignore)
-        return progress.track(
-            message("training"), (self.last - self.first) * self.settings.batch_size, message("pairs")
-        )
+        return progress.track(_("training"), (self.last - self.first) * self.settings.batch_size, _("pairs"))
 
     @property
     def has_ended(self) -> bool:

@@ -17,7 +17,6 @@ from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.data.views import Encoded, Views, batches
 from wukong.errors import DataError
-from wukong.runtime.language import message
 from wukong.store import damage
 from wukong.train import stream
 from wukong.train.batches import Batch
@@ -139,7 +138,7 @@ def _encoded(sample: Sample[Loaded]) -> Encoded:
     piece, row = sample.piece, sample.row
     data = piece.pictures[row]
     assert isinstance(data, bytes)  # noqa: S101 - for mypy
-    return data, piece.keys[row], sample.epoch + 1, message(f"{piece.keys[row]}.jpg of {piece.where}")
+    return data, piece.keys[row], sample.epoch + 1, f"{piece.keys[row]}.jpg of {piece.where}"
 
 
 def _with_gaps(side: int, shown: Sequence["Tensor | str"]) -> _Shown:

@@ -18,7 +18,6 @@ from great_expectations.data_context.types.resource_identifiers import (
     ValidationResultIdentifier,
 )
 
-from wukong.runtime.language import message
 from wukong.validate import offline
 
 _SAMPLES = 5
@@ -167,12 +166,12 @@ def _outcome(entry: Mapping[str, Any]) -> Outcome:
     error = raised.get("exception_message") if raised.get("raised_exception") else None
     elements, unexpected = int(result.get("element_count", 0)), int(result.get("unexpected_count", 0))
     if error:
-        observed = message(f"could not be checked: {error}")
+        observed = f"could not be checked: {error}"
     elif "unexpected_count" in result:
         observed = _rows(unexpected, elements, result.get("unexpected_percent") or 0)
     else:
         value = result.get("observed_value", "")
-        observed = message(f"{len(value):,} columns") if isinstance(value, list) else str(value)
+        observed = f"{len(value):,} columns" if isinstance(value, list) else str(value)
     samples = result.get("partial_unexpected_index_list") or []
     return Outcome(
         name=meta["name"],
@@ -188,7 +187,7 @@ def _outcome(entry: Mapping[str, Any]) -> Outcome:
 
 
 def _rows(unexpected: int, elements: int, percent: float) -> str:
-    return message(f"{unexpected:,} of {elements:,} rows ({percent:.2f} %)")
+    return f"{unexpected:,} of {elements:,} rows ({percent:.2f} %)"
 
 
 def _in_words(config: Mapping[str, Any]) -> str:

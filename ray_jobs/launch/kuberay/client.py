@@ -15,7 +15,6 @@ from infra.cluster_api import Cluster, ClusterError, Manifest
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.manifest import run_label
 from wukong.errors import StackError
-from wukong.runtime.language import message
 
 HEAD = "ray.io/node-type=head"
 """Selects the head among the pods of a Ray cluster."""
@@ -80,7 +79,7 @@ class KubernetesApi:
         """The data of a ConfigMap."""
         config_map = self._repeat(
             lambda: self._cluster.read("v1", "ConfigMap", name, self.namespace),
-            message(f"cannot read the ConfigMap {name}"),
+            f"cannot read the ConfigMap {name}",
         )
         return dict(config_map.get("data") or {})
 
@@ -88,20 +87,16 @@ class KubernetesApi:
         """Every RayJob with the run's label."""
         return self._repeat(
             lambda: self._cluster.items(*_RAY_JOB, self.namespace, f"wukong/run={run_label(run_name)}"),
-            message(f"cannot list the RayJobs of run {run_name}"),
+            f"cannot list the RayJobs of run {run_name}",
         )
 
     def get_job(self, name: str) -> Manifest | None:
         """The RayJob, or None when there is none."""
-        return self._repeat(
-            lambda: self._cluster.get(*_RAY_JOB, name, self.namespace), message(f"cannot read RayJob {name}")
-        )
+        return self._repeat(lambda: self._cluster.get(*_RAY_JOB, name, self.namespace), f"cannot read RayJob {name}")
 
     def create_job(self, body: Manifest) -> bool:
         """Create a RayJob; False when one of this name exists."""
-        made = self._repeat(
-            lambda: self._cluster.create(body), message(f"cannot create RayJob {body['metadata']['name']}")
-        )
+        made = self._repeat(lambda: self._cluster.create(body), f"cannot create RayJob {body['metadata']['name']}")
         return made is not None
 
     def patch_job(self, name: str, body: Manifest) -> None:
@@ -246,9 +241,7 @@ def explain(error: Exception) -> str:
     """What an error of the API means, and how to mend it."""
     status, said = getattr(error, "status", None), str(getattr(error, "said", error))
     if status == 403:
-        return message(
-            f"{said}. Bind the Role ray-job-launcher to the service account of the components (k8s/base/access.yaml)"
-        )
+        return f"{said}. Bind the Role ray-job-launcher to the service account of the components (k8s/base/access.yaml)"
     if status == 404:
-        return message(f"{said}. Is KubeRay installed, and was `kubectl apply -f k8s/` run?")
+        return f"{said}. Is KubeRay installed, and was `kubectl apply -f k8s/` run?"
     return said

@@ -17,7 +17,7 @@ from infra.cluster_api import ClusterError
 from ray_jobs.launch.kuberay.client import KubernetesApi, explain
 from ray_jobs.launch.kuberay.status import is_suspended
 from wukong.runtime.events import Advanced
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 NAME = "wukong/progress"
 """Of the label and of the annotation."""
@@ -127,10 +127,10 @@ def label(advanced: Advanced) -> str:
 def in_words(value: str) -> str:
     """What a value of the label says to people."""
     if value == QUEUED:
-        return message("waits for its turn in the queue")
-    share, _, left = value.removesuffix("-left").partition("pct")
+        return _("waits for its turn in the queue")
+    share, _pct, left = value.removesuffix("-left").partition("pct")
     left = left.removeprefix("-")
-    return message(f"{share} %, {left} left") if left else f"{share} %"
+    return _("{share} %, {left} left").format(share=share, left=left) if left else f"{share} %"
 
 
 def percent(advanced: Advanced) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 from infra.cluster_api import ClusterError
 from ray_jobs.launch.kuberay.client import KubernetesApi, explain
 from ray_jobs.launch.kuberay.manifest import QUEUE
-from wukong.runtime.language import message
 
 log = logging.getLogger(__name__)
 
@@ -43,30 +42,28 @@ def look(api: KubernetesApi, job: Mapping[str, Any], first_seen: datetime) -> Wa
     """
     queue = job["metadata"].get("labels", {}).get(QUEUE)
     if not queue:
-        return Waiting(message("it is suspended and in no queue: somebody has set its `suspend`, and may take it back"))
+        return Waiting("it is suspended and in no queue: somebody has set its `suspend`, and may take it back")
     try:
         workload = api.workload(job["metadata"]["uid"])
     except ClusterError as error:
         log.debug("Kueue's Workload of %s cannot be read: %s", job["metadata"]["name"], explain(error))
-        return Waiting(message(f"it waits for quota in queue {queue} since {_shown(first_seen)}"), first_seen)
+        return Waiting(f"it waits for quota in queue {queue} since {_shown(first_seen)}", first_seen)
     if workload is None:
         return Waiting(
-            message(
-                f"Kueue has not taken it into queue {queue} yet: is Kueue installed, with its integration "
-                "ray.io/rayjob, and is there the priority class that is asked for?"
-            )
+            f"Kueue has not taken it into queue {queue} yet: is Kueue installed, with its integration "
+            "ray.io/rayjob, and is there the priority class that is asked for?"
         )
     conditions = {each["type"]: each for each in workload.get("status", {}).get("conditions", [])}
     quota = conditions.get("QuotaReserved")
     if quota is not None and quota["status"] == "True":
         evicted = conditions.get("Evicted", {})
         if evicted.get("status") == "True":
-            return Waiting(message(f"it gives its quota back to queue {queue}: {evicted.get('message', '')}"))
-        return Waiting(message(f"it has quota of queue {queue} and is about to start"))
+            return Waiting(f"it gives its quota back to queue {queue}: {evicted.get('message', '')}")
+        return Waiting(f"it has quota of queue {queue} and is about to start")
     since = _moment(quota["lastTransitionTime"] if quota else workload["metadata"]["creationTimestamp"])
-    text = message(f"it waits for quota in queue {queue} since {_shown(since)}")
+    text = f"it waits for quota in queue {queue} since {_shown(since)}"
     if (place := _place(api, queue, workload["metadata"]["name"])) is not None:
-        text += message(f", as number {place} of those that wait")
+        text += f", as number {place} of those that wait"
     return Waiting(f"{text}: {quota['message']}" if quota and quota.get("message") else text, since)
 
 

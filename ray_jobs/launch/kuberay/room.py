@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from wukong.runtime.language import message
 from wukong.stages import overlay
 
 Resources = dict[str, Decimal]
@@ -47,7 +46,7 @@ class Pod:
     def asks(self) -> str:
         """What it asks for, in words."""
         labels = ", ".join(f"{key}={value}" for key, value in self.selector.items())
-        return words(self.requests) + (message(f", on a node with {labels}") if labels else "")
+        return words(self.requests) + (f", on a node with {labels}" if labels else "")
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,10 @@ def roomiest(pod: Pod, on: Iterable[Node]) -> str:
     """Say which of the nodes that a pod allows has most of what it asks for."""
     allowed = [node for node in on if node.allows(pod)]
     if not allowed:
-        return message("no node has these labels, or taints that it tolerates")
+        return "no node has these labels, or taints that it tolerates"
     node = max(allowed, key=lambda node: weight({name: node.free.get(name, Decimal(0)) for name in pod.requests}))
     free = {name: node.free.get(name, Decimal(0)) for name in pod.requests}
-    return message(f"the node with most room, {node.name}, has {words(free)} free")
+    return f"the node with most room, {node.name}, has {words(free)} free"
 
 
 def requests_of(spec: Mapping[str, Any]) -> Resources:

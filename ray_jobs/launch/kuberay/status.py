@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ray_jobs.launch.kuberay.room import Node, Pod, places, roomiest
-from wukong.runtime.language import message
 
 NO_NODE = "NoNode"
 """The launcher's reason for a job that it has ended because no node can take its pods."""
@@ -106,7 +105,7 @@ def lost_head(heads: Sequence[Mapping[str, Any]]) -> Verdict | None:
     ends = [pod["metadata"].get("deletionTimestamp") for pod in heads]  # of the grace period
     if not ends or not all(end and datetime.fromisoformat(end) + _OVERDUE < datetime.now(UTC) for end in ends):
         return None
-    said = message(f"the head {heads[0]['metadata']['name']} was to be deleted and is still there: its node is lost")
+    said = f"the head {heads[0]['metadata']['name']} was to be deleted and is still there: its node is lost"
     return Verdict(succeeded=False, reason="HeadLost", message=said)
 
 
@@ -138,18 +137,14 @@ def without_node(pods: Iterable[Mapping[str, Any]], nodes: Sequence[Node]) -> tu
         count, room = len(equal), places(like, nodes)
         if room >= count:
             waiting.append(
-                message(
-                    f"{count} pods of the group {group} find room once others end: each asks for {like.asks}, and "
-                    f"there is room for {room} of them when nothing else runs"
-                )
+                f"{count} pods of the group {group} find room once others end: each asks for {like.asks}, and "
+                f"there is room for {room} of them when nothing else runs"
             )
         else:
             never.append(
-                message(
-                    f"no node can ever take all {count} pods of the group {group}: each asks for {like.asks}, there "
-                    f"is room for {room} of them when nothing else runs, and {roomiest(like, nodes)}. Ask for less, in "
-                    "the ConfigMap ray-job or by the experiment's workers, or add nodes"
-                )
+                f"no node can ever take all {count} pods of the group {group}: each asks for {like.asks}, there "
+                f"is room for {room} of them when nothing else runs, and {roomiest(like, nodes)}. Ask for less, in "
+                "the ConfigMap ray-job or by the experiment's workers, or add nodes"
             )
     return never, waiting
 
@@ -177,16 +172,16 @@ def pod_problems(pods: Iterable[Mapping[str, Any]]) -> list[str]:
                 problems.append(f"{at}: {why}")
             if ended.get("exitCode"):
                 advice = " (give the stage more memory)" if reason == "OOMKilled" else ""
-                problems.append(message(f"{at}: {reason}, exit status {ended['exitCode']:d}{advice}"))
+                problems.append(f"{at}: {reason}, exit status {ended['exitCode']:d}{advice}")
     return problems
 
 
 def explain_failure(job: str, ended: Verdict, problems: Sequence[str], log_end: Sequence[str]) -> str:
     """The message for a failed RayJob: KubeRay's reason, the pods' problems, and the last lines of the log."""
     why = ": ".join(filter(None, (ended.reason, ended.message)))
-    lines = [message(f"RayJob {job} failed: {why}")]
+    lines = [f"RayJob {job} failed: {why}"]
     if problems:
-        lines += [message("Its pods say:"), *(f"  {line}" for line in problems)]
+        lines += ["Its pods say:", *(f"  {line}" for line in problems)]
     if log_end:
-        lines += [message("The end of its log:"), *(f"  {line}" for line in log_end)]
+        lines += ["The end of its log:", *(f"  {line}" for line in log_end)]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What commands print goes through the translation, and what is no text of this project past it."""
+"""What commands print of the catalogue is translated, and what is no text of this project is not."""
 
 import ast
 import contextlib
@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from wukong.commands.app import app
 from wukong.commands.output import Console, Table, echo, print_data, print_json, sizes
 from wukong.runtime import logs
+from wukong.runtime.language import _, translated
 
 REPOSITORY = Path(__file__).parents[3]
 FOLDERS = ("wukong/commands", "cli", "infra")
@@ -72,22 +73,26 @@ def chinese(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("chinese")
 def test_texts_are_translated_and_data_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    english = _("Parameters that differ")
+    echo(_("finished"))
     echo("finished")
-    print_data("finished")
-    print_json({"state": "finished"})
+    print_data(_("finished"))
+    print_json({"state": _("finished")})
     console = Console(width=100)
-    console.print("Nothing is to be deleted")
-    console.print(Text("Nothing is to be deleted"))
-    console.out("Nothing is to be deleted")
-    english = "Nothing is to be deleted"
+    console.print(english)
+    console.print("".join(english))
+    console.print(Text(english))
+    console.out(english)
     shown = capsys.readouterr().out.split("\n")
     assert shown == [
         "已完成",
         "finished",
+        "finished",
         "{",
         '  "state": "finished"',
         "}",
-        "没有需要删除的内容",
+        "不同的参数",
+        english,
         english,
         english,
         "",
@@ -95,11 +100,11 @@ def test_texts_are_translated_and_data_are_not(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("chinese")
-def test_a_table_translates_headers_and_sentences_and_leaves_names() -> None:
+def test_a_table_translates_what_is_marked_and_leaves_names() -> None:
     shown = io.StringIO()
-    table = Table("stage", "run", title="Parameters that differ", box=None)
-    table.add_row("finished", "as published")
-    table.add_row(Text("as published"), "12 images")
+    table = Table(_("stage"), _("run"), title=_("Parameters that differ"), box=None)
+    table.add_row("finished", _("as published"))
+    table.add_row(Text("as published"), _("{count:,} images").format(count=12))
     Console(file=shown, width=60).print(table)
     cells = [line.split() for line in shown.getvalue().splitlines()]
     assert cells == [["不同的参数"], ["阶段", "运行"], ["finished", "与公布的一致"],
@@ -109,8 +114,8 @@ def test_a_table_translates_headers_and_sentences_and_leaves_names() -> None:
 @pytest.mark.usefixtures("chinese")
 def test_a_sentence_that_is_too_long_for_its_column_is_not_cut() -> None:
     shown = io.StringIO()
-    table = Table("note", box=None)
-    table.add_row("unfinished, and nobody is at work on it")
+    table = Table(_("note"), box=None)
+    table.add_row(_("unfinished, and nobody is at work on it"))
     Console(file=shown, width=10).print(table)
     assert "".join(shown.getvalue().split()) == "备注未完成，没有进程在处理"
 
@@ -120,7 +125,7 @@ def test_values_begin_in_the_same_cell(language: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("LANGUAGE", language)
     shown = io.StringIO()
     console = Console(file=shown, width=20)
-    for title in ("Report", "Card", "MLflow run", ""):
+    for title in (_("Report"), _("Card"), _("MLflow run"), ""):
         console.print_titled(title, "x" * 30, 12)
     lines = shown.getvalue().splitlines()
     assert [cell_len(line.partition("x")[0]) for line in lines] == [12] * 4
@@ -130,7 +135,7 @@ def test_values_begin_in_the_same_cell(language: str, monkeypatch: pytest.Monkey
 def test_sizes_name_what_a_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes({"images": 10_000, "classes": 10}) == "10,000 images, 10 classes"
     monkeypatch.setenv("LANGUAGE", "zh")
-    assert sizes({"classes": 15, "images": 3}) == "3 张图像, 15 个类别"
+    assert translated(sizes({"classes": 15, "images": 3})) == "3 张图像, 15 个类别"
 
 
 HOSTILE = "猫\x1b]0;title\x07\x1b[2J\x1b]8;;http://evil.test\x07\x9b31m\x7f\u202etxt.exe\ud800[/] [red]x :smile:"

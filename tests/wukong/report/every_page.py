@@ -32,6 +32,7 @@ from wukong.report.funnel import Step
 from wukong.report.removed import Removed
 from wukong.report.statistics import measure
 from wukong.runs.run_records import Record
+from wukong.runtime.language import chinese_of
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 from wukong.tracking.mlflow_rest import Run
@@ -73,15 +74,13 @@ def pages(folder: Path) -> dict[str, str]:
 def _report(folder: Path) -> dict[str, Any]:
     folder.mkdir()
     experiment, manifests, measured_here = stored_run(folder)
-    verdict = Verdict(
-        model="m",
-        alias="champion",
-        version="2",
-        promoted=False,
-        says=f"{_METRIC} is 3.0 points lower (95 % interval -4.1 to -1.9) than the holder's: not better by more than "
-        "noise (p = 1e-05, level 0.024 of attempt 1).",
-        holder="1",
+    weak, strong = (
+        _run(name, folder / "decided", measured.searched("words", hits)).evaluation
+        for name, hits in (("a", _WEAK), ("b", _STRONG))
     )
+    known: dict[str, Any] = {"model": "m", "alias": "champion", "version": "2"}
+    says = promotion.decide(Rules(_METRIC, 0.04, {}), weak, strong, **known, held_by="1").says
+    verdict = Verdict(**known, promoted=False, says=says, holder="1", chinese=chinese_of(says))
     compared = _comparison(folder / "compared")
     links = {
         "MLflow run": "http://mlflow/run",
@@ -102,7 +101,7 @@ def _report(folder: Path) -> dict[str, Any]:
         "s3://wukong/demo/docs/index.html",
         {
             "heading": verdict.heading,
-            "says": verdict.says,
+            "says": verdict.said,
             "against": "first",
             "changes": comparison_page.headlines(compared),
         },

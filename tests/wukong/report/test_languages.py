@@ -1,5 +1,7 @@
 """Pages in both languages: what is written twice, and what a reader sees in a real Chromium, with axe."""
 
+import gettext
+import io
 import re
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -8,6 +10,8 @@ from typing import Any
 
 import every_page
 import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
 from chromium import PATIENCE
 from english import english
 from markupsafe import Markup
@@ -43,19 +47,24 @@ Open = Callable[..., Any]
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A catalogue of its own."""
-    messages = {
-        "<b>{name}</b> has {count:n} pictures": "<b>{name}</b> 有 {count} 张图像",
+    texts = {
+        "<b>{name}</b> has {count:,} pictures": "<b>{name}</b> 有 {count:,} 张图像",
         "a picture of {thing}": "{thing}的图像",
         "the cat": "猫",
         "all is well.": "一切正常。",
-        "{count:n} rows": "{count} 行",
+        "{count:,} rows": "{count:,} 行",
     }
-    monkeypatch.setattr(language, "_catalogue", lambda: language.Catalogue(messages))
+    catalogue, compiled = Catalog(locale="zh"), io.BytesIO()
+    for each, translation in texts.items():
+        catalogue.add(each, translation)
+    write_mo(compiled, catalogue)
+    made = gettext.GNUTranslations(io.BytesIO(compiled.getvalue()))
+    monkeypatch.setattr(language, "_catalogue", lambda: made)
 
 
 @pytest.mark.usefixtures("known")
 def test_a_message_has_its_values_in_both_languages() -> None:
-    made = languages.both("<b>{name}</b> has {count:n} pictures", name="a&b", count=1234)
+    made = languages.both("<b>{name}</b> has {count:,} pictures", name="a&b", count=1234)
     assert made.english == "<b>a&amp;b</b> has 1,234 pictures"
     assert made.chinese == "<b>a&amp;b</b> 有 1,234 张图像"
     assert made == (
@@ -91,11 +100,12 @@ def test_what_is_in_both_languages_is_a_part_of_each_once() -> None:
 
 @pytest.mark.usefixtures("known")
 def test_a_text_is_found_in_the_catalogue_or_stays() -> None:
-    assert languages.spoken("12 rows").chinese == "12 行"
+    rows = language._("{count:,} rows").format(count=12)
+    assert languages.spoken(rows).chinese == "12 行"
     assert languages.spoken("<x>") == "&lt;x&gt;", "one word has no language"
     assert languages.spoken("no <such> text") == '<span lang="en">no &lt;such&gt; text</span>'
     assert languages.spoken("没有 text") == '<span lang="zh-CN">没有 text</span>'
-    together = languages.sentences(["all is well.", "12 rows"])
+    together = languages.sentences(["all is well.", rows])
     assert (together.english, together.chinese) == ("all is well. 12 rows", "一切正常。12 行")
 
 

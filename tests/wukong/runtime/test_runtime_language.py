@@ -1,8 +1,12 @@
-"""A text becomes Chinese where the catalogue has its message: fields, parts that were joined, and what stays."""
+"""A marked text is English, and Chinese where it is shown: fields, parts that were joined, and what stays."""
 
 import gettext
 import io
+import json
+import pickle
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.mofile import write_mo
@@ -10,78 +14,95 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wukong.runtime import language
+from wukong.runtime.language import _, chinese, chinese_of, joined, ngettext, restored
 
-_MESSAGES = {
+_TEXTS: dict[str | tuple[str, str], str | tuple[str, ...]] = {
     "{path}: there is no column {name}": "{path}：没有 {name} 列",
-    "{path}: there is no file": "{path}：没有这个文件",
-    "{count:n} pictures": "{count} 张图片",
-    "did you mean {name}?": "您是不是想写 {name}？",
-    "nothing is to be done": "没有要做的事",
-    "Home  {home}\nand below": "主目录 {home}\n及以下",
-    "pictures": "图片",
-    "write {{}} for {name} and {name}": "{name} 请写成 {{}}",
-    "cannot read {path}: {error}. Put it back": "无法读取 {path}：{error}。请恢复",
+    "{count:,} pictures": "{count:,} 张图片",
     "{file} has changed since {time}": "{file} 在 {time} 之后有改动",
+    "{name} and {name}": "{name} 与 {name}",
+    ("{count} seed", "{count} seeds"): ("{count} 个随机种子",),
     "the folder": "文件夹",
     "JPEG, PNG or GIF": "JPEG、PNG 或 GIF",
+    "100 % {of}": "全部",
 }
 
 
-def _compiled(messages: dict[str, str]) -> bytes:
-    catalogue = Catalog(locale="zh")
-    for each, translation in messages.items():
-        catalogue.add(each, translation)
-    written = io.BytesIO()
-    write_mo(written, catalogue)
-    return written.getvalue()
-
-
-@pytest.fixture(scope="module")
-def catalogue() -> language.Catalogue:
-    return language.Catalogue(language.entries(_compiled(_MESSAGES)))
+@pytest.fixture(autouse=True)
+def catalogue(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made, compiled = Catalog(locale="zh"), io.BytesIO()
+    for each, translation in _TEXTS.items():
+        made.add(each, translation)
+    write_mo(compiled, made)
+    compiled.seek(0)
+    theirs = gettext.GNUTranslations(compiled)
+    monkeypatch.setattr(language, "_catalogue", lambda: theirs)
+    yield
 
 
 @pytest.mark.parametrize(
-    ("english", "chinese"),
+    ("text", "english", "in_chinese"),
     [
-        ("nothing is to be done", "没有要做的事"),
-        ("  nothing is\n to be done\n", "  没有要做的事\n"),
-        ("Home  /a b\nand below", "主目录 /a b\n及以下"),
-        ("/a b/c.csv: there is no column url", "/a b/c.csv：没有 url 列"),
-        ("/a/pictures: there is no file", "/a/pictures：没有这个文件"),
-        ("1,234 pictures", "1,234 张图片"),
-        ("1.2e-05 pictures", "1.2e-05 张图片"),
-        ("many pictures", "many pictures"),
-        ("x.csv: there is no column urll; did you mean url?", "x.csv：没有 urll 列；您是不是想写 url？"),
-        ("there is no column a in b, c or d: there is no file", "there is no column a in b, c or d：没有这个文件"),
-        ("cannot read a: the folder: there is no column b, c. Put it back", "无法读取 a：文件夹：没有 b, c 列。请恢复"),
-        ("a: there is no file\n  b: there is no column c\n d: e f", "a：没有这个文件\n  b：没有 c 列\n d: e f"),
-        ("the folder has changed since JPEG, PNG or GIF", "文件夹在 JPEG、PNG 或 GIF 之后有改动"),
-        ("the folder has changed since a, b and c", "文件夹在 a, b 和 c 之后有改动"),
-        ("红 has changed since x", "红 在 x 之后有改动"),
-        ("pictures", "图片"),
-        ("name: pictures", "name: pictures"),
-        ("write {} for a and a", "a 请写成 {}"),
-        ("write {} for a and b", "write {} for a and b"),
-        ("", ""),
-        ("\n", "\n"),
+        (_("the folder"), "the folder", "文件夹"),
+        (_("no text of the catalogue"), "no text of the catalogue", "no text of the catalogue"),
+        (_("100 % {of}"), "100 % {of}", "全部"),
+        (_("{count:,} pictures").format(count=1234), "1,234 pictures", "1,234 张图片"),
+        (_("{path}: there is no column {name}").format(path="a{b}", name="%s"), "a{b}: there is no column %s",
+         "a{b}：没有 %s 列"),
+        (_("{name} and {name}").format(name=_("the folder")), "the folder and the folder", "文件夹与文件夹"),
+        (_("{file} has changed since {time}").format(file=_("the folder"), time=_("JPEG, PNG or GIF")),
+         "the folder has changed since JPEG, PNG or GIF", "文件夹在 JPEG、PNG 或 GIF 之后有改动"),
+        (_("{file} has changed since {time}").format(file="红", time="x"), "红 has changed since x",
+         "红 在 x 之后有改动"),
+        (_("{unknown} is left").format(unknown=_("the folder")), "the folder is left", "文件夹 is left"),
+        (ngettext("{count} seed", "{count} seeds", 1).format(count=1), "1 seed", "1 个随机种子"),
+        (ngettext("{count} seed", "{count} seeds", 2).format(count=2), "2 seeds", "2 个随机种子"),
+        (joined([_("the folder"), "name"], ": "), "the folder: name", "文件夹：name"),
+        (joined([_("the folder"), _("{count:,} pictures").format(count=2)], ", "), "the folder, 2 pictures",
+         "文件夹, 2 张图片"),
+        (_("{name} and {name}").format(name=joined([_("the folder")], " ")), "the folder and the folder",
+         "文件夹与文件夹"),
     ],
-)
-def test_translates(catalogue: language.Catalogue, english: str, chinese: str) -> None:
-    assert catalogue.translate(english) == chinese
+)  # fmt: skip
+def test_a_text_is_english_and_knows_its_chinese(text: str, english: str, in_chinese: str) -> None:
+    assert (text, chinese(text)) == (english, in_chinese)
+    assert json.loads(json.dumps({text: [text]})) == {english: [english]}
+    assert chinese(pickle.loads(pickle.dumps(text))) == in_chinese, "a text may come from another process"
 
 
-def test_reads_what_gettext_reads() -> None:
-    compiled = _compiled(_MESSAGES)
-    theirs = gettext.GNUTranslations(io.BytesIO(compiled))
-    assert {each: theirs.gettext(each) for each in _MESSAGES} == _MESSAGES
-    assert {each: text for each, text in language.entries(compiled).items() if each} == _MESSAGES
+class _LocalError(Exception):
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])))
-def test_a_text_without_a_message_stays(text: str) -> None:
-    words = language.Catalogue({"no text has these words": "没有"})
-    assert words.translate(text) == text
+def test_a_text_with_an_error_can_be_sent() -> None:
+    text = _("{path}: there is no column {name}").format(path=_LocalError("a", "b"), name=np.float32(0.5))
+    assert chinese(pickle.loads(pickle.dumps(text))) == "a: b：没有 0.5 列"
+    assert chinese(_("{count:,} pictures").format(count=np.int32(1234))) == "1,234 张图片"
+
+
+def test_a_plain_text_is_looked_up_whole() -> None:
+    assert [chinese(each) for each in ("the folder", "2 pictures", "")] == ["文件夹", "2 pictures", ""]
+
+
+def test_a_file_keeps_the_chinese_of_texts_with_fields() -> None:
+    document = {
+        "says": _("{count:,} pictures").format(count=2),
+        "names": [_("the folder"), joined([_("the folder"), "x"], ": "), "red"],
+        "value": 0.5,
+    }
+    known = chinese_of(document)
+    assert known == {"2 pictures": "2 张图片", "the folder: x": "文件夹：x"}, "others are found by themselves"
+    read = restored(json.loads(json.dumps(document)), json.loads(json.dumps(known)))
+    assert read == document
+    assert chinese(read["says"]) == "2 张图片"
+    assert [chinese(each) for each in read["names"]] == ["文件夹", "文件夹：x", "red"]
+
+
+@given(st.text(), st.text())
+def test_no_value_changes_a_text(name: str, path: str) -> None:
+    made = _("{path}: there is no column {name}").format(path=path, name=name)
+    assert (made, chinese(made)) == (f"{path}: there is no column {name}", f"{path}：没有 {name} 列")
 
 
 @pytest.mark.parametrize(
@@ -100,3 +121,4 @@ def test_the_locale_chooses(monkeypatch: pytest.MonkeyPatch, variables: dict[str
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert language.chosen() == expected
+    assert language.translated(_("the folder")) == ("文件夹" if expected == "zh" else "the folder")

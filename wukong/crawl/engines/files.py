@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,7 +19,7 @@ def _check(uri: str) -> str:
 
     if storage.exists(uri) or storage.list_files(uri):
         return ""
-    return message(f"{uri} has nothing; name a folder of pictures or a list")
+    return f"{uri} has nothing; name a folder of pictures or a list"
 
 
 def _pictures(config: CrawlSettings) -> Iterator[Picture]:
@@ -54,12 +54,12 @@ def _bytes_read(sizes: Mapping[str, int]) -> int:
 SOURCE = Listed(
     name="files",
     wording=Wording(
-        message("From picture to pair"),
-        message("pictures named"),
-        lambda rows: message(f"The data name {rows:,} pictures"),
-        message("pictures of one's own"),
+        _("From picture to pair"),
+        _("pictures named"),
+        lambda rows: _("The data name {rows:,} pictures").format(rows=rows),
+        _("pictures of one's own"),
     ),
-    nothing=lambda config, _: message(f"crawl.endpoint = {config.endpoint!r} names no picture."),
+    nothing=lambda config, _: f"crawl.endpoint = {config.endpoint!r} names no picture.",
     check=_check,
     lists=lambda config: [config.endpoint],
     read=_read,

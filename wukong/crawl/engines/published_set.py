@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,15 +24,13 @@ def _check(uri: str) -> str:
 
     if storage.list_files(uri):
         return ""
-    return message(
-        f"{uri} has nothing; docs/evaluation-sets.md says what to download and what the folder of a set holds"
-    )
+    return f"{uri} has nothing; docs/evaluation-sets.md says what to download and what the folder of a set holds"
 
 
 def _problems(config: CrawlSettings) -> Iterator[str]:
     name = _name(config.endpoint)
     if name not in SETS:
-        yield message(
+        yield (
             f"crawl.endpoint: {config.endpoint!r} ends in {name!r}, which is no set with a train part of pictures and "
             f"captions; those are {', '.join(SETS)}: name the folder of one, FOLDER/{SETS[1]}"
         )
@@ -61,14 +59,12 @@ def _content(config: CrawlSettings) -> list[str]:
 SOURCE = Listed(
     name="published_set",
     wording=Wording(
-        message("From caption to pair"),
-        message("pictures with a caption"),
-        lambda rows: message(f"The train part has {rows:,} pictures with a caption"),
-        message("a set"),
+        _("From caption to pair"),
+        _("pictures with a caption"),
+        lambda rows: _("The train part has {rows:,} pictures with a caption").format(rows=rows),
+        _("a set"),
     ),
-    nothing=lambda config, _: message(
-        f"the train part of the set at crawl.endpoint = {config.endpoint!r} has no caption."
-    ),
+    nothing=lambda config, _: f"the train part of the set at crawl.endpoint = {config.endpoint!r} has no caption.",
     check=_check,
     lists=lambda config: [config.endpoint.rstrip("/")],
     read=_read,

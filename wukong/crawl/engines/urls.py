@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,7 +18,7 @@ def _check(uri: str) -> str:
 
     if storage.exists(uri) or any(file.endswith(SUFFIXES) for file in storage.list_files(uri)):
         return ""
-    return message(f"{uri} is no list of URLs; name a file, or a folder of files, of {', '.join(SUFFIXES)}")
+    return f"{uri} is no list of URLs; name a file, or a folder of files, of {', '.join(SUFFIXES)}"
 
 
 def _lists(config: CrawlSettings) -> list[str]:
@@ -42,12 +42,12 @@ def _count(config: CrawlSettings) -> int:
 SOURCE = Listed(
     name="urls",
     wording=Wording(
-        message("From list to pair"),
-        message("rows of the list"),
-        lambda rows: message(f"The list has {rows:,} rows"),
-        message("a list of URLs"),
+        _("From list to pair"),
+        _("rows of the list"),
+        lambda rows: _("The list has {rows:,} rows").format(rows=rows),
+        _("a list of URLs"),
     ),
-    nothing=lambda config, _: message(
+    nothing=lambda config, _: (
         f"the list at crawl.endpoint = {config.endpoint!r} holds no URL in the column that crawl.url_column names, "
         f"{config.url_column!r}."
     ),

@@ -24,7 +24,6 @@ from pydantic import create_model
 from wukong.config.section import Strict
 from wukong.curate.rule import HELD_BACK, Batch, Check, Column, Decided, FromPictures, Nearness, PictureBatch, Rule
 from wukong.errors import ConfigError
-from wukong.runtime.language import message
 from wukong.runtime.registered import registered
 
 if TYPE_CHECKING:
@@ -247,7 +246,7 @@ def compute_from_pictures(
     def compute(batch: list[tuple[str, str, bytes]]) -> pl.DataFrame:
         keys = [key for key, _, _ in batch]
         texts = [text for _, text, _ in batch]
-        names = [message(f"{key}.jpg of {tar}") for key in keys]
+        names = [f"{key}.jpg of {tar}" for key in keys]
         given = PictureBatch([data for _, _, data in batch], texts, names, device)
         of_caption = {"caption": texts} if several else {}
         columns = {each.column: each.compute(given, settings) for each in asked}

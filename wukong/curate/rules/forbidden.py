@@ -13,7 +13,6 @@ from pydantic import Field
 
 from wukong.config.section import Strict
 from wukong.curate.rule import Columns, Dropped, FromPictures, Pairs, PictureBatch, Rule
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -87,7 +86,7 @@ class ForbiddenRule(Rule):
     def problem(self, key: str, uri: str) -> str:
         from wukong.store import storage
 
-        return "" if storage.exists(uri) else message(f"{uri} does not exist; name a list of hashes that is there")
+        return "" if storage.exists(uri) else f"{uri} does not exist; name a list of hashes that is there"
 
     def load(self, settings: Settings) -> _Lists:
         import polars as pl

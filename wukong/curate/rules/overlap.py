@@ -16,7 +16,6 @@ from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate import picture_weights
 from wukong.curate.rule import Column, Dropped, FromPictures, Pairs, PictureBatch, Rule
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,7 +49,7 @@ class OverlapRule(Rule):
             return picture_weights.missing(uri)
         if storage.exists(uri):
             return ""
-        return message(f"{uri} does not exist; name a file of fingerprints that `wukong hashes SET` has made")
+        return f"{uri} does not exist; name a file of fingerprints that `wukong hashes SET` has made"
 
     def verify(self, settings: Settings) -> None:
         if settings.vector_model is not None:

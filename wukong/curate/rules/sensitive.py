@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from wukong.config.disguise import Disguise
 from wukong.config.section import Strict
 from wukong.curate.rule import Batch, Check, Columns, Dropped, Pairs, Rule
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,7 +54,7 @@ class SensitiveRule(Rule):
 
         if storage.list_files(uri):
             return ""
-        return message(f"{uri} holds no list; name a folder with a file of words for each category")
+        return f"{uri} holds no list; name a folder with a file of words for each category"
 
     def load(self, settings: Settings) -> SensitiveWords:
         from wukong.curate import sensitive_words

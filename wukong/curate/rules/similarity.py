@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from wukong.config.section import Sha256, Strict
 from wukong.curate.rule import Column, Dropped, FromPictures, Pairs, PictureBatch, Rule
-from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -58,7 +57,7 @@ class SimilarityRule(Rule):
         from wukong.store import storage
 
         if missing := [name for name in MODEL_FILES if not storage.exists(storage.join(uri, name))]:
-            return message(f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(MODEL_FILES)}")
+            return f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(MODEL_FILES)}"
         return ""
 
     def from_pictures(self, settings: Settings) -> tuple[FromPictures, ...]:

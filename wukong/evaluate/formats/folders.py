@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from wukong.errors import DataError
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.published import Labelled, NotThereError
-from wukong.runtime.language import message
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -124,8 +123,8 @@ def labels_of(
     strange = sorted(name for name in names if name not in labels)
     absent = sorted(classes[label] for label in places.values() if label not in set(labels.values()))
     if strange or absent:
-        wrong = [message(f"{len(absent)} missing ({_shown(absent)})")] if absent else []
-        wrong += [message(f"{len(strange)} unknown ({_shown(strange)})")] if strange else []
+        wrong = [f"{len(absent)} missing ({_shown(absent)})"] if absent else []
+        wrong += [f"{len(strange)} unknown ({_shown(strange)})"] if strange else []
         raise DataError(f"the classes in {source} are not the {len(classes)} of this set: {'; '.join(wrong)}")
     return labels
 

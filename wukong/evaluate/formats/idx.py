@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from wukong.errors import DataError
 from wukong.evaluate.published import reading_file
-from wukong.runtime.language import message
 
 _UNSIGNED_BYTES = 8
 _MOST_BYTES = 1 << 28  # five times the set that is read
@@ -28,7 +27,7 @@ def read(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
         NotThereError: there is no such file.
         DataError: it is no such array, or is truncated.
     """
-    with reading_file(path, message(f"{path} is no complete IDX file")):
+    with reading_file(path, f"{path} is no complete IDX file"):
         with path.open("rb") as packed:
             stream: Any = gzip.GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
             zero, kind, found = struct.unpack(">HBB", stream.read(4))

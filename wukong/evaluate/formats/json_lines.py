@@ -7,7 +7,6 @@ from typing import Any
 
 from wukong.errors import DataError
 from wukong.evaluate.published import reading_file
-from wukong.runtime.language import message
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -17,11 +16,11 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         NotThereError: there is no such file.
         DataError: it is not UTF-8, or a line is no JSON object.
     """
-    with reading_file(path, message(f"{path} is not UTF-8")), path.open(encoding="utf-8-sig", newline="\n") as file:
+    with reading_file(path, f"{path} is not UTF-8"), path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                where = message(f"line {number:d} of {path}")
-                with reading_file(path, message(f"{where} is no JSON object")):
+                where = f"line {number:d} of {path}"
+                with reading_file(path, f"{where} is no JSON object"):
                     row = json.loads(line)
                 if not isinstance(row, dict):
                     raise DataError(f"{where} is no JSON object but {line[:60]!r}: it is another file")

@@ -7,7 +7,6 @@ from typing import Any
 
 from wukong.errors import DataError
 from wukong.evaluate.published import reading_file
-from wukong.runtime.language import message
 
 _READ = 1 << 20
 _MOST = 64 << 20  # characters of one element
@@ -22,7 +21,7 @@ def elements(path: Path) -> Iterator[Any]:
         DataError: it is no such list, or is truncated.
     """
     decoder = json.JSONDecoder()
-    with reading_file(path, message(f"{path} is no JSON list in UTF-8")), path.open(encoding="utf-8-sig") as file:
+    with reading_file(path, f"{path} is no JSON list in UTF-8"), path.open(encoding="utf-8-sig") as file:
         text = file.read(_READ).lstrip()
         if not text.startswith("["):
             raise DataError(f"{path} is no JSON list: download it again")

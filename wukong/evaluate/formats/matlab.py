@@ -14,7 +14,6 @@ from typing import Any
 
 from wukong.errors import DataError
 from wukong.evaluate.published import reading_file
-from wukong.runtime.language import message
 
 _SECONDS = 60  # of the processor
 _BYTES = 4 << 30
@@ -30,7 +29,7 @@ def variable(path: Path, name: str) -> Any:
         NotThereError: there is no such file.
         DataError: it is damaged, or has no such variable.
     """
-    with reading_file(path, message(f"{path} is no complete MATLAB file")):
+    with reading_file(path, f"{path} is no complete MATLAB file"):
         path.stat()
         read = subprocess.run(  # noqa: S603 - this module itself
             [sys.executable, "-m", __name__, str(path), name],
@@ -40,7 +39,7 @@ def variable(path: Path, name: str) -> Any:
         )
         if read.returncode:
             said = read.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise ValueError(said[-1] if said else message(f"its reader ended with the status {read.returncode}"))
+            raise ValueError(said[-1] if said else f"its reader ended with the status {read.returncode}")
         content = json.loads(read.stdout)
     if content is None:
         raise DataError(f"{path} has no variable {name!r}: it is another file; download it again")

@@ -15,7 +15,6 @@ from PIL import Image
 
 from wukong.data.decoding import DECODER_ERRORS, FORMATS
 from wukong.errors import DataError
-from wukong.runtime.language import message
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -124,7 +123,7 @@ class Crops(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of part ``i``."""
-        return _png(self.image(i)), message(f"part {self.boxes[i]} of {self.pictures.file(i)[1]}")
+        return _png(self.image(i)), f"part {self.boxes[i]} of {self.pictures.file(i)[1]}"
 
     def digest(self, i: int) -> str | None:
         """SHA-256 of the file of the whole picture."""
@@ -152,7 +151,7 @@ class Parts(Encoded):
         """Read the file of an image; with its name for messages."""
         number, offset, length = self.of[i].tolist()
         path = self.files[number]
-        name = message(f"image {i} (byte {offset} of {path})")
+        name = f"image {i} (byte {offset} of {path})"
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(length)

@@ -15,7 +15,6 @@ from wukong.errors import DataError
 from wukong.evaluate.formats.folders import find, listed, plain
 from wukong.evaluate.formats.pictures import Parts
 from wukong.evaluate.published import Labelled, NotThereError, reading_file
-from wukong.runtime.language import message
 
 _MOST_DIGITS = 18
 _IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -114,7 +113,7 @@ def _members(tar: Path) -> list[tuple[str, int, int]]:
     """
     members: list[tuple[str, int, int]] = []
     length = tar.stat().st_size
-    with reading_file(tar, message(f"{tar} is not a complete tar")), tarfile.open(tar, "r:") as opened:
+    with reading_file(tar, f"{tar} is not a complete tar"), tarfile.open(tar, "r:") as opened:
         for entry in opened:
             if entry.offset_data + entry.size > length:
                 raise tarfile.ReadError("its end is missing")

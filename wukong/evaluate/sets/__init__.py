@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wukong.errors import ConfigError
 from wukong.evaluate.data_set import Classification, Data, DataSet, Retrieval, WordOrder
+from wukong.runtime.language import joined
 from wukong.runtime.registered import registered
 
 REGISTRY: dict[str, DataSet] = registered(__name__, "SET", Classification, Retrieval, WordOrder)
@@ -66,7 +67,11 @@ def read(name: str, root: Path, split: str | None = None) -> Data:
 
 def missing(measured: Collection[str]) -> dict[str, str]:
     """Return, for each published set that was not measured, what to download and where to put it."""
-    return {name: f"{each.title}: {each.how_to_get}" for name, each in REGISTRY.items() if name not in measured}
+    return {
+        name: joined([each.title, str(each.how_to_get)], ": ")
+        for name, each in REGISTRY.items()
+        if name not in measured
+    }
 
 
 def notes(measured: Collection[str]) -> dict[str, str]:

@@ -10,7 +10,6 @@ from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import find, require
 from wukong.evaluate.formats.pictures import Crops
 from wukong.evaluate.published import Labelled, reading_file
-from wukong.runtime.language import message
 
 _LABELS = "valid_category_data_total_zh.json"
 
@@ -18,7 +17,7 @@ _LABELS = "valid_category_data_total_zh.json"
 def _read(folder: Path, _split: str, _classes: Sequence[str]) -> Labelled:
     source = find(folder, _LABELS, f"jsonfile/{_LABELS}")
     lists = "'categories', 'images' and 'annotations'"
-    with reading_file(source, message(f"{source} has not the lists {lists} of COCO's form")):
+    with reading_file(source, f"{source} has not the lists {lists} of COCO's form"):
         content: Any = json.loads(source.read_bytes())
         names = [str(each["name"]) for each in content["categories"]]
         numbers = [int(each["id"]) for each in content["categories"]]

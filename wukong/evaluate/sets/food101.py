@@ -7,12 +7,11 @@ from pathlib import Path
 from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import find, labels_of, require
 from wukong.evaluate.published import Labelled, reading_file
-from wukong.runtime.language import message
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
     source = find(folder, f"meta/{split}.json", f"food-101/meta/{split}.json")
-    with reading_file(source, message(f"{source} is no JSON object of lists")):
+    with reading_file(source, f"{source} is no JSON object of lists"):
         listed = json.loads(source.read_text("utf-8"))
         images = [(name, f"{path}.jpg") for name, paths in listed.items() for path in paths]
     labels = labels_of(listed, classes, source)

@@ -8,7 +8,6 @@ from wukong.export import card
 from wukong.export.target import Check, Options, Target
 from wukong.model import saved_model
 from wukong.model.saved_model import SavedModel
-from wukong.runtime.language import message
 from wukong.store import storage
 
 PREFERRED = {
@@ -52,7 +51,7 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 def refuse(saved: SavedModel, options: Options) -> str | None:
     """Refuse a name that no repository can have; a model that no other target holds is there as Wukong's."""
     if not _REPOSITORY.fullmatch(options.name):
-        return message(f"{options.name!r} is not the name of a repository: give --name OWNER/NAME")
+        return f"{options.name!r} is not the name of a repository: give --name OWNER/NAME"
     return None
 
 

@@ -21,7 +21,7 @@ from wukong.export import graphs, measure, parts
 from wukong.export.target import Check, Options, Target
 from wukong.model.dual import Texts
 from wukong.model.saved_model import SavedModel
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 NAMES = {
     512: (
@@ -76,18 +76,18 @@ def refuse(saved: SavedModel, options: Options) -> str | None:
         return why
     width = saved.model.width
     if width > max(NAMES):
-        return message(
+        return (
             f"its vectors have {width:,} numbers, and the widest that Immich keeps have {max(NAMES):,}: train a model "
             "with a smaller `model.embedding`"
         )
     if options.name != Options.name and _width_of(options.name) < width:
         known = ", ".join(names[0] for wide, names in NAMES.items() if wide >= width)
-        return message(
+        return (
             f"Immich knows no model {options.name!r} whose vectors have {width:,} numbers or more: leave --name out, "
             f"or give a name such as {known}"
         )
     if saved.model.settings.image.view == "whole" and options.measure_on is None:
-        return message(
+        return (
             "it was trained to see whole pictures (`model.image.view: whole`), and Immich cuts pictures to the square "
             "in their middle: pass --measure-on DATA to export it all the same, with its loss measured, or train a "
             "model with `model.image.view: crop`"
@@ -201,7 +201,9 @@ def _cosine(saved: SavedModel, there: Server) -> Check:
     lowest = float((there.pictures(pictures) * saved.encode_image(pictures)).sum(1).min())
     if lowest < LEAST_COSINE:
         raise DataError(f"the vectors of pictures there and here have a cosine of only {lowest:.4f}: do not use it")
-    return Check(message(f"vectors of {_PICTURES} pictures of many sizes"), message("lowest cosine"), lowest, _BY)
+    return Check(
+        _("vectors of {pictures} pictures of many sizes").format(pictures=_PICTURES), _("lowest cosine"), lowest, _BY
+    )
 
 
 def _width_of(name: str) -> int:

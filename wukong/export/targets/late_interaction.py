@@ -16,7 +16,6 @@ from wukong.export.target import Check, Options, Target
 from wukong.export.targets import transformers
 from wukong.export.targets.sentence_transformers import write_modules
 from wukong.model.saved_model import SavedModel
-from wukong.runtime.language import message
 
 BOTH = "multi_vector"
 """The folder inside with both towers."""
@@ -27,7 +26,7 @@ def refuse(saved: SavedModel, options: Options) -> str | None:
     """Refuse models with one vector for each picture and text."""
     if saved.model.token_wise:
         return None
-    return message(
+    return (
         "it gives one vector for each picture and text, and late interaction compares several; export it with --to "
         "sentence-transformers"
     )

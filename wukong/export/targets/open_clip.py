@@ -30,7 +30,7 @@ from wukong.export.target import Check, Options, Target
 from wukong.model import weights
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel
-from wukong.runtime.language import message
+from wukong.runtime.language import _
 
 CONFIG, WEIGHTS, TEXT_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors", "model.safetensors"
 PICTURES, CAPTIONS, TOKENIZED = 16, 64, 5000
@@ -54,21 +54,19 @@ class _Place:
 def refuse(saved: SavedModel, options: Options) -> str | None:
     """Say why open_clip cannot hold a model, and what can be done instead; None if it can."""
     model = saved.model
-    instead = message("`--to onnx` and `wukong serve` take it as it is")
+    instead = "`--to onnx` and `wukong serve` take it as it is"
     if model.token_wise:
-        return message(
-            f"it has a vector for each token (similarity: token), and a model of open_clip has one; {instead}"
-        )
+        return f"it has a vector for each token (similarity: token), and a model of open_clip has one; {instead}"
     if _folded_bias(saved) is None:
         width = model.settings.text.width
-        return message(
+        return (
             f"open_clip's text projection has no bias, and that of this one, which widens {width} numbers to "
             f"{model.width}, cannot be moved into the tower; train it with model.embedding of at most {width}, or: "
             f"{instead}"
         )
     encoder = _encoder(saved)
     if encoder.settings.block is not None and (why := _refuse_block(encoder)):
-        return message(
+        return (
             f"its image tower ends at block {encoder.settings.block}, and open_clip does not cut towers; {why}; "
             f"{instead}"
         )
@@ -127,13 +125,11 @@ def _refuse_block(encoder: ImageEncoder) -> str | None:
     name, block = encoder.settings.name, encoder.settings.block
     whole = timm.create_model(name, num_classes=0)
     if not isinstance(whole, EfficientNet) or block != len(whole.feature_info) - 1:
-        return message("only the last block of an EfficientNet comes unchanged through what follows")
+        return "only the last block of an EfficientNet comes unchanged through what follows"
     if 2 * encoder.pooled_width > whole.num_features:
-        return message(
-            f"its {encoder.pooled_width} channels do not fit twice into the {whole.num_features} that follow"
-        )
+        return f"its {encoder.pooled_width} channels do not fit twice into the {whole.num_features} that follow"
     if not _factor(encoder, whole):
-        return message("the norm or the activation that follows does not let its values through")
+        return "the norm or the activation that follows does not let its values through"
     return None
 
 
@@ -285,9 +281,14 @@ def _compare_images(saved: SavedModel, module: Any, preprocess: Callable[..., Te
     equal = sum(torch.allclose(theirs, ours, atol=1e-5) for theirs, ours in zip(seen, normal, strict=True))
     count = len(pictures)
     return [
-        Check(message(f"vectors of {count} pictures, equal pixels"), "largest difference", difference, by),
-        Check(message(f"vectors of {count} pictures, through preprocess"), "lowest cosine", cosine, by),
-        Check(message(f"pixels of {count} pictures, through preprocess"), "share that is equal", equal / count, by),
+        Check(_("vectors of {count} pictures, equal pixels").format(count=count), "largest difference", difference, by),
+        Check(_("vectors of {count} pictures, through preprocess").format(count=count), "lowest cosine", cosine, by),
+        Check(
+            _("pixels of {count} pictures, through preprocess").format(count=count),
+            "share that is equal",
+            equal / count,
+            by,
+        ),
     ]
 
 
@@ -306,9 +307,24 @@ def _compare_texts(saved: SavedModel, module: Any, tokenizer: Any, by: str) -> l
     difference = (vectors - saved.model.embed_text(own[:CAPTIONS]).vectors).abs().max().item()
     _refuse_unequal(difference, "text")
     return [
-        Check(message(f"vectors of {CAPTIONS} captions, equal tokens"), "largest difference", difference, by),
-        Check(message(f"tokens of {TOKENIZED:,} captions, not cleaned"), "share that is equal", 1.0, by),
-        Check(message(f"tokens of {TOKENIZED:,} captions, cleaned by ftfy"), "share that is equal", through, by),
+        Check(
+            _("vectors of {captions} captions, equal tokens").format(captions=CAPTIONS),
+            "largest difference",
+            difference,
+            by,
+        ),
+        Check(
+            _("tokens of {tokenized:,} captions, not cleaned").format(tokenized=TOKENIZED),
+            "share that is equal",
+            1.0,
+            by,
+        ),
+        Check(
+            _("tokens of {tokenized:,} captions, cleaned by ftfy").format(tokenized=TOKENIZED),
+            "share that is equal",
+            through,
+            by,
+        ),
     ]
 
 

@@ -10,7 +10,6 @@ from wukong.export import parts
 from wukong.export.target import Check, Options, Target
 from wukong.export.targets import transformers
 from wukong.model.saved_model import SavedModel
-from wukong.runtime.language import message
 
 _PICTURES, _CAPTIONS = 4, 64
 
@@ -19,7 +18,7 @@ def refuse(saved: SavedModel, options: Options) -> str | None:
     """Refuse token-wise models: an encoder of sentences gives one vector."""
     if not saved.model.token_wise:
         return None
-    return message(
+    return (
         "it compares all of a picture's patches with all of a text's tokens, and a SentenceTransformer gives one "
         "vector; export it with --to late-interaction, or --to transformers"
     )

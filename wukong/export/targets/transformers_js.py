@@ -21,7 +21,6 @@ from wukong.export import graphs, int8, measure, parts
 from wukong.export.target import Check, Options, Target
 from wukong.model.dual import Texts
 from wukong.model.saved_model import SavedModel
-from wukong.runtime.language import message
 
 MODEL, TEXT, VISION = "model", "text_model", "vision_model"
 _LANCZOS = 1
@@ -41,7 +40,7 @@ class _Text(nn.Module):
 def refuse(saved: SavedModel, options: Options) -> str | None:
     """Give the reason why a model cannot be exported; None if it can."""
     if _is_padded(saved) and not graphs.Normalised(saved.model).tower.mean.any():
-        return message(
+        return (
             "its pictures are normalised with the mean 0, so that black is 0, which stands for padding there: train a "
             "model with `model.image.view: crop`, or export this one to onnx"
         )
