@@ -6,7 +6,7 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,14 @@ class Encoded(ABC):
         """
         return hashlib.sha256(self.file(i)[0]).hexdigest()
 
+    @abstractmethod
+    def some(self, rows: Sequence[int]) -> Encoded:
+        """Some of the images, with no more than belongs to them."""
+
+    def source(self, _i: int) -> Path | None:
+        """The file that image ``i`` is alone in, or is a part of with some others; None if there is no such file."""
+        return None
+
 
 @dataclass(frozen=True)
 class Files(Encoded):
@@ -96,11 +104,19 @@ class Files(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Read the file of an image; with its name for messages."""
-        path = self.root / self.paths[i]
+        path = self.source(i)
         try:
             return path.read_bytes(), str(path)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): download the set again") from error
+
+    def some(self, rows: Sequence[int]) -> Files:
+        """Some of the images."""
+        return replace(self, paths=[self.paths[i] for i in rows])
+
+    def source(self, i: int) -> Path:
+        """The file of image ``i``."""
+        return self.root / self.paths[i]
 
 
 @dataclass(frozen=True)
@@ -124,11 +140,19 @@ class Crops(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of part ``i``."""
-        return _png(self.image(i)), message(f"part {self.boxes[i]} of {self.pictures.file(i)[1]}")
+        return png(self.image(i)), message(f"part {self.boxes[i]} of {self.pictures.file(i)[1]}")
 
     def digest(self, i: int) -> str | None:
         """SHA-256 of the file of the whole picture."""
         return self.pictures.digest(i)
+
+    def some(self, rows: Sequence[int]) -> Crops:
+        """Some of the images."""
+        return Crops(self.pictures.some(rows), [self.boxes[i] for i in rows])
+
+    def source(self, i: int) -> Path | None:
+        """The file of the whole picture."""
+        return self.pictures.source(i)
 
 
 @dataclass(frozen=True)
@@ -148,20 +172,21 @@ class Parts(Encoded):
     def __len__(self) -> int:
         return len(self.of)
 
+    def some(self, rows: Sequence[int]) -> Parts:
+        """Some of the images."""
+        return replace(self, of=self.of[np.asarray(rows, np.int64)])
+
     def file(self, i: int) -> tuple[bytes, str]:
         """Read the file of an image; with its name for messages."""
         number, offset, length = self.of[i].tolist()
         path = self.files[number]
-        name = message(f"image {i} (byte {offset} of {path})")
+        name = name_in(path, offset, i)
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(length)
         if len(data) != length:
             raise DataError(f"{name} is truncated: download the set again")
-        try:
-            return (data if self.unpack is None else self.unpack(data)), name
-        except ValueError as error:
-            raise DataError(f"{name} is damaged ({error}): download the set again") from error
+        return (data if self.unpack is None else unpacked(data, self.unpack, name)), name
 
 
 @dataclass(frozen=True)
@@ -179,22 +204,47 @@ class Arrays(Encoded):
 
     def image(self, i: int) -> Image.Image:
         """Image ``i`` as RGB."""
+        pixels = self._pixels(i)
+        return Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0).copy()).convert("RGB")
+
+    def _pixels(self, i: int) -> npt.NDArray[np.uint8]:
         for each in self.pixels:
             if i < len(each):
-                pixels = np.array(each[i])
-                return Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0).copy()).convert("RGB")
+                return np.array(each[i])
             i -= len(each)
         raise IndexError(i)
 
+    def some(self, rows: Sequence[int]) -> Arrays:
+        """Some of the images."""
+        return Arrays([self._pixels(i)[None] for i in rows])
+
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of image ``i``."""
-        return _png(self.image(i)), f"image {i}"
+        return png(self.image(i)), f"image {i}"
 
     def digest(self, i: int) -> None:
         """None: an array of pixels is no file."""
 
 
-def _png(image: Image.Image) -> bytes:
+def name_in(path: Path, offset: int, i: int) -> str:
+    """The name of an image in a larger file, for messages."""
+    return message(f"image {i} (byte {offset} of {path})")
+
+
+def unpacked(data: bytes, unpack: Callable[[bytes], bytes], name: str) -> bytes:
+    """Make an image file of what stands in a larger file.
+
+    Raises:
+        DataError: it cannot be made; ``name`` says where it stands.
+    """
+    try:
+        return unpack(data)
+    except ValueError as error:
+        raise DataError(f"{name} is damaged ({error}): download the set again") from error
+
+
+def png(image: Image.Image) -> bytes:
+    """Make a PNG file, fast and not small."""
     made = io.BytesIO()
     image.save(made, "PNG", compress_level=1)
     return made.getvalue()
