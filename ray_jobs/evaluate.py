@@ -168,7 +168,8 @@ def _records(job: _Job) -> list[dict[str, Any]]:
     found = {name: job.stage.finished_task(name, _answers_of) for name in names}
     records = {name: record for name, record in found.items() if record is not None}
     published = [name for name in job.experiment.evaluate.tasks if name not in records]
-    made = packing.made(job.experiment, [(name, job.protocol(name).split(name)) for name in published])
+    splits = [(name, job.protocol(name).split(name)) for name in published]
+    made = packing.made(job.experiment, splits, job.stage.config.get("sets", {}))
     cards, shared = gpus.count(), ray.put(replace(job, packed=made))
     waiting: dict[Any, tuple[str, Any]] = {}
     for name in names:

@@ -49,7 +49,7 @@ def read(made: Manifest) -> Tests:
 
 
 def _make(experiment: Experiment, name: str, stage: Stage) -> Manifest:
-    made = packing.made(experiment, [(name, None)]).get(name)
+    made = packing.made(experiment, [(name, None)], {name: stage.config["digest"]}).get(name)
     work = (stage, experiment.evaluate.sets, name, made, experiment.filter, gpus.count() > 0)
     (record,) = run_all(_read_set, [work], int(gpus.count() > 0))
     if unread := record["unread"]:

@@ -4,7 +4,7 @@ The key is of the set's files, so the filter, trainings and evaluations of an ex
 read the same tables. A Ray task packs one set.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -19,12 +19,15 @@ _AT_ONCE = 4
 """Sets that are packed at a time, perhaps on one machine."""
 
 
-def made(experiment: Experiment, asked: Iterable[tuple[str, str | None]]) -> dict[str, Manifest]:
+def made(
+    experiment: Experiment, asked: Iterable[tuple[str, str | None]], digests: Mapping[str, str]
+) -> dict[str, Manifest]:
     """Pack sets that lie in an object store; those that are packed stay, and a folder of this machine is read in place.
 
     Args:
         experiment: its ``evaluate.sets`` holds the sets.
         asked: the sets, each with its split; None for the one that is measured where nothing else is said.
+        digests: those of some sets, by name, where they have been computed.
 
     Returns:
         The manifests by the names of the sets, for ``wukong.evaluate.packed.data``.
@@ -36,14 +39,15 @@ def made(experiment: Experiment, asked: Iterable[tuple[str, str | None]]) -> dic
     root = experiment.evaluate.sets
 
     def make(name: str, split: str | None) -> tuple[str, Manifest]:
-        stage = places.packed(experiment, name, split or sets.of(name).split)
+        stage = places.packed(experiment, name, split or sets.of(name).split, digests.get(name))
         return name, stage.made(lambda: _make(stage, root, name, split))
 
     if root.startswith("file://"):
         return {}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         # In this context it is known that another stage's output is being made.
-        return dict([each.result() for each in [threads.submit(copy_context().run, make, *set_) for set_ in asked]])
+        packed_sets = [threads.submit(copy_context().run, make, name, split) for name, split in asked]
+    return dict(each.result() for each in packed_sets)
 
 
 def _make(stage: Stage, root: str, name: str, split: str | None) -> Manifest:

@@ -94,7 +94,8 @@ def _job(
         asked = settings.validation
         published = [task for task in asked.tasks if task not in experiment.held_out_tasks]
         splits = [(task, asked.split or named(asked.protocol).split(task)) for task in published]
-        validation = Validation(experiment, filtered, held.uri if held else None, packing.made(experiment, splits))
+        packed = packing.made(experiment, splits, stage.config.get("sets", {}))
+        validation = Validation(experiment, filtered, held.uri if held else None, packed)
     return Job(
         name=name,
         model=Model.model_validate(stage.config["model"]),

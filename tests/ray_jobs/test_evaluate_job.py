@@ -362,7 +362,7 @@ def test_a_set_in_an_object_store_is_asked_for_once_by_all_and_gives_the_same_re
         )
         (known,) = fingerprints.made(remote)
         there = evaluate.run(remote, parents)
-        (again,) = packing.made(remote, [("coco-cn", "test")]).values()  # as a training that validates on it
+        (again,) = packing.made(remote, [("coco-cn", "test")], {}).values()  # as a training that validates on it
         assert known.parts.paths == ["fingerprints.parquet", "thumbnails.parquet"]
         assert [len(store.read[key]) for key in pictures] == [1] * (STAMPS + PHOTOS)
         store.read.clear()

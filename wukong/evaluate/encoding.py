@@ -1,8 +1,9 @@
 """Encode images of an evaluation set by several models; those that share an image tower run it once."""
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,11 +78,10 @@ def encode(
                 parts[names[0]].append(first.encode_images(pictures, protocol))
             continue
         size = _BATCH if first.saved.device.type == "cpu" else _BATCH_ON_GPU
-        shown = _Shown(data.images, replace(protocol, splits={}), first.saved.model.settings.image)  # can be sent
-        orders = (
-            shown.order(range(start, min(start + size, rows.stop)), sent=loading.processes > 0)
-            for start in range(rows.start, rows.stop, size)
-        )
+        # A read-only mapping cannot be sent to a process.
+        shown = _Shown(data.images, replace(protocol, splits={}), first.saved.model.settings.image)
+        starts = range(rows.start, rows.stop, size)
+        orders = ([(shown, row) for row in range(start, min(start + size, rows.stop))] for start in starts)
         for pixels in loading.batches(orders):
             features = first.run_tower(pixels)
             for name in names:
@@ -94,18 +94,15 @@ def encode(
 
 @dataclass(frozen=True)
 class _Shown:
-    """Images of a set, as an image tower sees them."""
+    """Images of a set, as an image tower sees them. A process gets them with each batch, and keeps the first copy."""
 
     images: Images
     protocol: Protocol
     tower: ImageEncoder
+    number: int = field(default_factory=itertools.count().__next__)
 
-    def order(self, rows: range, *, sent: bool) -> "list[tuple[_Shown, int]]":
-        """What a batch is of; one that is sent to a process has its own images alone."""
-        if not sent:
-            return [(self, row) for row in rows]
-        few = replace(self, images=self.images.some(rows))
-        return [(few, place) for place in range(len(rows))]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.number, self.images, self.protocol, self.tower)
 
     def view(self, i: int) -> Tensor:
         """uint8 [3, size, size]."""
@@ -114,6 +111,16 @@ class _Shown:
             # A square of the encoder's size passes through either of the model's own views unchanged.
             picture = square(picture, size, self.protocol)
         return images.to_tensor([images.evaluation_view(picture, size, self.tower.view)])[0]
+
+
+_last_received: list[_Shown] = []
+"""What this process got last: its images may keep what they have read, as a table or the places in a shard."""
+
+
+def _received(number: int, images: Images, protocol: Protocol, tower: ImageEncoder) -> _Shown:
+    if not _last_received or _last_received[0].number != number:
+        _last_received[:] = [_Shown(images, protocol, tower, number)]
+    return _last_received[0]
 
 
 class _Views(Dataset[Tensor]):

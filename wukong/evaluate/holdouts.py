@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +26,6 @@ from wukong.store import damage, storage
 from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
-_INDEXED = 64
-"""Shards whose index is kept."""
 _COLUMNS = ["key", "url", "caption", "sha256"]
 
 
@@ -40,7 +37,7 @@ class Tar(NamedTuple):
 
 
 class Pictures:
-    """The images of pairs, read from their shards when they are asked for. A process indexes a shard once.
+    """The images of pairs, read from their shards when they are asked for. A shard is indexed once.
 
     Args:
         tars: the tar of each image's shard.
@@ -50,6 +47,7 @@ class Pictures:
 
     def __init__(self, tars: Sequence[Tar], keys: Sequence[str], digests: Sequence[str | None]) -> None:
         self._tars, self._keys, self._digests = list(tars), list(keys), list(digests)
+        self._places: dict[Tar, dict[str, tuple[int, int]]] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -57,10 +55,6 @@ class Pictures:
     def digest(self, i: int) -> str | None:
         """SHA-256 of the file that the crawl got for image ``i``; None where it is not known."""
         return self._digests[i]
-
-    def some(self, rows: Sequence[int]) -> "Pictures":
-        """Some of the images."""
-        return Pictures(*([each[i] for i in rows] for each in (self._tars, self._keys, self._digests)))
 
     def image(self, i: int) -> Image.Image:
         """Decode image ``i`` to RGB.
@@ -70,19 +64,15 @@ class Pictures:
             StorageError: the shard was altered.
         """
         tar, key = self._tars[i], self._keys[i]
-        if (place := _places_in(tar).get(key)) is None:
+        if tar not in self._places:
+            members = [each for each in shards.members(tar.uri, sha256=tar.sha256) if each.suffix == "jpg"]
+            self._places[tar] = {each.key: (each.offset, each.size) for each in members}
+        if key not in self._places[tar]:
             raise DataError(f"{tar.uri} lacks the picture of the pair {key}: {damage.remedy(tar.uri)}")
-        offset, size = place
+        offset, size = self._places[tar][key]
         with storage.open_input(tar.uri) as stream:
             stream.seek(offset)
             return images.decode(stream.read(size), message(f"{key}.jpg of {tar.uri}"))
-
-
-@lru_cache(maxsize=_INDEXED)
-def _places_in(tar: Tar) -> dict[str, tuple[int, int]]:
-    """Offset and size of the picture of each pair of a shard."""
-    members = [each for each in shards.members(tar.uri, sha256=tar.sha256) if each.suffix == "jpg"]
-    return {each.key: (each.offset, each.size) for each in members}
 
 
 def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wukong.errors import DataError
 from wukong.evaluate import set_folders, sets
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData, WordOrderData, require_split
 from wukong.evaluate.formats.pictures import Encoded, Parts, png
@@ -29,7 +28,7 @@ from wukong.store.manifest import Manifest, Part, Stage
 ROWS = 64
 """Pictures of a table. Batches, blocks and shares have as many or a multiple, so few tables are read by two."""
 
-_SET, _PICTURES = "set.json", "pictures.parquet"
+_SET, _PICTURES, _TABLES = "set.json", "pictures.parquet", "tables/"
 _KINDS: Mapping[str, Callable[..., Data]] = {
     kind.__name__: kind for kind in (ClassificationData, RetrievalData, WordOrderData)
 }
@@ -65,12 +64,6 @@ class Packed(Encoded):
         read = table.slice(row, 1).to_pylist()[0]
         return read["file"], read["name"]
 
-    def some(self, rows: Sequence[int]) -> "Packed":
-        """Some of the images, with the tables that they are in."""
-        chosen = self._rows[np.asarray(rows, np.int64)]
-        tables = {number: self._tables[number] for number in np.unique(chosen // ROWS).tolist()}
-        return Packed(tables, chosen, [self._digests[i] for i in rows])
-
     def digest(self, i: int) -> str | None:
         """SHA-256 of the file of image ``i`` as it was in the set; None if it was no file."""
         return self._digests[i]
@@ -99,9 +92,9 @@ def data(root: str, name: str, split: str | None, made: Manifest | None) -> Data
     told = storage.read_json(*made.file(_SET))
     if split is not None:
         require_split(sets.of(name), [told["split"]], split)
-    pictures = storage.read_table(*made.file(_PICTURES)[:1], sha256=made.file(_PICTURES)[1])
-    uris = made.part_uris("tables/")
-    tables = {number: made.file(uri[len(made.uri) :].lstrip("/")) for number, uri in enumerate(uris)}
+    uri, sha256 = made.file(_PICTURES)
+    pictures = storage.read_table(uri, sha256=sha256)
+    tables = dict(enumerate(map(made.file, made.parts.below(_TABLES).paths)))
     told["images"] = Packed(tables, pictures["row"].to_numpy(), pictures["sha256"].to_pylist())
     if "captions" in told:
         told["captions"] = [Caption(text, tuple(images)) for text, images in told["captions"]]
@@ -130,24 +123,24 @@ def pack(stage: Stage, root: str, name: str, split: str | None) -> list[Part]:
     """
     if root.startswith("file://"):
         raise ValueError(f"{root} is a folder, which is read in place: here files are deleted when they are packed")
-    tables, met = _Tables(stage), dict[tuple[Path, int], int]()
+    tables, met = _Writer(stage), dict[tuple[Path, int], int]()
 
     def uri_of(path: Path) -> str:
         return storage.join(root, name, path.relative_to(folder).as_posix())
 
     def take(archive: Path, offset: int, file: bytes) -> None:
-        place = message(f"byte {offset} of {uri_of(archive)}")
-        met[archive, offset] = tables.add(file, place, hashlib.sha256(file).hexdigest())
+        uri = uri_of(archive)
+        name_there = message(f"byte {offset} of {uri}")
+        met[archive, offset] = tables.add(file, name_there, hashlib.sha256(file).hexdigest())
 
     with set_folders.local(root, name, take) as folder:
         read = sets.of(name).read(folder, split)
         images = read.images
         if isinstance(images, Parts):
             rows = [met[images.files[number], offset] for number, offset, _ in images.of.tolist()]
-        elif isinstance(images, Encoded):
-            rows = [tables.add(*each) for each in _files(images, uri_of)]
         else:
-            raise DataError(f"{read.title}: its pictures are no files")
+            assert isinstance(images, Encoded)  # noqa: S101 - for mypy: what readers of published files give
+            rows = [tables.add(*each) for each in _files(images, uri_of)]
     tables.finish()
     told = {field.name: getattr(read, field.name) for field in fields(read) if field.name != "images"}
     if isinstance(read, ClassificationData):
@@ -182,7 +175,7 @@ def _files(images: Encoded, uri_of: Callable[[Path], str]) -> Iterator[tuple[byt
                 del coming[source]
 
 
-class _Tables:
+class _Writer:
     """Tables that are being written.
 
     Attributes:
@@ -209,5 +202,5 @@ class _Tables:
         if self._files:
             files, names = zip(*self._files, strict=True)
             table = pa.table({"file": pa.array(files, pa.large_binary()), "name": names})
-            self.parts.append(self._stage.write_table(f"tables/{len(self.parts):05d}.parquet", table))
+            self.parts.append(self._stage.write_table(f"{_TABLES}{len(self.parts):05d}.parquet", table))
             self._files = []

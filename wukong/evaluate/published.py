@@ -61,10 +61,6 @@ class Images(Protocol):
         """
         ...
 
-    def some(self, rows: Sequence[int]) -> Images:
-        """Some of the images, with no more than belongs to them, so that they are quickly sent to a process."""
-        ...
-
 
 class Labelled(NamedTuple):
     """What the reader of a classification set finds: an id, a label and an image each, in the owner's order.

@@ -222,13 +222,13 @@ def fingerprints(experiment: Experiment, name: str) -> Stage:
     return Stage(experiment.root, "fingerprints", config, [], stages.of("fingerprints").version)
 
 
-def packed(experiment: Experiment, name: str, split: str) -> Stage:
-    """The stage of the tables of a split of a published set.
+def packed(experiment: Experiment, name: str, split: str, digest: str | None) -> Stage:
+    """The stage of the tables of a split of a published set, whose digest is computed where it is not known.
 
     Raises:
         DataError: the set is not there.
     """
-    digest = set_folders.digest_of(experiment.evaluate.sets, name)
+    digest = digest or set_folders.digest_of(experiment.evaluate.sets, name)
     config = {"set": name, "digest": digest, "split": split}
     return Stage(experiment.root, "pack", config, [], stages.of("pack").version)
 

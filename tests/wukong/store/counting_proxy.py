@@ -1,6 +1,7 @@
 """An HTTP proxy before a real S3 server that notes what is asked for, and what lies among the temporary files."""
 
 import http.client
+import os
 import tempfile
 import threading
 from collections import defaultdict
@@ -103,10 +104,11 @@ def peak_of_temporary_files() -> Iterator[Peak]:
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            yield path.stat().st_size
+    for inner, _, names in os.walk(folder):  # which goes on where a folder is deleted meanwhile
+        for name in names:
+            with suppress(OSError):
+                yield Path(inner, name).stat().st_size
     for opened in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            if (name := str(opened.readlink())).startswith(str(folder)) and name.endswith("(deleted)"):
+            if (target := str(opened.readlink())).startswith(str(folder)) and target.endswith("(deleted)"):
                 yield opened.stat().st_size

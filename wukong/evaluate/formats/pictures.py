@@ -6,7 +6,7 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +78,6 @@ class Encoded(ABC):
         """
         return hashlib.sha256(self.file(i)[0]).hexdigest()
 
-    @abstractmethod
-    def some(self, rows: Sequence[int]) -> Encoded:
-        """Some of the images, with no more than belongs to them."""
-
     def source(self, _i: int) -> Path | None:
         """The file that image ``i`` is alone in, or is a part of with some others; None if there is no such file."""
         return None
@@ -109,10 +105,6 @@ class Files(Encoded):
             return path.read_bytes(), str(path)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): download the set again") from error
-
-    def some(self, rows: Sequence[int]) -> Files:
-        """Some of the images."""
-        return replace(self, paths=[self.paths[i] for i in rows])
 
     def source(self, i: int) -> Path:
         """The file of image ``i``."""
@@ -146,10 +138,6 @@ class Crops(Encoded):
         """SHA-256 of the file of the whole picture."""
         return self.pictures.digest(i)
 
-    def some(self, rows: Sequence[int]) -> Crops:
-        """Some of the images."""
-        return Crops(self.pictures.some(rows), [self.boxes[i] for i in rows])
-
     def source(self, i: int) -> Path | None:
         """The file of the whole picture."""
         return self.pictures.source(i)
@@ -171,10 +159,6 @@ class Parts(Encoded):
 
     def __len__(self) -> int:
         return len(self.of)
-
-    def some(self, rows: Sequence[int]) -> Parts:
-        """Some of the images."""
-        return replace(self, of=self.of[np.asarray(rows, np.int64)])
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Read the file of an image; with its name for messages."""
@@ -204,19 +188,12 @@ class Arrays(Encoded):
 
     def image(self, i: int) -> Image.Image:
         """Image ``i`` as RGB."""
-        pixels = self._pixels(i)
-        return Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0).copy()).convert("RGB")
-
-    def _pixels(self, i: int) -> npt.NDArray[np.uint8]:
         for each in self.pixels:
             if i < len(each):
-                return np.array(each[i])
+                pixels = np.array(each[i])
+                return Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0).copy()).convert("RGB")
             i -= len(each)
         raise IndexError(i)
-
-    def some(self, rows: Sequence[int]) -> Arrays:
-        """Some of the images."""
-        return Arrays([self._pixels(i)[None] for i in rows])
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of image ``i``."""
