@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from wukong.errors import DataError
 from wukong.evaluate.formats import archives
-from wukong.store import storage
+from wukong.store import contents, storage
 from wukong.store.local_paths import local_path
 
 NAMES = tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(Path(__file__).with_name("sets"))]))
@@ -49,8 +49,7 @@ def digest_of(root: str, name: str) -> str:
     def entry(file: tuple[str, int]) -> list[str | int | None]:
         uri, size = file
         read = PurePosixPath(uri).suffix.lower() not in _PICTURES and size <= _MOST_BYTES
-        content = hashlib.sha256(storage.read_bytes(uri)).hexdigest() if read else None
-        return [uri[len(folder) :].lstrip("/"), size, content]
+        return [uri[len(folder) :].lstrip("/"), size, contents.sha256(uri) if read else None]
 
     with ThreadPoolExecutor(REQUESTS) as requests:
         entries = list(requests.map(entry, sorted(_files(folder).items())))
