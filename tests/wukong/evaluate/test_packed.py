@@ -19,6 +19,7 @@ import pytest
 from counting_proxy import CountingProxy, counted_store, peak_of_temporary_files, send
 from PIL import Image
 
+from wukong.crawl import set_pairs
 from wukong.errors import DataError
 from wukong.evaluate import packed, sets
 from wukong.evaluate.data_set import Counts, Data
@@ -78,14 +79,17 @@ def tars(folder: Path) -> None:
     (folder / "test" / "nshards.txt").write_text("2")
 
 
-def table(folder: Path) -> None:
+def table(folder: Path, split: str = "valid", first: int = 0, images: int = IMAGES) -> None:
     """MUGE, whose pictures are lines of a table."""
-    folder.mkdir(parents=True)
-    with (folder / "MR_valid_imgs.tsv").open("wb") as file:
-        for number in range(IMAGES):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"MR_{split}_imgs.tsv").open("wb") as file:
+        for number in range(first, first + images):
             file.write(b"%d\t%s\n" % (number, base64.urlsafe_b64encode(picture(number))))
-    rows = [{"query_id": n, "query_text": f"第{n}个", "item_ids": [n, (n + 7) % IMAGES]} for n in range(IMAGES)]
-    (folder / "MR_valid_queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [
+        {"query_id": n, "query_text": f"第{n}个", "item_ids": [n, first + (n + 7) % images]}
+        for n in range(first, first + images)
+    ]
+    (folder / f"MR_{split}_queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def cuts(folder: Path) -> None:
@@ -210,6 +214,21 @@ def test_a_table_that_is_cut_off_is_refused_with_its_place(store: CountingProxy,
     storage.write_bytes(uri, storage.read_bytes(uri)[:-1001])
     with pytest.raises(DataError, match=r"image 519 \(byte \d+ of .*MR_valid_imgs\.tsv\)"):
         packed_set("table", root)
+
+
+def test_a_crawl_of_a_set_copies_no_table_of_pictures(
+    store: CountingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {"train": Counts(100, 100), "val": Counts(100, 100)}
+    monkeypatch.setitem(sets.REGISTRY, "muge", replace(sets.of("muge"), splits=splits))
+    here, there = storage.from_path(tmp_path / "here" / "muge"), "s3://bucket/crawled/muge"
+    table(tmp_path / "here" / "muge", "train", 0, 100)
+    table(tmp_path / "here" / "muge", "valid", 95, 100)
+    send(tmp_path / "here" / "muge", there)
+    with peak_of_temporary_files() as peak:
+        found = [(pair.url.replace(there, here), pair.caption) for pair in set_pairs.read(there)]
+    assert found == [(pair.url, pair.caption) for pair in set_pairs.read(here)]
+    assert len(found) == 200 and peak.bytes < 20 * BYTES
 
 
 def test_a_set_in_a_folder_is_never_packed(tmp_path: Path) -> None:
