@@ -8,16 +8,17 @@ blocks of a small set are one task.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Any
 
 import ray
 from torch import Tensor
 
-from ray_jobs import features, gpus, metrics
+from ray_jobs import features, gpus, metrics, packing
 from wukong.config.experiment import Experiment
 from wukong.data import shards
+from wukong.data.views import Loaders
 from wukong.errors import DataError
 from wukong.evaluate import (
     answers,
@@ -26,8 +27,6 @@ from wukong.evaluate import (
     packed,
     prompts,
     results,
-    set_folders,
-    sets,
     tasks,
     trained_on,
 )
@@ -35,7 +34,6 @@ from wukong.evaluate import run as evaluation
 from wukong.evaluate.answers import Answers
 from wukong.evaluate.blocks import Block, Files, Sizes, Work
 from wukong.evaluate.data_set import ClassificationData, Data
-from wukong.evaluate.formats.pictures import Encoded
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.evaluate.results import MeasuredModel
@@ -59,12 +57,16 @@ _BLOCKS_ON_A_GPU = 64
 
 @dataclass(frozen=True)
 class _Job:
-    """What all tasks of the job are given: the stage, the experiment, its parents, and features of the hold-outs."""
+    """What all tasks of the job are given: the stage, the experiment, its parents, and features of the hold-outs.
+
+    ``packed`` has the published sets that lie in an object store.
+    """
 
     stage: Stage
     experiment: Experiment
     parents: Mapping[str, Manifest]
     computed: Mapping[str, Manifest]
+    packed: Mapping[str, Manifest] = field(default_factory=dict)
 
     def uri(self, role: str) -> str:
         """Return the URI of a model's folder."""
@@ -165,7 +167,10 @@ def _records(job: _Job) -> list[dict[str, Any]]:
     names = [*job.experiment.held_out_tasks, *job.experiment.evaluate.tasks]
     found = {name: job.stage.finished_task(name, _answers_of) for name in names}
     records = {name: record for name, record in found.items() if record is not None}
-    cards, shared = gpus.count(), ray.put(job)
+    published = [name for name in job.experiment.evaluate.tasks if name not in records]
+    splits = [(name, job.protocol(name).split(name)) for name in published]
+    made = packing.made(job.experiment, splits, job.stage.config.get("sets", {}))
+    cards, shared = gpus.count(), ray.put(replace(job, packed=made))
     waiting: dict[Any, tuple[str, Any]] = {}
     for name in names:
         if name not in records:
@@ -193,7 +198,7 @@ def _answers_of(record: Mapping[str, Any]) -> list[str]:
 
 @ray.remote(num_cpus=1, max_retries=2, num_returns=2)
 def _read(job: _Job, name: str, *, gpu: bool) -> tuple[_Read | None, list[list[Block]]]:
-    """Read a task, without its images, and divide it; of a set in an object store its images are copied to tables.
+    """Read a task, without its images, and divide it.
 
     Returns:
         The task, and its blocks that are not done, by phase. None, and no block, where there is nothing to measure.
@@ -205,13 +210,8 @@ def _read(job: _Job, name: str, *, gpu: bool) -> tuple[_Read | None, list[list[B
             return None, []
         read = _Read(data, Sizes(len(data)))  # its features are there
     else:
-        with set_folders.local(job.experiment.evaluate.sets, name) as folder:
-            data = sets.of(name).read(folder, protocol.split(name))
-            sizes = _sizes(job.experiment, data, protocol, gpu=gpu)
-            if not job.experiment.evaluate.sets.startswith("file://") and isinstance(data.images, Encoded):
-                copied = packed.pack(data.images, job.stage.path(f"_work/{name}/packed-{sizes.images}"), sizes.images)
-                data = replace(data, images=copied)
-            read = _Read(data, sizes)
+        data = packed.data(job.experiment.evaluate.sets, name, protocol.split(name), job.packed.get(name))
+        read = _Read(data, _sizes(job.experiment, data, protocol, gpu=gpu))
     phases = tasks.blocks(read.data, protocol, list(places.EVALUATED), read.sizes)
     there = {*storage.list_files(job.blocks_of(name).uri)}
     left = [[block for block in phase if not there.issuperset(_left_by(job, name, block))] for phase in phases]
@@ -248,7 +248,7 @@ def _record_of(job: _Job, name: str, block: Block) -> str:
 
 def _submit(job: Any, name: str, read: Any, phases: Sequence[Sequence[Block]], cards: int) -> Any:
     """Start the tasks of a set; return the last one, which waits for the others and returns the set's record."""
-    task = _on_gpu if cards else _on_core
+    task = _task_on_gpu() if cards else _on_core
     every = [block for phase in phases for block in phase]
     if len(every) <= _FEW:
         return (task if every else _on_core).remote(job, name, read, every, finish=True)
@@ -280,11 +280,20 @@ def _on_core(
     return _work(job, name, read, some, "cpu", finish=finish)
 
 
-@ray.remote(num_cpus=1, num_gpus=1, max_retries=2)
 def _on_gpu(
     job: _Job, name: str, read: _Read | None, some: Sequence[Block], _before: None = None, *, finish: bool = False
 ) -> dict[str, Any] | None:
     return _work(job, name, read, some, gpus.of_task(), finish=finish)
+
+
+@cache
+def _task_on_gpu() -> Any:
+    """Return ``_on_gpu`` as a task whose process lives on with its models and loaders, where its GPU stays the same.
+
+    Of several GPUs of a machine Ray would give it another one, which torch cannot take any more.
+    """
+    calls = 0 if gpus.most_of_a_machine() == 1 else 1
+    return ray.remote(num_cpus=1, num_gpus=1, max_retries=2, max_calls=calls)(_on_gpu)
 
 
 def _work(
@@ -311,13 +320,14 @@ def _work(
 
 def _work_of(job: _Job, name: str, read: _Read, device: str) -> Work:
     held_out = name in job.experiment.held_out_tasks
-    models = _models(tuple((role, job.uri(role)) for role in places.EVALUATED), device, with_towers=not held_out)
-    loaders = job.experiment.pretrain.loader_workers if device != "cpu" else 0
+    uris = tuple((role, job.uri(role)) for role in places.EVALUATED)
+    models = _models(uris, device, with_towers=not held_out)
     protocol = job.protocol(name)
 
     def encode(rows: slice) -> Mapping[str, Tensor]:
         if not held_out:
-            return encoding.encode(models, read.data, protocol, rows, loaders)
+            loading = _loaders(uris, device, job.experiment.pretrain.loader_workers if device != "cpu" else 0)
+            return encoding.encode(models, read.data, protocol, rows, loading)
         return {
             role: model.encode_features(
                 holdouts.features(job.experiment, job.parents["filter"], job.computed[role].uri, read.data)[rows]
@@ -336,6 +346,11 @@ def _models(uris: tuple[tuple[str, str], ...], device: str, *, with_towers: bool
     models = {role: OwnModel(load(uri, device), results.ROLES[role]) for role, uri in uris}
     encoding.share_towers(models.values())
     return models
+
+
+@lru_cache(maxsize=1)
+def _loaders(uris: tuple[tuple[str, str], ...], device: str, processes: int) -> Loaders[Any, Tensor]:
+    return encoding.loaders(_models(uris, device, with_towers=True), processes)
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from ray_jobs import gpus
+from ray_jobs import gpus, packing
 from ray_jobs.exchange import run_all
 from wukong.config.decontaminate import made_by
 from wukong.config.experiment import Experiment
@@ -20,7 +20,7 @@ from wukong.config.filter import Filter
 from wukong.curate import hash_files, picture_vectors
 from wukong.curate.alignment import thumbnail
 from wukong.curate.overlap import Tests
-from wukong.evaluate import fingerprints, set_folders, sets
+from wukong.evaluate import fingerprints, packed
 from wukong.stages import places
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
@@ -49,14 +49,17 @@ def read(made: Manifest) -> Tests:
 
 
 def _make(experiment: Experiment, name: str, stage: Stage) -> Manifest:
-    work = (stage, experiment.evaluate.sets, name, experiment.filter, gpus.count() > 0)
+    made = packing.made(experiment, [(name, None)], {name: stage.config["digest"]}).get(name)
+    work = (stage, experiment.evaluate.sets, name, made, experiment.filter, gpus.count() > 0)
     (record,) = run_all(_read_set, [work], int(gpus.count() > 0))
     if unread := record["unread"]:
         log.warning(f"{unread:,} pictures of {name} cannot be read, and nothing is compared with them")
     return stage.commit([Part.model_validate(part) for part in record["parts"]], counts={"unread": unread})
 
 
-def _read_set(stage: Stage, root: str, name: str, settings: Filter, on_gpu: bool) -> dict[str, Any]:
+def _read_set(
+    stage: Stage, root: str, name: str, made: Manifest | None, settings: Filter, on_gpu: bool
+) -> dict[str, Any]:
     device, small = gpus.of_task() if on_gpu else "cpu", list[bytes]()
     has_vectors = settings.decontaminate is not None and settings.decontaminate.min_cosine is not None
 
@@ -64,10 +67,8 @@ def _read_set(stage: Stage, root: str, name: str, settings: Filter, on_gpu: bool
         small.extend(map(thumbnail, images))
         return picture_vectors.encode(images, settings.vector_model, device)
 
-    with set_folders.local(root, name) as folder:
-        data = sets.of(name).read(folder)
-        maker = (look, made_by(settings.vector_model)) if has_vectors else ()
-        found = fingerprints.of_set(data, *maker)
+    maker = (look, made_by(settings.vector_model)) if has_vectors else ()
+    found = fingerprints.of_set(packed.data(root, name, None, made), *maker)
     hash_files.write(stage.path(_HASHES), found)
     storage.write_table(stage.path(_THUMBNAILS), pa.table({"thumbnail": pa.array(small, pa.binary())}))
     parts = [stage.describe(path, len(found.pictures)) for path in (_HASHES, _THUMBNAILS)]

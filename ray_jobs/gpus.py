@@ -21,6 +21,11 @@ def count() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def most_of_a_machine() -> int:
+    """Return the number of GPUs of the machine that has most of them."""
+    return max((int(each["Resources"].get("GPU", 0)) for each in ray.nodes() if each["Alive"]), default=0)
+
+
 def of_task(device: str = "cuda") -> str:
     """Return the device of a task or a worker that asked for a GPU, which has then computed something.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ray_jobs import features, worker_group
+from ray_jobs import features, packing, worker_group
 from ray_jobs.training_worker import Job, Validation
 from wukong import stages
 from wukong.config.experiment import Experiment
@@ -21,6 +21,7 @@ from wukong.config.training import Training
 from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
+from wukong.evaluate.protocol import named
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
@@ -90,7 +91,11 @@ def _job(
     settings, validation = stages.training_of(experiment, name), None
     if settings.validation.every_steps:
         held = features.run(experiment, {"filter": filtered}, start, "holdouts") if computed else None
-        validation = Validation(experiment, filtered, held.uri if held else None)
+        asked = settings.validation
+        published = [task for task in asked.tasks if task not in experiment.held_out_tasks]
+        splits = [(task, asked.split or named(asked.protocol).split(task)) for task in published]
+        packed = packing.made(experiment, splits, stage.config.get("sets", {}))
+        validation = Validation(experiment, filtered, held.uri if held else None, packed)
     return Job(
         name=name,
         model=Model.model_validate(stage.config["model"]),

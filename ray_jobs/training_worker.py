@@ -1,7 +1,7 @@
 """One worker of a training on Ray Train: it trains on its share of the pairs, from the newest checkpoint."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -50,11 +50,13 @@ class Validation:
         experiment: the experiment, with its hold-outs, classification sets and the folder of the published sets.
         filtered: the filter's manifest.
         features: URI of the hold-outs' stored features; None for a training on images.
+        packed: the published sets that lie in an object store.
     """
 
     experiment: Experiment
     filtered: Manifest
     features: str | None
+    packed: Mapping[str, Manifest]
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _validation(job: Job, model: DualEncoder, tokenizer: Tokenizer) -> Iterator[
         given = saved_model.load(job.start).model.image if job.start else ImageEncoder(model.settings.image)
         tower = given.for_inference().to(model.log_scale.device) if given is not None else None
     with validation.prepared(
-        asked.experiment, asked.filtered, settings, model, tokenizer, asked.features, tower
+        asked.experiment, asked.filtered, settings, model, tokenizer, asked.features, tower, asked.packed
     ) as validate:
         del tower  # it has done its work
         yield validate

@@ -15,17 +15,18 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 import torch
+from counting_proxy import counted_store, send
 from made_again import cut, flipped, is_made_again, made_again, refused_wherever_a_bit_is_flipped
 from PIL import Image
 
-from ray_jobs import evaluate, gpus
+from ray_jobs import evaluate, fingerprints, gpus, packing
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model as Settings
 from wukong.data import feature_files
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError, StorageError
-from wukong.evaluate import blocks, encoding, prompts, sets, stored, tasks
+from wukong.evaluate import blocks, encoding, packed, prompts, sets, stored, tasks
 from wukong.evaluate.data_set import Counts, Retrieval
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.published import Caption, Captioned
@@ -339,35 +340,36 @@ def test_a_damaged_picture_ends_the_job_with_its_name(tmp_path: Path) -> None:
         evaluate.run(settings, parents_of(settings))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("played")
-def test_a_set_in_an_object_store_is_copied_once_and_its_copy_is_measured(
-    tmp_path: Path, encoded: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+def test_a_set_in_an_object_store_is_asked_for_once_by_all_and_gives_the_same_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = experiment(tmp_path)
     parents = parents_of(settings)
     here = evaluate.run(settings, parents)
     storage.delete(here.uri)
-    copies: list[str] = []
-    local = evaluate.set_folders.local
-
-    def gone_afterwards(root: str, name: str) -> object:
-        copies.append(name)
-        moved = tmp_path / f"copy-{len(copies)}"
-        return local(storage.from_path(moved), _copied(tmp_path / "sets" / name, moved, name))
-
-    def _copied(source: Path, target: Path, name: str) -> str:
-        target.mkdir()
-        (target / name).symlink_to(source)
-        return name
-
-    remote = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"sets": "s3://bucket/sets"})})
-    digest_of = evaluate.places.set_folders.digest_of
-    monkeypatch.setattr(
-        evaluate.places.set_folders, "digest_of", lambda _, name: digest_of(settings.evaluate.sets, name)
-    )
-    monkeypatch.setattr(evaluate.set_folders, "local", gone_afterwards)
-    there = evaluate.run(remote, parents)
-    assert there.digest == here.digest and copies == ["tuxpaint", "coco-cn"]
+    for module in (packing, fingerprints):
+        monkeypatch.setattr(module, "run_all", lambda task, work, *_: [task(*each) for each in work])
+    with counted_store(tmp_path / "weed") as store:
+        send(tmp_path / "sets", "s3://bucket/sets")
+        pictures = [f"sets/{path.relative_to(tmp_path / 'sets')}" for path in (tmp_path / "sets").rglob("*.png")]
+        asked = {"sets": ["coco-cn"], "min_cosine": None}
+        remote = documents.parse(
+            deepcopy(settings.model_dump(mode="json"))
+            | {"evaluate": settings.evaluate.model_dump(mode="json") | {"sets": "s3://bucket/sets"}}
+            | {"filter": settings.filter.model_dump(mode="json") | {"decontaminate": asked}}
+        )
+        (known,) = fingerprints.made(remote)
+        there = evaluate.run(remote, parents)
+        (again,) = packing.made(remote, [("coco-cn", "test")], {}).values()  # as a training that validates on it
+        assert known.parts.paths == ["fingerprints.parquet", "thumbnails.parquet"]
+        assert [len(store.read[key]) for key in pictures] == [1] * (STAMPS + PHOTOS)
+        store.read.clear()
+        data = packed.data("s3://bucket/sets", "coco-cn", "test", again)
+        assert len(data) == PHOTOS and data.image(3).size == (16, 16)
+        assert not [key for key in store.read if key.startswith("sets/")]
+    assert there.digest == here.digest
 
 
 def test_tasks_on_gpus_have_several_blocks() -> None:
@@ -378,6 +380,7 @@ def test_tasks_on_gpus_have_several_blocks() -> None:
 
 
 ON_RAY = """
+import os
 import sys
 from pathlib import Path
 
@@ -412,6 +415,9 @@ if cards:
             ask()
         except Exception as error:
             print("ERROR", str(error).replace(chr(10), " "))
+    evaluate._on_gpu = lambda: os.getpid()
+    evaluate._task_on_gpu.cache_clear()
+    print("PROCESSES", len({ray.get(evaluate._task_on_gpu().remote()) for _ in range(3)}))
 else:
     for record in records("tuxpaint", "coco-cn"):
         print(record["name"], record["queries"], len(record["tasks"]["finetuned"]))
@@ -426,7 +432,7 @@ else:
 
 def on_ray(folder: Path, cards: int) -> list[str]:
     here = Path(__file__)
-    path = os.pathsep.join([str(here.parents[2]), str(here.parent)])
+    path = os.pathsep.join(map(str, (here.parents[2], here.parent, here.parents[1] / "wukong" / "store")))
     ran = subprocess.run(
         [sys.executable, "-c", ON_RAY, str(folder), str(cards)],
         capture_output=True, text=True, check=False, cwd=here.parents[2], env={**os.environ, "PYTHONPATH": path},
@@ -438,10 +444,16 @@ def on_ray(folder: Path, cards: int) -> list[str]:
 @pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which the tasks would use")
 @pytest.mark.usefixtures("two_sets")
-def test_where_ray_has_gpus_tasks_ask_for_them_and_none_falls_back_to_cores(tmp_path: Path) -> None:
-    said = [line for line in on_ray(tmp_path, 2) if line.startswith("ERROR")]
-    assert len(said) == 2
-    assert all("Ray gave a task a GPU of" in line and "start Ray there with num_gpus=0" in line for line in said)
+@pytest.mark.parametrize(("cards", "processes"), [(1, 1), (2, 3)])
+def test_where_ray_has_gpus_tasks_ask_for_them_and_none_falls_back_to_cores(
+    cards: int, processes: int, tmp_path: Path
+) -> None:
+    """The process of a machine's only GPU lives on, with its models and loaders."""
+    said = on_ray(tmp_path, cards)
+    errors = [line for line in said if line.startswith("ERROR")]
+    assert len(errors) == 2
+    assert all("Ray gave a task a GPU of" in line and "start Ray there with num_gpus=0" in line for line in errors)
+    assert said[-1] == f"PROCESSES {processes}"
 
 
 @pytest.mark.long

@@ -295,7 +295,9 @@ def test_a_published_sets_fingerprints_are_made_once_and_anew_for_other_files(tm
 
     data = RetrievalData("coco-cn", "test", ["a", "b", "c"], [Caption("一只猫", (0,))], False, Images(), "COCO-CN")  # type: ignore[arg-type]
     read = []
-    monkeypatch.setattr(sets, "of", lambda name: SimpleNamespace(read=lambda at: read.append((name, at)) or data))
+    monkeypatch.setattr(
+        sets, "of", lambda name: SimpleNamespace(read=lambda at, _split: read.append((name, at)) or data)
+    )
     monkeypatch.setattr(fingerprints_job, "run_all", lambda task, work, _: [task(*each) for each in work])
     asked = documents.parse(
         {

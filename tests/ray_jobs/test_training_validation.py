@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 import torch
+from counting_proxy import counted_store, send
 from made_again import cut, flipped, is_made_again, made_again
 from PIL import Image
 
-from ray_jobs import training, training_worker, worker_group
+from ray_jobs import packing, training, training_worker, worker_group
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.data import feature_files
@@ -308,9 +309,12 @@ def test_a_set_without_pictures_cannot_decide(
 
 @pytest.mark.slow
 def test_a_published_set_is_measured_with_the_locked_tower(
-    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]
+    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tower runs once beside a training on features; the package with its tower gives the same number."""
+    """The tower runs once beside a training on features; the package with its tower gives the same number.
+
+    A set in a bucket gives it too, and a training that begins again asks for none of its pictures.
+    """
     stamps, rules = sets.of("tuxpaint"), named("cn-clip")
     assert isinstance(stamps, Classification) and stamps.names is not None
     for number in range(stamps.splits["test"]):
@@ -329,6 +333,16 @@ def test_a_published_set_is_measured_with_the_locked_tower(
     data = stamps.read(tmp_path / "sets" / "tuxpaint", rules.split("tuxpaint"))
     found = tasks.measure(packed, data, rules, tmp_path / "cache").results["top1"].value
     assert found == pytest.approx(trained.metrics["validation/best"], abs=0.005)  # features have 16 bits
+    monkeypatch.setattr(packing, "run_all", lambda task, work: [task(*each) for each in work])
+    with counted_store(tmp_path / "weed") as store:
+        send(tmp_path / "sets", "s3://bucket/sets")
+        settings = experiment(storage.from_path(tmp_path / "other"), "s3://bucket/sets", metric=metric, **asked)
+        there = training.run("pretrain", settings, given.filtered)
+        assert there.digest == trained.digest
+        storage.delete(there.uri)
+        assert training.run("pretrain", settings, given.filtered).digest == trained.digest
+        pictures = {key: ranges for key, ranges in store.read.items() if key.endswith(".png")}
+        assert len(pictures) == stamps.splits["test"] and {len(each) for each in pictures.values()} == {1}
 
 
 @pytest.mark.usefixtures("in_process")

@@ -132,10 +132,10 @@ def evaluate(
     loaded = {role: adapters.load(uri, device) for role, uri in uris.items()}
     models = [MeasuredModel(role, own.name, own.digest, own.token_wise) for role, own in loaded.items()]
     encoding.share_towers(loaded.values())
-    loaders = 0 if device == "cpu" else min(_LOADERS, (os.cpu_count() or 1) - 1)
+    loading = encoding.loaders(loaded, 0 if device == "cpu" else min(_LOADERS, (os.cpu_count() or 1) - 1))
     for task in work:
         echo(f"{task.data.name}: {len(task.data):,} images", err=True)
-        task.measure(loaded, environment.cache() / "classes", loaders)
+        task.measure(loaded, environment.cache() / "classes", loading)
         for role, own in loaded.items() if drawn else ():
             task.draw(role, own.saved if own.token_wise and isinstance(own, OwnModel) else None)
     trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in uris.items()}

@@ -47,7 +47,7 @@ def read(uri: str) -> Iterator[Picture]:
     """
     data_set = _set_at(uri)
     root, _, name = uri.rpartition("/")
-    with set_folders.local(root, name, pictures=False) as folder:
+    with set_folders.local(root, name) as folder:
         trained, *apart = (data_set.read(folder, split) for split in (TRAIN, *data_set.apart))
     urls = _urls(trained, folder, uri)
     captions = {caption.text for data in apart for caption in data.captions}

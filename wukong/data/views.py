@@ -33,6 +33,7 @@ _IN_USE = 2
 _MIB = 2**20
 
 _Joined = TypeVar("_Joined")
+_Order = TypeVar("_Order")
 _Order_contra = TypeVar("_Order_contra", contravariant=True)
 
 
@@ -87,63 +88,96 @@ class Views(Dataset["Tensor | str"]):
         return images.to_tensor([shown])[0]
 
 
+class Loaders(Generic[_Order, _Joined]):
+    """Loader processes that make batches of views, in the order in which they are asked for; they live as long as this.
+
+    Args:
+        views: makes each view.
+        join: makes a batch, a tensor or a tuple that begins with one, of its views; it is called where they are made.
+        most: largest number of images of a batch.
+        processes: number of loader processes; 0 to make the views in this process when they are needed.
+        pin: whether the batches are to lie in pinned memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        views: Source[_Order],
+        join: Callable[[Sequence["Tensor | str"]], _Joined],
+        most: int,
+        processes: int,
+        *,
+        pin: bool = False,
+    ) -> None:
+        self.processes, self._most = processes, most
+        self._needed = (_PREFETCHED * processes + _IN_USE) * most * views.bytes_each
+        self._orders = _Orders[_Order]()
+        self._loader = DataLoader(
+            cast("Dataset[Tensor | str]", views),
+            batch_sampler=self._orders,
+            num_workers=processes,
+            collate_fn=_Handed(join),
+            generator=torch.Generator(),  # not the global generator, which dropout uses
+            multiprocessing_context="spawn" if processes else None,
+            prefetch_factor=_PREFETCHED if processes else None,
+            persistent_workers=processes > 0,
+            pin_memory=pin,
+        )
+
+    def batches(self, orders: Iterable[list[_Order]]) -> Iterator[_Joined]:
+        """Make batches, all of them before others are asked for.
+
+        Args:
+            orders: what each batch is of, as image files; they are asked for in this process, some batches ahead.
+
+        Raises:
+            ConfigError: the shared memory is too small or full. It is looked at before the processes are started.
+            DataError: an image cannot be decoded.
+            StorageError: the disk for temporary files is full.
+        """
+        processes, needed = self.processes, self._needed
+        if processes:
+            _check_shared_memory(needed, processes, self._most)
+        self._orders.asked = orders
+        try:
+            if processes:
+                # The processes have sockets there. Where one of them cannot make the folder, its batches never come.
+                multiprocessing.util.get_temp_dir()
+            yield from self._loader
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # The locks between the processes lie in shared memory, too.
+            if processes and shutil.disk_usage(_SHARED).free < os.sysconf("SC_PAGE_SIZE"):
+                raise _too_small(needed, processes, self._most) from error
+            raise StorageError(
+                f"there is no room for temporary files of the loader processes in {tempfile.gettempdir()} ({error}): "
+                "free space there, or name another folder by TMPDIR"
+            ) from error
+        except RuntimeError as error:
+            text = str(error)
+            if "shared memory" in text or "Bus error" in text:
+                raise _too_small(needed, processes, self._most) from error
+            raise
+
+
+class _Orders(Generic[_Order]):
+    asked: Iterable[list[_Order]] = ()
+
+    def __iter__(self) -> Iterator[list[_Order]]:
+        return iter(self.asked)
+
+
 def batches(
-    views: Source[_Order_contra],
-    orders: Iterable[list[_Order_contra]],
+    views: Source[_Order],
+    orders: Iterable[list[_Order]],
     join: Callable[[Sequence["Tensor | str"]], _Joined],
     most: int,
     processes: int,
     *,
     pin: bool = False,
 ) -> Iterator[_Joined]:
-    """Make batches of views in loader processes, in the order in which they are asked for.
-
-    Args:
-        views: makes each view.
-        orders: what each batch is of, as image files; they are asked for in this process, some batches ahead.
-        join: makes a batch, a tensor or a tuple that begins with one, of its views; it is called where they are made.
-        most: largest number of images of a batch.
-        processes: number of loader processes; 0 to make the views in this process when they are needed.
-        pin: whether the batches are to lie in pinned memory, for a GPU.
-
-    Raises:
-        ConfigError: the shared memory is too small or full. It is looked at before the processes are started.
-        DataError: an image cannot be decoded.
-        StorageError: the disk for temporary files is full.
-    """
-    needed = (_PREFETCHED * processes + _IN_USE) * most * views.bytes_each
-    if processes:
-        _check_shared_memory(needed, processes, most)
-    loader = DataLoader(
-        cast("Dataset[Tensor | str]", views),
-        batch_sampler=orders,
-        num_workers=processes,
-        collate_fn=_Handed(join),
-        generator=torch.Generator(),  # not the global generator, which dropout uses
-        multiprocessing_context="spawn" if processes else None,
-        prefetch_factor=_PREFETCHED if processes else None,
-        pin_memory=pin,
-    )
-    try:
-        if processes:
-            # The processes have sockets there. Where one of them cannot make the folder, its batches never come.
-            multiprocessing.util.get_temp_dir()
-        yield from loader
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        # The locks between the processes lie in shared memory, too.
-        if processes and shutil.disk_usage(_SHARED).free < os.sysconf("SC_PAGE_SIZE"):
-            raise _too_small(needed, processes, most) from error
-        raise StorageError(
-            f"there is no room for temporary files of the loader processes in {tempfile.gettempdir()} ({error}): free "
-            "space there, or name another folder by TMPDIR"
-        ) from error
-    except RuntimeError as error:
-        text = str(error)
-        if "shared memory" in text or "Bus error" in text:
-            raise _too_small(needed, processes, most) from error
-        raise
+    """Make batches of views in loader processes that live as long as this; for the arguments see ``Loaders``."""
+    yield from Loaders(views, join, most, processes, pin=pin).batches(orders)
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ class Classification:
         if webdataset.is_here(folder):
             expected = self.splits if self.webdataset is None else self.webdataset
             chosen = split or (self.split if self.split in expected else "test")
-            _require_split(self, expected, chosen)
+            require_split(self, expected, chosen)
             order = ids if self.webdataset_order is None else self.webdataset_order(ids)
             published = _reading(
                 self, folder, lambda: webdataset.read(folder, self.webdataset_folders.get(chosen, chosen), len(order))
@@ -277,7 +277,7 @@ class Classification:
                 published = webdataset.relabelled(published, order, ids)
         else:
             chosen = split or self.split
-            _require_split(self, self.splits, chosen)
+            require_split(self, self.splits, chosen)
             published = _reading(self, folder, lambda: self.read_published(folder, chosen, ids))
             _require_count(self, chosen, folder, "images", self.splits[chosen], len(published.ids))
         labels = np.asarray(published.labels, np.int64)
@@ -337,7 +337,7 @@ class Retrieval:
         """
         _require_folder(self, folder)
         chosen = split or self.split
-        _require_split(self, self.splits, chosen)
+        require_split(self, self.splits, chosen)
         if chinese_clip.is_here(folder, chosen):
             published = _reading(self, folder, lambda: chinese_clip.read(folder, chosen))
         else:
@@ -406,7 +406,7 @@ class WordOrder:
         """
         _require_folder(self, folder)
         chosen = split or self.split
-        _require_split(self, self.splits, chosen)
+        require_split(self, self.splits, chosen)
         published = _reading(self, folder, lambda: self.read_published(folder, chosen))
         return WordOrderData(self.name, chosen, *published, self.title)
 
@@ -434,7 +434,12 @@ def _require_folder(data_set: DataSet, folder: Path) -> None:
         raise NotThereError(f"{data_set.title}: the folder {folder} is not there. {data_set.how_to_get}")
 
 
-def _require_split(data_set: DataSet, splits: Collection[str], split: str) -> None:
+def require_split(data_set: DataSet, splits: Collection[str], split: str) -> None:
+    """Check that a set has a split.
+
+    Raises:
+        DataError: it has others.
+    """
     if split not in splits:
         raise DataError(f"{data_set.title} has no split {split!r}: take one of {', '.join(splits)}")
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
+from wukong.data.views import Loaders
 from wukong.evaluate import answers, examples, overlap, results, sets, tasks, trained_on, two_models
 from wukong.evaluate.answers import Answers
 from wukong.evaluate.data_set import Data
@@ -41,13 +43,15 @@ class Task:
     pictures: dict[str, str] = field(default_factory=dict)
     alignments: list[dict[str, Any]] = field(default_factory=list)
 
-    def measure(self, models: Mapping[str, Model], cache: Path | None = None, loaders: int = 0) -> None:
+    def measure(
+        self, models: Mapping[str, Model], cache: Path | None = None, loading: Loaders[Any, Tensor] | None = None
+    ) -> None:
         """Measure models in this process; arguments as those of ``tasks.measure_all``.
 
         Raises:
             DataError: see ``tasks.measure_all``.
         """
-        self.outcomes.update(tasks.measure_all(models, self.data, self.protocol, cache, loaders=loaders))
+        self.outcomes.update(tasks.measure_all(models, self.data, self.protocol, cache, loading=loading))
 
     def draw(self, role: str, saved: SavedModel | None = None) -> None:
         """Make the small images of a measured model's examples, and alignments if its towers are given.

@@ -8,20 +8,26 @@ import hashlib
 import json
 import pkgutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.evaluate.formats import archives
+from wukong.store import contents, storage
 from wukong.store.local_paths import local_path
 
 NAMES = tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(Path(__file__).with_name("sets"))]))
 """The names of all evaluation sets, those of ``wukong.evaluate.sets.REGISTRY``."""
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_ARCHIVES = {".tar", ".tsv"}
 _MOST_BYTES = 64 * 2**20
+_LARGEST_LIST = 256 * 2**20
+REQUESTS = 32
+"""Files of a set that a process asks an object store for at a time."""
 
 
 def digest_of(root: str, name: str) -> str:
@@ -39,11 +45,14 @@ def digest_of(root: str, name: str) -> str:
         StorageError: the store cannot be read.
     """
     folder = storage.join(root, name)
-    entries = []
-    for uri, size in sorted(_files(folder).items()):
+
+    def entry(file: tuple[str, int]) -> list[str | int | None]:
+        uri, size = file
         read = PurePosixPath(uri).suffix.lower() not in _PICTURES and size <= _MOST_BYTES
-        content = hashlib.sha256(storage.read_bytes(uri)).hexdigest() if read else None
-        entries.append([uri[len(folder) :].lstrip("/"), size, content])
+        return [uri[len(folder) :].lstrip("/"), size, contents.sha256(uri) if read else None]
+
+    with ThreadPoolExecutor(REQUESTS) as requests:
+        entries = list(requests.map(entry, sorted(_files(folder).items())))
     if not entries:
         raise DataError(
             f"evaluate.tasks: the set {name} is not at {folder}; docs/evaluation-sets.md says what to download, and "
@@ -53,13 +62,16 @@ def digest_of(root: str, name: str) -> str:
 
 
 @contextmanager
-def local(root: str, name: str, *, pictures: bool = True) -> Iterator[Path]:
-    """Give the folder of a set as a path; of a set in an object store it is a copy that is deleted afterwards.
+def local(root: str, name: str, take: archives.Take | None = None) -> Iterator[Path]:
+    """Give the folder of a set as a path. Of a set in an object store it is a copy of its lists, deleted afterwards.
+
+    The copy has an empty file for each picture and each archive, so that the set's reader finds it. The reader reads
+    archives in the store.
 
     Args:
         root: URI of the folder that holds the sets.
         name: the set's name.
-        pictures: false to copy no picture: the copy has an empty file for each, so that the set's reader finds it.
+        take: takes the images in archives of an object store.
 
     Raises:
         StorageError: the store cannot be read.
@@ -70,15 +82,20 @@ def local(root: str, name: str, *, pictures: bool = True) -> Iterator[Path]:
         yield Path(unquote(urlsplit(folder).path))
         return
     with TemporaryDirectory(prefix=f"wukong-{name}-") as scratch:
-        for uri in _files(folder):
+        lists, elsewhere = list[str](), dict[Path, tuple[str, int]]()
+        for uri, size in _files(folder).items():
             file = uri[len(folder) :].lstrip("/")
-            if pictures or PurePosixPath(file).suffix.lower() not in _PICTURES:
-                storage.download(uri, Path(scratch), file)
-            else:
-                copy = local_path(Path(scratch), file, uri)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.touch()
-        yield Path(scratch)
+            if PurePosixPath(file).suffix.lower() not in _PICTURES | _ARCHIVES and size <= _LARGEST_LIST:
+                lists.append(file)
+                continue
+            empty = local_path(Path(scratch), file, uri)
+            empty.parent.mkdir(parents=True, exist_ok=True)
+            empty.touch()
+            elsewhere[empty] = uri, size
+        with ThreadPoolExecutor(REQUESTS) as requests:
+            list(requests.map(lambda file: storage.download(storage.join(folder, file), Path(scratch), file), lists))
+        with archives.elsewhere(elsewhere, take):
+            yield Path(scratch)
 
 
 def _files(folder: str) -> dict[str, int]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wukong.config.evaluators import EVALUATORS
+from wukong.data.views import Loaders
 from wukong.errors import ConfigError
 from wukong.evaluate import encoding, sets
 from wukong.evaluate.blocks import Block, Files, Sizes, Work
@@ -140,7 +141,7 @@ def measure_all(
     protocol: Protocol,
     cache: Path | None = None,
     encoded: Mapping[str, Tensor] | None = None,
-    loaders: int = 0,
+    loading: Loaders[Any, Tensor] | None = None,
 ) -> dict[str, Outcome]:
     """Measure models on one task in this process.
 
@@ -150,7 +151,7 @@ def measure_all(
         protocol: the protocol.
         cache: folder of embedded classes; None for one that is deleted afterwards.
         encoded: the images' vectors by each model, in the data's order; None to encode the images.
-        loaders: number of processes that decode images.
+        loading: what ``encoding.loaders`` gives for the models; None to decode images in this process.
 
     Raises:
         DataError: see ``Measure``.
@@ -160,7 +161,7 @@ def measure_all(
     def encode(rows: slice) -> Mapping[str, Tensor]:
         if encoded is not None:
             return {role: vectors[rows] for role, vectors in encoded.items()}
-        return encoding.encode(models, data, protocol, rows, loaders)
+        return encoding.encode(models, data, protocol, rows, loading)
 
     with TemporaryDirectory(prefix="wukong-evaluate-") as scratch:
         files, classes = Files(Path(scratch)), Files(cache or Path(scratch, "classes"))

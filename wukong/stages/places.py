@@ -221,6 +221,17 @@ def fingerprints(experiment: Experiment, name: str) -> Stage:
     return Stage(experiment.root, "fingerprints", config, [], stages.of("fingerprints").version)
 
 
+def packed(experiment: Experiment, name: str, split: str, digest: str | None) -> Stage:
+    """The stage of the tables of a split of a published set, whose digest is computed where it is not known.
+
+    Raises:
+        DataError: the set is not there.
+    """
+    digest = digest or set_folders.digest_of(experiment.evaluate.sets, name)
+    config = {"set": name, "digest": digest, "split": split}
+    return Stage(experiment.root, "pack", config, [], stages.of("pack").version)
+
+
 def look(experiment: Experiment, crawled: Manifest) -> Stage:
     """The stage of the columns that the filter's rules compute from the pictures of the pairs that are left."""
     settings = experiment.filter

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from wukong.config.training import Validating
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
-from wukong.evaluate import holdouts, results, set_folders, sets, tasks
+from wukong.evaluate import holdouts, packed, results, tasks
 from wukong.evaluate.data_set import Data
 from wukong.evaluate.model import CollapsedError, OwnModel, square, token_ids
 from wukong.evaluate.protocol import OWN, Protocol, named
@@ -67,6 +67,7 @@ def prepared(
     tokenizer: Tokenizer,
     computed: str | None,
     tower: ImageEncoder | None,
+    made: Mapping[str, Manifest],
 ) -> Iterator[Validate]:
     """Read what is measured, and run a locked image tower on this worker's share of it.
 
@@ -79,6 +80,7 @@ def prepared(
         computed: URI of the hold-outs' stored features, for a model that is trained on features; None otherwise.
         tower: the locked image tower that gives the features of published sets, for a model that is trained on
             features; None otherwise.
+        made: manifests of the packed sets, by their names; a set in a folder of this machine has none.
 
     Yields:
         A function for ``wukong.train.loop.train``.
@@ -90,30 +92,29 @@ def prepared(
     published = named(settings.protocol)
     locked = model.image if model.image is not None and model.image.is_locked else tower
     measured: list[Task] = []
-    with ExitStack() as folders:
-        for name in settings.tasks or experiment.held_out_tasks:
-            data: Data | None
-            if name in experiment.held_out_tasks:
-                protocol, data = OWN.for_pairs(experiment.evaluate.captions), holdouts.read(experiment, filtered, name)
-            else:
-                protocol = published
-                folder = folders.enter_context(set_folders.local(experiment.evaluate.sets, name))
-                data = sets.of(name).read(folder, settings.split or protocol.split(name))
-            if data is None:
-                if settings.decides and name in settings.metric.split("/"):
-                    raise DataError(
-                        f"validation.metric is {settings.metric!r}, and {name} has no pictures: name another metric, "
-                        "or mend the hold-out"
-                    )
-                continue  # the log says so
-            features = None
-            if computed is not None and name in experiment.held_out_tasks:
-                rows = _share(len(data))
-                features = holdouts.features(experiment, filtered, computed, data)[rows]
-            elif locked is not None:
-                features = _run(locked, model, data, protocol)
-            measured.append(Task(data, protocol, features))
-        yield Validator(measured, tokenizer)
+    for name in settings.tasks or experiment.held_out_tasks:
+        data: Data | None
+        if name in experiment.held_out_tasks:
+            protocol, data = OWN.for_pairs(experiment.evaluate.captions), holdouts.read(experiment, filtered, name)
+        else:
+            protocol = published
+            split = settings.split or protocol.split(name)
+            data = packed.data(experiment.evaluate.sets, name, split, made.get(name))
+        if data is None:
+            if settings.decides and name in settings.metric.split("/"):
+                raise DataError(
+                    f"validation.metric is {settings.metric!r}, and {name} has no pictures: name another metric, "
+                    "or mend the hold-out"
+                )
+            continue  # the log says so
+        features = None
+        if computed is not None and name in experiment.held_out_tasks:
+            rows = _share(len(data))
+            features = holdouts.features(experiment, filtered, computed, data)[rows]
+        elif locked is not None:
+            features = _run(locked, model, data, protocol)
+        measured.append(Task(data, protocol, features))
+    yield Validator(measured, tokenizer)
 
 
 class Validator:

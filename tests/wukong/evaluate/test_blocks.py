@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,12 @@ from wukong.evaluate.blocks import FLOPS, Block, Files, Sizes, Work
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.formats import pictures
 from wukong.evaluate.model import OwnModel
-from wukong.evaluate.packed import pack
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.evaluate.published import Caption
 from wukong.evaluate.results import Outcome
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel
-from wukong.store import storage
 
 NAMES = [f"{colour}色的{shape}" for colour in "红绿蓝黄黑灰" for shape in ("圆", "方块")]
 IMAGES = 70
@@ -196,27 +195,29 @@ def test_a_damaged_image_is_an_error_that_names_it(files: pictures.Files, tmp_pa
 
 
 @pytest.mark.slow
-def test_processes_that_decode_give_the_same_vectors(files: pictures.Files) -> None:
+def test_processes_that_decode_give_the_same_vectors_and_are_started_once(
+    files: pictures.Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    start = SpawnProcess.start
+    monkeypatch.setattr(SpawnProcess, "start", lambda process: (started.append(process), start(process))[1])
     models, data = two_models(), classified(files)
-    here, there = (encoding.encode(models, data, PROTOCOLS["paper"], slice(3, 60), loaders) for loaders in (0, 1))
-    assert here.keys() == there.keys() == models.keys()
-    assert all(torch.equal(here[role], there[role]) for role in models)
-
-
-def test_packed_images_are_those_of_the_set_and_are_not_packed_twice(files: pictures.Files, tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 8, 8), np.uint8)
-    for name, images in (("files", files), ("arrays", pictures.Arrays([rows[:40], rows[40:]]))):
-        folder = storage.from_path(tmp_path / name)
-        copied = pack(images, folder, 32)
-        times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / name).iterdir()}
-        assert set(times) == {"00000.parquet", "00001.parquet", "00002.parquet"}
-        (tmp_path / name / "00001.parquet").unlink()
-        copied = pack(images, folder, 32)
-        for path in (tmp_path / name).iterdir():
-            assert (path.stat().st_mtime_ns == times[path.name]) == (path.name != "00001.parquet")
-        assert len(copied) == IMAGES
-        for i in (0, 31, 32, 69):
-            assert copied.image(i).tobytes() == images.image(i).tobytes() and copied.digest(i) == images.digest(i)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 8, 8), np.uint8)
+    others = replace(data, images=pictures.Arrays([pixels[:40], pixels[40:]]))
+    loading = encoding.loaders(models, 2)
+    for each, protocol, rows in (
+        (data, PROTOCOLS["paper"], slice(3, 60)),
+        (others, PROTOCOLS["paper"], slice(0, 64)),
+        (others, PROTOCOLS["clip-benchmark"], slice(64, IMAGES)),
+    ):
+        here, there = (encoding.encode(models, each, protocol, rows, given) for given in (None, loading))
+        assert here.keys() == there.keys() == models.keys()
+        assert all(torch.equal(here[role], there[role]) for role in models)
+    damaged = classified(pictures.Files(files.root, [*files.paths[:5], "none.png"] * 20))
+    with pytest.raises(DataError, match=r"none\.png cannot be read"):
+        encoding.encode(models, damaged, PROTOCOLS["paper"], slice(0, 100), loading)
+    assert torch.equal(*(encoding.encode(models, data, protocol, rows, each)["pretrained"] for each in (None, loading)))
+    assert len(started) == 2, "the processes are started once for all sets, blocks and protocols"
 
 
 def flops_of(sizes: Sizes, image: float, pair: float) -> tuple[float, float]:

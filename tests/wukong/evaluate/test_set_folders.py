@@ -45,7 +45,9 @@ def test_a_folder_of_this_machine_is_read_in_place(root: Path) -> None:
         assert folder == root / "coco-cn"
 
 
-def test_a_set_in_a_store_is_copied_whole_and_the_copy_is_deleted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_set_in_a_store_the_lists_are_copied_and_the_copy_is_deleted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri, real = storage.from_path(root), {name: getattr(storage, name) for name in ("sizes", "download")}
     monkeypatch.setattr(
         storage,
@@ -56,7 +58,8 @@ def test_a_set_in_a_store_is_copied_whole_and_the_copy_is_deleted(root: Path, mo
         },
     )
     monkeypatch.setattr(storage, "download", lambda asked, *to: real["download"](asked.replace("s3://b/all", uri), *to))
+    (root / "coco-cn" / "test_imgs.tsv").write_bytes(b"1\taaaa")
     with set_folders.local("s3://b/all", "coco-cn") as folder:
-        assert (folder / "images" / "1.jpg").read_bytes() == b"one"
+        assert (folder / "images" / "1.jpg").read_bytes() == (folder / "test_imgs.tsv").read_bytes() == b""
         assert (folder / "captions.txt").read_text("utf-8") == "1#0\t红色的猫"
     assert not folder.exists()

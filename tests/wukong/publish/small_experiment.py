@@ -22,7 +22,7 @@ from wukong.store.manifest import Manifest, Part, Stage
 
 URLS = [f"http://h{n}.example.com/{n}.jpg" for n in range(8)]
 GONE = (URLS[2], URLS[5])
-MADE = [entry.name for entry in stages.TABLE if entry.version and entry.name != "fingerprints"]
+MADE = [entry.name for entry in stages.TABLE if entry.version and entry.name not in ("pack", "fingerprints")]
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 
 

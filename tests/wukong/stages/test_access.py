@@ -67,8 +67,8 @@ def test_who_registers_reads_of_which_trials_a_model_was_chosen() -> None:
 
 
 def test_who_makes_what_other_stages_make_too_may_end_their_attempts_and_write_nothing_else_of_theirs() -> None:
-    """Features are made by both trainings, by the evaluation, and for the champion that is measured anew."""
-    makers = ("pretrain", "finetune", "evaluate", "champion")
+    """Features are made by both trainings, by the evaluation, and for the champion; packed sets by the filter too."""
+    makers = ("filter", "pretrain", "finetune", "evaluate", "champion")
     claim, ended = "x/runs/first/attempts/{}/00001-a.json", "x/runs/first/attempts/{}/00001-a.taken-over.json"
     for stage in stages.JOBS:
         key, own = access.key_of_job(stage), {stage, *stages.of(stage).records}

@@ -200,7 +200,7 @@ def test_what_leads_to_a_stage() -> None:
 
 
 def test_an_unknown_stage_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="no stage 'crwal'; the stages are crawl, look, fingerprints, filter"):
+    with pytest.raises(ConfigError, match="no stage 'crwal'; the stages are crawl, look, pack, fingerprints, filter"):
         stages.of("crwal")
     with pytest.raises(ConfigError, match="crawl does not train; those that do are pretrain, finetune"):
         stages.training_of(experiment(), "crawl")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.formats import json_lines
-from wukong.evaluate.formats.pictures import Parts
+from wukong.evaluate.formats import archives, json_lines
+from wukong.evaluate.formats.pictures import Parts, decode, name_in, unpacked
 from wukong.evaluate.published import Caption, Captioned, NotThereError
 
 _OTHER_NAMES = {"val": "valid"}
@@ -47,21 +47,23 @@ def read_images(path: Path) -> tuple[list[str], Parts]:
         raise NotThereError(f"{path} is not there")
     ids: list[str] = []
     parts: list[tuple[int, int, int]] = []
-    offset = 0
-    with path.open("rb") as file:
+    offset, content, name = 0, b"", ""
+    with archives.opened(path) as (file, take):
         for number, line in enumerate(file, 1):
             label, tab, rest = line.partition(b"\t")
             if tab:
-                content = rest.rstrip(b"\r\n ")
+                content, start = rest.rstrip(b"\r\n "), offset + len(label) + 1
+                name = name_in(path, start, len(ids))
                 ids.append(label.decode("utf-8", "replace").strip("\ufeff "))
-                parts.append((0, offset + len(label) + 1, len(content)))
+                parts.append((0, start, len(content)))
+                if take is not None:
+                    take(start, unpacked(content, from_base64, name))
             elif line.strip():
                 raise DataError(f"line {number} of {path} is not ID<TAB>BASE64 but {line[:60]!r}: download it again")
             offset += len(line)
-    images = Parts([path], np.array(parts, np.int64).reshape(-1, 3), from_base64)
     if ids:
-        images.image(len(ids) - 1)
-    return ids, images
+        decode(unpacked(content, from_base64, name), name)
+    return ids, Parts([path], np.array(parts, np.int64).reshape(-1, 3), from_base64)
 
 
 def read_texts(path: Path, image_ids: list[str], *, text: str, images: str) -> list[Caption]:

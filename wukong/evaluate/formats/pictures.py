@@ -77,6 +77,10 @@ class Encoded(ABC):
         """
         return hashlib.sha256(self.file(i)[0]).hexdigest()
 
+    def source(self, _i: int) -> Path | None:
+        """The file that image ``i`` is alone in, or is a part of with some others; None if there is no such file."""
+        return None
+
 
 @dataclass(frozen=True)
 class Files(Encoded):
@@ -95,11 +99,15 @@ class Files(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Read the file of an image; with its name for messages."""
-        path = self.root / self.paths[i]
+        path = self.source(i)
         try:
             return path.read_bytes(), str(path)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): download the set again") from error
+
+    def source(self, i: int) -> Path:
+        """The file of image ``i``."""
+        return self.root / self.paths[i]
 
 
 @dataclass(frozen=True)
@@ -123,11 +131,15 @@ class Crops(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of part ``i``."""
-        return _png(self.image(i)), f"part {self.boxes[i]} of {self.pictures.file(i)[1]}"
+        return png(self.image(i)), message(f"part {self.boxes[i]} of {self.pictures.file(i)[1]}")
 
     def digest(self, i: int) -> str | None:
         """SHA-256 of the file of the whole picture."""
         return self.pictures.digest(i)
+
+    def source(self, i: int) -> Path | None:
+        """The file of the whole picture."""
+        return self.pictures.source(i)
 
 
 @dataclass(frozen=True)
@@ -151,16 +163,13 @@ class Parts(Encoded):
         """Read the file of an image; with its name for messages."""
         number, offset, length = self.of[i].tolist()
         path = self.files[number]
-        name = f"image {i} (byte {offset} of {path})"
+        name = name_in(path, offset, i)
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(length)
         if len(data) != length:
             raise DataError(f"{name} is truncated: download the set again")
-        try:
-            return (data if self.unpack is None else self.unpack(data)), name
-        except ValueError as error:
-            raise DataError(f"{name} is damaged ({error}): download the set again") from error
+        return (data if self.unpack is None else unpacked(data, self.unpack, name)), name
 
 
 @dataclass(frozen=True)
@@ -187,13 +196,31 @@ class Arrays(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of image ``i``."""
-        return _png(self.image(i)), f"image {i}"
+        return png(self.image(i)), f"image {i}"
 
     def digest(self, i: int) -> None:
         """None: an array of pixels is no file."""
 
 
-def _png(image: Image.Image) -> bytes:
+def name_in(path: Path, offset: int, i: int) -> str:
+    """The name of an image in a larger file, for messages."""
+    return message(f"image {i} (byte {offset} of {path})")
+
+
+def unpacked(data: bytes, unpack: Callable[[bytes], bytes], name: str) -> bytes:
+    """Make an image file of what stands in a larger file.
+
+    Raises:
+        DataError: it cannot be made; ``name`` says where it stands.
+    """
+    try:
+        return unpack(data)
+    except ValueError as error:
+        raise DataError(f"{name} is damaged ({error}): download the set again") from error
+
+
+def png(image: Image.Image) -> bytes:
+    """Make a PNG file, fast and not small."""
     made = io.BytesIO()
     image.save(made, "PNG", compress_level=1)
     return made.getvalue()

@@ -4,14 +4,17 @@ Beside them are ``SPLIT/nshards.txt``, the number of tars, and ``classnames.txt`
 of the labels.
 """
 
+import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 
 from wukong.errors import DataError
+from wukong.evaluate.formats import archives
 from wukong.evaluate.formats.folders import find, listed, plain
 from wukong.evaluate.formats.pictures import Parts
 from wukong.evaluate.published import Labelled, NotThereError, reading_file
@@ -26,7 +29,7 @@ def is_here(folder: Path) -> bool:
 
 
 def read(folder: Path, split: str, classes: int) -> Labelled:
-    """Read a split; the tars' headers are read, and the labels, but no image.
+    """Read a split; the tars' headers are read, and the labels, but no image of a tar on this machine.
 
     Args:
         folder: the set's folder.
@@ -51,14 +54,17 @@ def read(folder: Path, split: str, classes: int) -> Labelled:
     for number, tar in enumerate(tars):
         images: dict[str, tuple[int, int, int]] = {}
         classed: dict[str, int] = {}
-        with tar.open("rb") as file:
-            for name, offset, size in _members(tar):
+        with archives.opened(tar) as (file, take):
+            for name, offset, size in _members(tar, file):
                 base = PurePosixPath(name).name
                 if base.startswith("."):
                     continue
                 key, _, suffix = base.partition(".")
                 if suffix.lower() in _IMAGES:
                     images[key] = (number, offset, size)
+                    if take is not None:
+                        file.seek(offset)
+                        take(offset, file.read(size))
                 elif suffix == "cls":
                     file.seek(offset)
                     classed[key] = _label(file.read(min(size, _MOST_DIGITS + 2)), f"{tar}: {name}", classes)
@@ -105,21 +111,20 @@ def _tars(place: Path) -> list[Path]:
     return [place / f"{number}.tar" for number in range(count)]
 
 
-def _members(tar: Path) -> list[tuple[str, int, int]]:
-    """Name, offset and size in bytes of each file in a tar.
+def _members(tar: Path, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size in bytes of each file in an open tar, which may be read elsewhere meanwhile.
 
     Raises:
         DataError: it is truncated or no tar.
     """
-    members: list[tuple[str, int, int]] = []
-    length = tar.stat().st_size
-    with reading_file(tar, f"{tar} is not a complete tar"), tarfile.open(tar, "r:") as opened:
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    with reading_file(tar, message(f"{tar} is not a complete tar")), tarfile.open(fileobj=file, mode="r:") as opened:
         for entry in opened:
             if entry.offset_data + entry.size > length:
                 raise tarfile.ReadError("its end is missing")
             if entry.isfile():
-                members.append((entry.name, entry.offset_data, entry.size))
-    return members
+                yield entry.name, entry.offset_data, entry.size
 
 
 def _label(data: bytes, name: str, classes: int) -> int:
