@@ -21,7 +21,6 @@ from wukong.evaluate import set_folders, sets
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData, WordOrderData, require_split
 from wukong.evaluate.formats.pictures import Encoded, Parts, png
 from wukong.evaluate.published import Caption
-from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
 
@@ -130,7 +129,7 @@ def pack(stage: Stage, root: str, name: str, split: str | None) -> list[Part]:
 
     def take(archive: Path, offset: int, file: bytes) -> None:
         uri = uri_of(archive)
-        name_there = message(f"byte {offset} of {uri}")
+        name_there = f"byte {offset} of {uri}"
         met[archive, offset] = tables.add(file, name_there, hashlib.sha256(file).hexdigest())
 
     with set_folders.local(root, name, take) as folder:

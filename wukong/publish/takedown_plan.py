@@ -418,7 +418,8 @@ def _change(
     counts, dropped = (Counter(each) for each in ((begun.counts, begun.dropped) if begun else ({}, {})))
     pairs, ordered = begun.pairs if begun else 0, sorted(keys)
     find = partial(_lost, stage_uri=stage.uri, keys=ordered)
-    tables = [path for path in located.tables(stage, ordered) if path not in before]
+    may_hold = located.tables(stage, ordered, by_index=previous.INDEX not in before)
+    tables = [path for path in may_hold if path not in before]
     for each in for_each(f"look through {stage.stage}", tables, find):
         files |= each.files
         counts.update(each.counts)

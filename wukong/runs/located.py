@@ -56,16 +56,21 @@ def tables_with_urls(stage: Manifest, listed: OptOut, others: Sequence[Manifest]
     return _of_pairs(stage)
 
 
-def tables(stage: Manifest, keys: Sequence[str]) -> list[str]:
+def tables(stage: Manifest, keys: Sequence[str], *, by_index: bool = True) -> list[str]:
     """Return the paths of a stage's tables and CSV files that may hold rows of keys. A tar changes with its table.
 
     Args:
         stage: its manifest.
         keys: the keys, sorted.
+        by_index: whether a crawl's index of its parts is as its manifest says.
     """
     if stage.stage == "crawl":
         # The plan of a crawl is not a part of its output, and an attempt that was killed has no parts.
-        return [*_parts(stage, keys), *_files(stage, "plan"), *_files(stage, "search")]
+        return [
+            *(_parts(stage, keys) if by_index else _files(stage, "parts")),
+            *_files(stage, "plan"),
+            *_files(stage, "search"),
+        ]
     return lookup.tables(stage, keys) if stage.stage == "filter" else stage.parts.below(suffix=".csv").paths
 
 

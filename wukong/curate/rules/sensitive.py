@@ -67,10 +67,11 @@ class SensitiveRule(Rule):
         )
 
     def digests(self, settings: Settings) -> Mapping[str, str]:
+        if settings.sensitive_words is None:
+            return {}
         from wukong.curate import sensitive_words
 
-        uri = settings.sensitive_words
-        return {"sensitive_words": sensitive_words.digest(uri)} if uri is not None else {}
+        return {"sensitive_words": sensitive_words.digest(settings.sensitive_words)}
 
     def compute(self, batch: Batch, settings: Settings) -> Columns:
         words: SensitiveWords = batch.loaded[self.name]

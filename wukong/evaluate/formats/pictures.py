@@ -131,7 +131,7 @@ class Crops(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of part ``i``."""
-        return png(self.image(i)), message(f"part {self.boxes[i]} of {self.pictures.file(i)[1]}")
+        return png(self.image(i)), f"part {self.boxes[i]} of {self.pictures.file(i)[1]}"
 
     def digest(self, i: int) -> str | None:
         """SHA-256 of the file of the whole picture."""
@@ -204,7 +204,7 @@ class Arrays(Encoded):
 
 def name_in(path: Path, offset: int, i: int) -> str:
     """The name of an image in a larger file, for messages."""
-    return message(f"image {i} (byte {offset} of {path})")
+    return f"image {i} (byte {offset} of {path})"
 
 
 def unpacked(data: bytes, unpack: Callable[[bytes], bytes], name: str) -> bytes:

@@ -119,7 +119,7 @@ def _members(tar: Path, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
     """
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
-    with reading_file(tar, message(f"{tar} is not a complete tar")), tarfile.open(fileobj=file, mode="r:") as opened:
+    with reading_file(tar, f"{tar} is not a complete tar"), tarfile.open(fileobj=file, mode="r:") as opened:
         for entry in opened:
             if entry.offset_data + entry.size > length:
                 raise tarfile.ReadError("its end is missing")
