@@ -46,8 +46,9 @@ _GROUPS = {
 }
 """Folders and files whose tests start Ray, by the process that has them; the first that fits. Slow ones start it most
 often in a stack of their own. Those that kill it again and again wait much, and each takes minutes: they fill gaps."""
-_FIRST = ("runs", "ray", "commands", *_KILLS)
-"""Groups by when they begin: those that take longest first, so that no process is left with one alone at the end."""
+_ORDER = ("runs", "ray", "fast", "commands", *_KILLS, "slow")
+"""What begins when. The two groups that take longest do at once, so that no process is left with one alone at the end;
+the others' first tests are the fast ones, so that what most changes break is seen early."""
 
 
 SESSION = "WUKONG_TESTSESSION"
@@ -55,9 +56,23 @@ SESSION = "WUKONG_TESTSESSION"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the session to all that it starts."""
+    """Name the session to all that it starts, and print each failure when it happens."""
     if not hasattr(config, "workerinput"):
         os.environ[SESSION] = str(os.getpid())
+        config.pluginmanager.register(_Failures(config))
+
+
+class _Failures:
+    """Prints failures beside the dots; pytest itself prints them when all tests have ended."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal:
+            terminal.write_line(f"\n{report.when} of {report.nodeid} failed\n{report.longreprtext}\n")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -77,13 +92,14 @@ def _scope(nodeid: str) -> str:
     return next(starts_ray, nodeid.partition("::")[0])
 
 
+@pytest.hookimpl(trylast=True)  # when those that -m leaves out are gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the groups first, then the files with slow tests, then the others."""
-    slow = {_scope(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    """Sort by group; what is in none is fast or, if it has a slow test, slow."""
+    slow = {_scope(item.nodeid) for item in items for mark in ("slow", "long") if item.get_closest_marker(mark)}
 
     def place(item: pytest.Item) -> int:
         scope = _scope(item.nodeid)
-        return _FIRST.index(scope) if scope in _FIRST else len(_FIRST) + (scope not in slow)
+        return _ORDER.index(scope if scope in _GROUPS else "slow" if scope in slow else "fast")
 
     items.sort(key=place)
 
