@@ -108,8 +108,8 @@ def write_a_large_file_while_a_newer_attempt_does(root: str, monkeypatch: pytest
 
     def write() -> None:
         with fence.output(uri) as stream:
-            for _ in range(size // 8):
-                stream.write(fence.attempt()[-8:].encode())
+            for _ in range(size >> 20):
+                stream.write(fence.attempt()[-8:].encode() * (1 << 17))
 
     monkeypatch.setenv(fence.VARIABLE, "")
     fence.claim(root, "r", "model")
