@@ -1,10 +1,11 @@
-"""What all tests share: no property test fails because the machine is busy; processes; variables; one MLflow server.
+"""What all tests share: no property test fails because the machine is busy; processes; variables; servers.
 
 Not in ``tests/``: that folder would come before the packages whose names its folders have.
 """
 
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from wukong.store import patience
 
 if TYPE_CHECKING:
     from mlflow_server import MlflowServer
+    from object_store import ObjectStore
 
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
@@ -159,6 +161,26 @@ def mlflow_server(mlflow_of_all: "MlflowServer") -> Iterator["MlflowServer"]:
 def mlflow_address(mlflow_server: "MlflowServer") -> str:
     """Its address."""
     return mlflow_server.address
+
+
+@pytest.fixture(scope="session")
+def object_store_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ObjectStore"]:
+    """A real object store, which takes four seconds to start; a test that kills one has its own."""
+    from object_store import ObjectStore
+
+    server = ObjectStore(tmp_path_factory.mktemp("store") / "weed")
+    server.start()
+    server.wait_ready("wukong")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def object_store(object_store_of_all: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place of the test's own in that store, which the environment names."""
+    for name, value in object_store_of_all.variables().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://wukong/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")
