@@ -3,6 +3,7 @@
 Not in ``tests/``: that folder would come before the packages whose names its folders have.
 """
 
+import multiprocessing
 import os
 import sys
 import uuid
@@ -38,6 +39,12 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # And none is started by a call that forgot to name one: it would stay, and take the jobs of later tests.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
+# Imports are most of what a process of a test does: they are done once, in the process from which all are forked. It is
+# one for all tests, with one list, and finds no module of the folders of tests.
+_FORKED = "wukong.train.loop wukong.model.dual torch._dynamo timm.optim pytest hypothesis boto3 polars"
+_FORKED += " wukong.publish.takedown wukong.publish.release wukong.publish.unneeded wukong.crawl.attempt"
+multiprocessing.set_forkserver_preload(_FORKED.split())
 
 _KILLS = ("crawl", "filter", "exchange_job", "training_kills")
 _GROUPS = {

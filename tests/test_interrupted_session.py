@@ -1,10 +1,12 @@
-"""A session of tests prints a failure when it happens, and Ctrl-C ends whatever it has started."""
+"""A session of tests prints a failure when it happens, imports once, and ends at Ctrl-C whatever it has started."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -71,3 +73,12 @@ def test_it_prints_a_failure_when_it_happens(tmp_path: Path, processes: str) -> 
             if "(6 * 7) == 43" in line:
                 seen.touch()
     assert "1 failed, 1 passed in" in line, "the second has seen the failure of the first"
+
+
+def _imported() -> set[str]:
+    return set(sys.modules)
+
+
+def test_processes_are_forked_from_one_that_has_imported_what_they_need() -> None:
+    with ProcessPoolExecutor(1, get_context("forkserver")) as forked:
+        assert forked.submit(_imported).result() >= {"torch", "wukong.train.loop", "wukong.publish.takedown", "boto3"}
