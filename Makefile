@@ -12,7 +12,8 @@ TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
 # Tests wait much: more of them go on at once than there are cores (conftest.py says which not).
-FILES_AT_A_TIME := --dist loadscope --no-loadscope-reorder --numprocesses 3
+# What failed the last time begins first.
+FILES_AT_A_TIME := --dist loadscope --no-loadscope-reorder --numprocesses 3 --failed-first
 # Folders with a benchmark that `make bench` runs by the folder's name.
 BENCHMARKS := $(patsubst benchmarks/%/bench.py,%,$(wildcard benchmarks/*/bench.py))
 # What `make cluster` and `make cluster-test` install.
@@ -66,8 +67,14 @@ unit: $(INSTALLED) ## Only the tests that start no server and take seconds
 tests: $(INSTALLED) ## The tests of `make test`, without lint
 	$(BIN)/pytest -m 'not long' $(FILES_AT_A_TIME) $(ARGS)
 
+# Its output at once and at its end, not between the lines of the tests.
+.PHONY: linted
+linted: $(INSTALLED)
+	@told=$$($(MAKE) --no-print-directory lint 2>&1) && status=0 || status=$$?; printf '\n%s\n' "$$told"; exit $$status
+
 .PHONY: test
-test: lint tests ## Lint, types, import rules, quick tests, each stage and one whole run; `make -k test` goes on after a failure
+test: $(INSTALLED) ## Lint, types, import rules and beside them quick tests, each stage and one whole run
+	@$(MAKE) --no-print-directory --jobs 2 linted tests
 
 .PHONY: test-all
 test-all: $(INSTALLED) ## The other tests: kills at many moments, more whole runs, notebooks, the pages about own data

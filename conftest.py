@@ -1,10 +1,12 @@
-"""What all tests share: no property test fails because the machine is busy; processes; variables; one MLflow server.
+"""What all tests share: no property test fails because the machine is busy; processes; variables; servers.
 
 Not in ``tests/``: that folder would come before the packages whose names its folders have.
 """
 
+import multiprocessing
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from wukong.store import patience
 
 if TYPE_CHECKING:
     from mlflow_server import MlflowServer
+    from object_store import ObjectStore
 
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
@@ -37,6 +40,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # And none is started by a call that forgot to name one: it would stay, and take the jobs of later tests.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
+# Imports are most of what a process of a test does: they are done once, in the process from which all are forked. It is
+# one for all tests, with one list, and finds no module of the folders of tests.
+_FORKED = "wukong.train.loop wukong.model.dual torch._dynamo timm.optim pytest hypothesis boto3 polars"
+_FORKED += " wukong.publish.takedown wukong.publish.release wukong.publish.unneeded wukong.crawl.attempt"
+multiprocessing.set_forkserver_preload(_FORKED.split())
+
 _KILLS = ("crawl", "filter", "exchange_job", "training_kills")
 _GROUPS = {
     "runs": ("tests/end_to_end/", "tests/examples/"),
@@ -46,8 +55,9 @@ _GROUPS = {
 }
 """Folders and files whose tests start Ray, by the process that has them; the first that fits. Slow ones start it most
 often in a stack of their own. Those that kill it again and again wait much, and each takes minutes: they fill gaps."""
-_FIRST = ("runs", "ray", "commands", *_KILLS)
-"""Groups by when they begin: those that take longest first, so that no process is left with one alone at the end."""
+_ORDER = ("runs", "ray", "fast", "commands", *_KILLS, "slow")
+"""What begins when. The two groups that take longest do at once, so that no process is left with one alone at the end;
+the others' first tests are the fast ones, so that what most changes break is seen early."""
 
 
 SESSION = "WUKONG_TESTSESSION"
@@ -55,9 +65,23 @@ SESSION = "WUKONG_TESTSESSION"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the session to all that it starts."""
+    """Name the session to all that it starts, and print each failure when it happens."""
     if not hasattr(config, "workerinput"):
         os.environ[SESSION] = str(os.getpid())
+        config.pluginmanager.register(_Failures(config))
+
+
+class _Failures:
+    """Prints failures beside the dots; pytest itself prints them when all tests have ended."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal:
+            terminal.write_line(f"\n{report.when} of {report.nodeid} failed\n{report.longreprtext}\n")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -77,13 +101,14 @@ def _scope(nodeid: str) -> str:
     return next(starts_ray, nodeid.partition("::")[0])
 
 
+@pytest.hookimpl(trylast=True)  # when those that -m leaves out are gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the groups first, then the files with slow tests, then the others."""
-    slow = {_scope(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    """Sort by group; what is in none is fast or, if it has a slow test, slow."""
+    slow = {_scope(item.nodeid) for item in items for mark in ("slow", "long") if item.get_closest_marker(mark)}
 
     def place(item: pytest.Item) -> int:
         scope = _scope(item.nodeid)
-        return _FIRST.index(scope) if scope in _FIRST else len(_FIRST) + (scope not in slow)
+        return _ORDER.index(scope if scope in _GROUPS else "slow" if scope in slow else "fast")
 
     items.sort(key=place)
 
@@ -143,6 +168,26 @@ def mlflow_server(mlflow_of_all: "MlflowServer") -> Iterator["MlflowServer"]:
 def mlflow_address(mlflow_server: "MlflowServer") -> str:
     """Its address."""
     return mlflow_server.address
+
+
+@pytest.fixture(scope="session")
+def object_store_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ObjectStore"]:
+    """A real object store, which takes four seconds to start; a test that kills one has its own."""
+    from object_store import ObjectStore
+
+    server = ObjectStore(tmp_path_factory.mktemp("store") / "weed")
+    server.start()
+    server.wait_ready("wukong")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def object_store(object_store_of_all: "ObjectStore", monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place of the test's own in that store, which the environment names."""
+    for name, value in object_store_of_all.variables().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://wukong/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="module")

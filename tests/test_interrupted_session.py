@@ -1,10 +1,12 @@
-"""Ctrl-C ends whatever a session of tests has started."""
+"""A session of tests prints a failure when it happens, imports once, and ends at Ctrl-C whatever it has started."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -52,3 +54,31 @@ def test_it_ends_servers(tmp_path: Path, processes: str) -> None:
     started = [int(pid) for file in wanted for pid in file.read_text().split()]
     servers = [psutil.Process(pid) for pid in started if psutil.pid_exists(pid)]
     assert psutil.wait_procs(servers, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_it_prints_a_failure_when_it_happens(tmp_path: Path, processes: str) -> None:
+    seen = tmp_path / "seen"
+    (tmp_path / "test_1.py").write_text("def test_that_fails() -> None:\n    assert 6 * 7 == 43\n")
+    (tmp_path / "test_2.py").write_text(
+        "import time\nfrom pathlib import Path\n\n\ndef test_that_waits_until_it_is_seen() -> None:\n"
+        f"    until = time.monotonic() + 20\n    while not Path({str(seen)!r}).exists():\n"
+        "        assert time.monotonic() < until\n        time.sleep(0.05)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "--rootdir", str(tmp_path), "-n", processes, "."]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as begun:
+        assert begun.stdout is not None
+        for line in begun.stdout:
+            if "(6 * 7) == 43" in line:
+                seen.touch()
+    assert "1 failed, 1 passed in" in line, "the second has seen the failure of the first"
+
+
+def _imported() -> set[str]:
+    return set(sys.modules)
+
+
+def test_processes_are_forked_from_one_that_has_imported_what_they_need() -> None:
+    with ProcessPoolExecutor(1, get_context("forkserver")) as forked:
+        assert forked.submit(_imported).result() >= {"torch", "wukong.train.loop", "wukong.publish.takedown", "boto3"}

@@ -11,9 +11,6 @@ from typer.testing import CliRunner
 
 from cli import check
 from cli.main import app
-from infra.stack import processes, services
-from infra.stack.ports import choose_ports
-from infra.stack.state import Stack
 from wukong.config import documents
 from wukong.errors import ConfigError
 from wukong.store import storage
@@ -73,32 +70,24 @@ def test_a_stage_output_cannot_be_made_up() -> None:
 
 
 @pytest.mark.long
-def test_a_real_store_and_search_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "home").mkdir()
-    stack = Stack.load_or_new(tmp_path / "home")
-    stack = stack.with_changes(ports=choose_ports(stack, (), {}))
-    services.start(stack, [services.ObjectStore()])
-    try:
-        for name, value in stack.variables().items():
-            monkeypatch.setenv(name, value)
-        experiment = documents.load(
-            PAPER / "vit-b-32.yaml",
-            [
-                "model.image.name=test_vit",
-                "model.image.weights=s3://wukong/inputs/tower.safetensors",
-                "evaluate.tasks=[]",
-            ],
-        )
-        with socket.create_server(("127.0.0.1", 0)) as engine:
-            monkeypatch.setenv("WUKONG_CONNECT_TO", f"image.baidu.com=127.0.0.1:{engine.getsockname()[1]}")
-            with pytest.raises(ConfigError, match=r"crawl\.queries: s3://wukong/inputs/queries\.txt does not exist"):
-                check.check_one(experiment, *check.resources_of("gpu"), stand_in=False)
-            storage.write_bytes("s3://wukong/inputs/queries.txt", "猫\n".encode())
-            storage.write_bytes("s3://wukong/inputs/evaluation-sets/imagenet/x", b"x")
-            for name, message in (("test_vit2", "does not fit"), ("test_vit", "")):
-                tower = {key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()}
-                storage.write_bytes("s3://wukong/inputs/tower.safetensors", save(tower))
-                with pytest.raises(ConfigError, match=message) if message else nullcontext():
-                    assert check.check_one(experiment, *check.resources_of("gpu"), stand_in=False).image > 0
-    finally:
-        processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home)))
+@pytest.mark.usefixtures("object_store")
+def test_a_real_store_and_search_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = documents.load(
+        PAPER / "vit-b-32.yaml",
+        [
+            "model.image.name=test_vit",
+            "model.image.weights=s3://wukong/inputs/tower.safetensors",
+            "evaluate.tasks=[]",
+        ],
+    )
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        monkeypatch.setenv("WUKONG_CONNECT_TO", f"image.baidu.com=127.0.0.1:{engine.getsockname()[1]}")
+        with pytest.raises(ConfigError, match=r"crawl\.queries: s3://wukong/inputs/queries\.txt does not exist"):
+            check.check_one(experiment, *check.resources_of("gpu"), stand_in=False)
+        storage.write_bytes("s3://wukong/inputs/queries.txt", "猫\n".encode())
+        storage.write_bytes("s3://wukong/inputs/evaluation-sets/imagenet/x", b"x")
+        for name, message in (("test_vit2", "does not fit"), ("test_vit", "")):
+            tower = {key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()}
+            storage.write_bytes("s3://wukong/inputs/tower.safetensors", save(tower))
+            with pytest.raises(ConfigError, match=message) if message else nullcontext():
+                assert check.check_one(experiment, *check.resources_of("gpu"), stand_in=False).image > 0

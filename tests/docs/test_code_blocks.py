@@ -54,7 +54,7 @@ NOT_EXECUTED = {
     ("docs/tutorial.md", "make run"): "the README's command",
     ("docs/tutorial.md", ".venv/bin/wukong run"): "tests/end_to_end/test_workflow.py changes this key",
     ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
-    ("examples/README.md", "eval"): "needs the demo's stack; tests/examples/test_paper_in_one_page.py runs a sample",
+    ("examples/README.md", "eval"): "needs the demo's stack; tests/end_to_end/test_small_papers.py runs a sample",
     (
         "docs/comparing.md",
         "wukong compare demo-2",

@@ -1,8 +1,8 @@
 """Small versions of the paper's experiments: one crawl, filter and gate, and one Ray; they end in the paper's tables.
 
-Two versions on a sample of the demo: a ResNet and a ViT, one with each similarity. ``make paper-small`` runs
-all nine on a larger sample and keeps the tables. The sets have their published format and size; their pictures are of
-one colour.
+Two versions on a sample of the demo: a ResNet and a ViT, one with each similarity. The page of the paper makes the data
+and trains the ViT. ``make paper-small`` runs all nine on a larger sample and keeps the tables. The sets have their
+published format and size; their pictures are of one colour.
 """
 
 import importlib.util
@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +33,7 @@ PAPER = ROOT / "configs" / "paper"
 ALL = "WUKONG_PAPER_SMALL" in os.environ
 EVERY = sorted(path.stem for path in (PAPER / "small").glob("*.yaml") if path.stem != "base")
 NAMES = EVERY if ALL else ["rn50", "vit-l"]
+OF_PAGE = "vit-l"
 PICTURES = 2_000 if ALL else 400
 SMALL = [
     *("validation.min_pairs=50", "crawl.part_size=150", "evaluate.tasks=[dtd, coco-cn]"),
@@ -59,49 +62,91 @@ def _published_sets() -> ModuleType:
     return module
 
 
+@dataclass(frozen=True)
+class Page:
+    """What ``examples/paper_in_one_page.py`` was given and has printed, and the small versions by their runs' names."""
+
+    vocabulary: list[str]
+    news: list[str]
+    printed: list[str]
+    versions: Mapping[str, Experiment]
+
+
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> Iterator[Mapping[str, Experiment]]:
-    """The small versions by their runs' names, all evaluated."""
+def page(folder: Path) -> Iterator[Page]:
+    """The page, done for the small ViT-L/14 on a Ray that stays: without an address each stage starts its own."""
     import ray
 
     demo = corpus.prepare(limit=PICTURES, progress=False)
+    texts = {
+        "vocabulary": corpus.queries(demo),
+        "news": [" ".join((entry.title, *entry.keywords)) for entry in demo.entries],
+    }
+    for name, lines in texts.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
     uris = {key: storage.from_path(folder / name) for key, name in (("storage", "store"), ("evaluate.sets", "sets"))}
     uris["crawl.queries"] = storage.from_path(folder / "queries.txt")
-    corpus.upload_queries(demo, uris["crawl.queries"])
     given = [*SMALL, *(f"{key}={uri}" for key, uri in uris.items())]
     configs = {name: PAPER / "small" / f"{name}.yaml" for name in NAMES}
-    endpoint = corpus.of_sample(documents.load(configs[NAMES[0]]), demo).crawl.endpoint
-    made = {name: documents.load(path, [*given, f"crawl.endpoint={endpoint}"]) for name, path in configs.items()}
+    given.append(f"crawl.endpoint={corpus.of_sample(documents.load(configs[OF_PAGE]), demo).crawl.endpoint}")
+    command = [sys.executable, str(ROOT / "examples" / "paper_in_one_page.py")]
+    command += [*(storage.from_path(folder / f"{name}.txt") for name in texts), str(configs[OF_PAGE]), *given]
     ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
-    with pytest.MonkeyPatch.context() as variables, (folder / "log.txt").open("w", encoding="utf-8") as log:
+    with pytest.MonkeyPatch.context() as variables:
         variables.delenv("MLFLOW_TRACKING_URI", raising=False)
         variables.setenv("WUKONG_HOME", str(folder / "home"))
         variables.setenv("PYTHONPATH", str(ROOT))
         variables.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         with stack.sample_site(Stack(folder / "home", "a", "b", "c", {}), demo.catalogue) as site:
             variables.setenv("WUKONG_CONNECT_TO", site)
-            filtered = _data(made[NAMES[0]])
-        for name, experiment in made.items():
-            run_records.claim(experiment, name)
-        asked = "".join(f"{name} {stored.store(experiment)}\n" for name, experiment in made.items())
-        command = [sys.executable, "-m", "ray_jobs.trials", "--data", filtered]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        versions = {name: documents.load(path, given) for name, path in configs.items()}
+        yield Page(*texts.values(), done.stdout.splitlines(), versions)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, page: Page) -> Mapping[str, Experiment]:
+    """The small versions by their runs' names, all evaluated."""
+    for name, experiment in page.versions.items():
+        run_records.claim(experiment, name)
+    asked = "".join(f"{name} {stored.store(experiment)}\n" for name, experiment in page.versions.items())
+    command = [sys.executable, "-m", "ray_jobs.trials", "--data", _of_page(page)["filter"].manifest]
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
         ended = subprocess.run(
             command, input=asked, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, text=True, check=False
         )
-        ray.shutdown()
     answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"run"')]
     assert [(each["run"], each["error"]) for each in answers] == [(name, "") for name in NAMES], log.name
-    yield made
+    return page.versions
 
 
-def _data(experiment: Experiment) -> str:
-    """Crawl, filter and validate; return the manifest of the pairs."""
-    from ray_jobs.launch import launch
+def _of_page(page: Page) -> dict[str, run_records.Record]:
+    return {record.stage: record for record in run_records.read_all(page.versions[OF_PAGE], "paper-in-one-page")}
 
-    crawled = launch("crawl", experiment, "data", [])
-    filtered = launch("filter", experiment, "data", [crawled.uri])
-    launch("validate", experiment, "data", [filtered.uri])
-    return storage.join(filtered.uri, "manifest.json")
+
+def test_the_page_goes_from_words_to_an_evaluated_model(folder: Path, page: Page) -> None:
+    split = [line.partition(": ") for line in page.printed]
+    printed = {name: float(value) for name, _, value in split if value[-1].isdigit()}
+    queries = (folder / "queries.txt").read_text(encoding="utf-8").split()
+    assert set(queries) <= set(page.vocabulary) and "动物" in queries
+    alone = [word for word in queries[:50] if not any(word in other and word != other for other in page.vocabulary)]
+    counts = ["\n".join(page.news).count(word) for word in alone]
+    assert len(alone) > 10 and all(more >= less for more, less in pairwise(counts)), "the most frequent word is first"
+
+    made = {stage: manifest.load(record.manifest) for stage, record in _of_page(page).items()}
+    assert [*made] == ["crawl", "filter", "validate", "pretrain", "finetune", "evaluate"]
+    assert printed["search results"] == made["crawl"].counts["results"] > 400
+    assert printed["pictures downloaded"] == made["filter"].counts["pairs"]
+    assert printed["trained on; the others are test sets"] == made["pretrain"].counts["pairs"]
+    assert printed["weights"] > printed["weights of the locked image tower"] > 0
+    measured = {name: value for name, value in printed.items() if name.startswith(("eval/", "pretrained/"))}
+    assert measured == pytest.approx(storage.read_json(f"{made['evaluate'].uri}/metrics.json"), abs=5e-5)
+    assert {name.split("/")[1] for name in measured} == {"classification", "retrieval"}
+    patches = [int(value.split()[0]) for _, _, value in split if "patches" in value]
+    assert page.printed[-len(patches)].startswith("[CLS]: ")
+    assert sum(patches) == 4 * 4, "of 64 pixels, each a tile of 16"
 
 
 def test_all_are_trained_on_the_pairs_of_one_filter(runs: Mapping[str, Experiment]) -> None:

@@ -81,6 +81,8 @@ def test_a_port_whose_pod_is_gone_is_opened_again(tmp_path: Path, monkeypatch: p
     program.write_text(KUBECTL.format(python=sys.executable, pod=chosen))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.setattr(kube, "_STARTS_WITHIN", 2.0)
+    monkeypatch.setattr(kube, "_ANSWERS_WITHIN", 2.0)
     with pod_that_says(b"first", chosen):
         forward = kube.Forward("wukong", "svc/mlflow", 5000, every=0.2).open(60)
         assert ask(forward.port) == b"first"

@@ -168,24 +168,19 @@ class CountingProxy:
 
 
 @pytest.fixture
-def counting(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProxy]:
-    server = ObjectStore(tmp_path / "weed")
-    server.start()
-    try:
-        server.wait_ready("bucket")
-        proxy = CountingProxy(int(server.endpoint.rpartition(":")[2]))
-        for name, value in (server.variables() | {"AWS_ENDPOINT_URL_S3": proxy.endpoint}).items():
-            monkeypatch.setenv(name, value)
-        yield proxy
-        proxy.close()
-    finally:
-        server.kill()
+def counting(
+    object_store_of_all: ObjectStore, object_store: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CountingProxy]:
+    proxy = CountingProxy(int(object_store_of_all.endpoint.rpartition(":")[2]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+    yield proxy
+    proxy.close()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.long
-def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> None:
+def test_requests_grow_as_parts(counting, object_store, tmp_path, make_crawl, monkeypatch) -> None:
     rows_a_part, parts_a_group = 6, 10
     for module in (groups_job, validate):
         monkeypatch.setattr(module, "_MAX_ROWS", rows_a_part * parts_a_group)
@@ -195,7 +190,7 @@ def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> 
     monkeypatch.setattr(validate.runner, "run_suite", lambda *_: {"success": True, "results": []})  # asks no store
     requests = {}
     for parts in (10, 40, 160):
-        root = f"s3://bucket/{parts}"
+        root = f"{object_store}/{parts}"
         rows = [{"url": f"http://x/noto/{n}", "caption": f"第{n}只猫在家"} for n in range(parts * rows_a_part)]
         crawl = make_crawl(rows, part_size=rows_a_part, root=root)
         settings = experiment(tmp_path, duplicate_images="equal", mask_names=False, shard_size=rows_a_part)

@@ -21,8 +21,6 @@ import pytest
 from crawled import complete, corpus, experiment
 from english import english
 
-from infra.stack import ports, processes, services
-from infra.stack.state import Stack
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as validate_job
 from wukong.config import stored
@@ -389,23 +387,6 @@ def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeyp
         assert (begun is None) == (write <= 1)  # the mark is written before the plan
         takedown.carry_out(e.root, begun or takedown_plan.plan(e.root, listed, "case 1", NOW))
         assert files_below(folder / "store") == undisturbed, written[write]
-
-
-@pytest.fixture(scope="module")
-def object_store(tmp_path_factory):
-    """The embedded stack's object store, by itself; the environment names it."""
-    home = tmp_path_factory.mktemp("home")
-    new = Stack.load_or_new(home)
-    stack = new.with_changes(ports=ports.choose_ports(new, (), {}))
-    try:
-        services.start(stack, [services.ObjectStore()])
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in stack.environment().items():
-                if name.startswith("AWS_"):
-                    patch.setenv(name, value)
-            yield "s3://wukong"
-    finally:
-        processes.stop(lambda: processes.find(stack.identity, services.scratch(home)))
 
 
 def objects_below(root):

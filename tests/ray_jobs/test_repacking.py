@@ -151,30 +151,22 @@ class Proxy:
 
 
 @pytest.fixture
-def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    server = ObjectStore(tmp_path / "weed")
-    server.start()
-    try:
-        server.wait_ready("bucket")
-        between = Proxy(int(server.endpoint.rpartition(":")[2]))
-        for name, value in server.variables().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{between.port}")
-        monkeypatch.setenv(patience.VARIABLE, "60")
-        yield between
-        between.close()
-    finally:
-        server.kill()
+def proxy(object_store_of_all: ObjectStore, object_store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    between = Proxy(int(object_store_of_all.endpoint.rpartition(":")[2]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{between.port}")
+    monkeypatch.setenv(patience.VARIABLE, "60")
+    yield between
+    between.close()
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("in_process")
-def test_requests_grow_as_parts(proxy, monkeypatch):
+def test_requests_grow_as_parts(proxy, object_store, monkeypatch):
     monkeypatch.setattr(bucket_files, "RUN_BYTES", 4 * TAR_BYTES)
     monkeypatch.setattr(bucket_files, "FAN", 8)
     each_part = {}
     for parts in (16, 160):
-        stage = Stage("s3://bucket", "filter", {"parts": parts})
+        stage = Stage(object_store, "filter", {"parts": parts})
         tars = [tar for group in range(parts // 4) for tar in placed_group(stage, group)]
         before = len(proxy.requests)
         pieces, buckets = repacking.planned(tars, parts * 5, 25, TAR_BYTES / 5)

@@ -1,6 +1,5 @@
 """Run a function in several processes that form a gloo group, and return each process's result."""
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from free_ports import free_port
-
-# Imports are most of what a worker does: they are done once, in the process from which all are forked.
-multiprocessing.set_forkserver_preload(
-    ["wukong.train.loop", "wukong.model.dual", "torch._dynamo", "timm.optim", "pytest"]
-)
 
 
 def _enter(

@@ -22,7 +22,6 @@ from wukong.store.manifest import Manifest, Part, Stage
 
 NEVER = 1 << 30
 _FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(["small_experiment"])
 
 
 class Place:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -465,42 +464,29 @@ def test_a_killed_process_leaves_a_lease_that_holds_nobody_up(root: str, after: 
     assert len(collect(root)) == 3 and files(root) == set()
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "store"))
-    from object_store import ObjectStore
-
-    found = ObjectStore(tmp_path / "store")
-    found.start()
-    found.wait_ready("wukong")
-    for name, value in found.variables().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv(fence.VARIABLE, "")
-    yield "s3://wukong"
-    found.kill()
-
-
 @pytest.mark.slow
-def test_an_object_store_is_collected_as_a_folder_is(store: str) -> None:
+def test_an_object_store_is_collected_as_a_folder_is(object_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fence.VARIABLE, "")
+
     def make_there(stage: str, parents: list[Manifest]) -> Manifest:
-        made = Stage(storage.join(store, "a"), stage, {}, parents)
+        made = Stage(storage.join(object_store, "a"), stage, {}, parents)
         storage.write_bytes(made.path("data/0.bin"), b"0" * 100)
         return made.commit([made.describe("data/0.bin")])
 
     crawl = make_there("crawl", [])
     filtered = make_there("filter", [crawl])
     make_there("pretrain", [filtered])
-    experiment = experiment_in(store)
+    experiment = experiment_in(object_store)
     uri = storage.join(filtered.uri, "manifest.json")
     run_records.claim(experiment, "r")
     run_records.write(experiment, "r", Record(stage="filter", state="succeeded", manifest=uri))
-    before = set(storage.list_files(store))
-    assert Collection(store, Policy(), None).garbage == [], "a run that has just begun goes on"
-    found = Collection(store, Policy(), None, now=time.time() + 2 * DAY)
+    before = set(storage.list_files(object_store))
+    assert Collection(object_store, Policy(), None).garbage == [], "a run that has just begun goes on"
+    found = Collection(object_store, Policy(), None, now=time.time() + 2 * DAY)
     (model,) = found.garbage
     assert model.stage == "pretrain" and model.bytes > 100
     assert found.delete(model)
-    assert set(storage.list_files(store)) == {each for each in before if model.uri not in each}
+    assert set(storage.list_files(object_store)) == {each for each in before if model.uri not in each}
     assert json.loads(storage.read_bytes(uri))["stage"] == "filter"
 
 

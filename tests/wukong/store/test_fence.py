@@ -3,14 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from infra.stack import processes, services
-from infra.stack.ports import choose_ports
-from infra.stack.state import Stack
 from wukong.store import fence, storage
 from wukong.store.conditional_store import ChangedError
 from wukong.store.fence import FencedError
@@ -108,8 +104,8 @@ def write_a_large_file_while_a_newer_attempt_does(root: str, monkeypatch: pytest
 
     def write() -> None:
         with fence.output(uri) as stream:
-            for _ in range(size // 8):
-                stream.write(fence.attempt()[-8:].encode())
+            for _ in range(size >> 20):
+                stream.write(fence.attempt()[-8:].encode() * (1 << 17))
 
     monkeypatch.setenv(fence.VARIABLE, "")
     fence.claim(root, "r", "model")
@@ -186,22 +182,10 @@ for number, _ in enumerate(sys.stdin):
 """
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of clients of a real S3 server."""
-    stack = Stack.load_or_new(tmp_path_factory.mktemp("home"))
-    stack = stack.with_changes(ports=choose_ports(stack, (), {}))
-    services.start(stack, [services.ObjectStore()])
-    yield stack.variables()
-    processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home)))
-
-
 @pytest.mark.slow
-def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
+def test_a_real_s3_server_heeds_conditions(object_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fence.VARIABLE, "")
-    uri = "s3://wukong/conditions/one.json"
+    uri = f"{object_store}/conditions/one.json"
     assert storage.version(uri) is None
     storage.write_if(uri, b"first", None)
     with pytest.raises(ChangedError):
@@ -219,18 +203,16 @@ def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pyte
     with pytest.raises(ChangedError):
         storage.write_if(uri, b"fifth", seen)
     assert not storage.exists(uri)
-    publish_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
-    write_a_large_file_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
+    publish_while_a_newer_attempt_does(f"{object_store}/held-up", monkeypatch)
+    write_a_large_file_while_a_newer_attempt_does(f"{object_store}/held-up", monkeypatch)
 
 
 @pytest.mark.slow
-def test_an_old_driver_is_refused_by_a_real_s3_server(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
+def test_an_old_driver_is_refused_by_a_real_s3_server(object_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fence.VARIABLE, "")
 
     def start() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", DRIVER, "s3://wukong/demo"]
+        command = [sys.executable, "-c", DRIVER, object_store]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def answer(driver: "subprocess.Popen[str]", request: str = "") -> str:
@@ -254,7 +236,7 @@ def test_an_old_driver_is_refused_by_a_real_s3_server(s3: dict[str, str], monkey
             new.stdin.close()
         assert old.stdin is not None
         old.stdin.close()
-    stage = Stage("s3://wukong/demo", "filter", {})
+    stage = Stage(object_store, "filter", {})
     assert [stage.finished_task(f"part-{number}", lambda _: ()) for number in range(3)] == [
         {"by": name},
         {"by": name},

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from object_store import ObjectStore
 
 from wukong.errors import StorageError
 from wukong.store import fence, lease, storage
@@ -488,15 +487,6 @@ class Process:
             stream.close()
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    found = ObjectStore(tmp_path_factory.mktemp("store"))
-    found.start()
-    found.wait_ready("wukong")
-    yield found
-    found.kill()
-
-
 @pytest.fixture(params=["file", "s3"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A root that processes share: a folder, or a prefix in a real S3 server."""
@@ -504,9 +494,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     if request.param == "file":
         return storage.from_path(tmp_path)
-    for name, value in request.getfixturevalue("store").variables().items():
-        monkeypatch.setenv(name, value)
-    return f"s3://wukong/{tmp_path.name}"
+    return str(request.getfixturevalue("object_store"))
 
 
 @pytest.fixture

@@ -60,13 +60,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def forks() -> Any:
     """Forks processes from one that has imported all they need."""
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", "lease_actors"])
-        context.Process(target=time.monotonic).start()  # it gets the path of now
-    return context
+    return multiprocessing.get_context("forkserver")
 
 
 class Actor:

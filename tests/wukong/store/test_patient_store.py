@@ -244,7 +244,7 @@ def test_a_store_that_answers_reads_and_refuses_to_write_is_called_full(
     monkeypatch.setattr(patient_filesystem, "_ATTEMPTS", 1)
     monkeypatch.setattr(patient_store.STORE, "_began", None)
     storage._s3.cache_clear()
-    monkeypatch.setenv(patience.VARIABLE, "3")
+    monkeypatch.setenv(patience.VARIABLE, "1")
     answers((200, ""))
     monkeypatch.setattr(Answers, "refusal", refusal)
     seems = r"the object store is full, it seems: .*Delete outputs that are not needed"

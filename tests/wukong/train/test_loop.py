@@ -1,11 +1,9 @@
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import accumulate, pairwise
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +14,7 @@ import workers
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from timm.optim import Lamb
 
 from wukong.config.training import Checkpointing, Training, Validating
@@ -97,52 +96,42 @@ def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_weights(
         assert torch.equal(value, whole.state_dict()[name]), name
 
 
+def _train_on(folder: Path, name: str) -> None:
+    """Go on from the newest checkpoint to the end."""
+    torch.set_num_threads(1)
+    uri, (model, pairs) = storage.from_path(folder / name), small.make(dropout=0.2)
+    writer = checkpoint.Writer(uri)
+    train(model, pairs, storing(1, epochs=20), 7, checkpoints=writer, resume=checkpoint.newest(uri))
+    writer.close()
+    save_file(model.state_dict(), folder / f"{name}.safetensors")
+
+
 @pytest.mark.slow
 def test_a_run_killed_twice_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL of the whole process, also while a checkpoint is written."""
-    code = (
-        "import sys, small, torch\n"
-        "from safetensors.torch import save_file\n"
-        "from test_loop import storing\n"
-        "from wukong.train import checkpoint\n"
-        "from wukong.train.loop import train\n"
-        "torch.set_num_threads(1)\n"
-        "settings = storing(1, epochs=100)\n"
-        "model, pairs = small.make(dropout=0.2)\n"
-        "writer = checkpoint.Writer(sys.argv[1])\n"
-        "train(model, pairs, settings, 7, checkpoints=writer, resume=checkpoint.newest(sys.argv[1]))\n"
-        "writer.close()\n"
-        "save_file(model.state_dict(), sys.argv[2])\n"
-    )
-    here = Path(__file__).parent
-    path = os.pathsep.join(
-        [str(here), str(here.parent / "model"), str(here.parent / "store"), str(Path(__file__).parents[3])]
-    )
 
-    def start(name: str) -> subprocess.Popen[bytes]:
+    def start(name: str) -> BaseProcess:
         (tmp_path / name).mkdir(exist_ok=True)
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            storage.from_path(tmp_path / name),
-            str(tmp_path / f"{name}.safetensors"),
-        ]
-        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+        process = get_context("forkserver").Process(target=_train_on, args=(tmp_path, name))
+        process.start()
+        return process
 
-    assert start("calm").wait() == 0
+    calm = start("calm")
+    calm.join()
     kills = 0
     for wait in (0.0, 0.05):
-        process = start("killed")
         before = checkpoint.newest(storage.from_path(tmp_path / "killed"))
-        while process.poll() is None and checkpoint.newest(storage.from_path(tmp_path / "killed")) == before:
+        process = start("killed")
+        while process.is_alive() and checkpoint.newest(storage.from_path(tmp_path / "killed")) == before:
             time.sleep(0.01)
         time.sleep(wait)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kills += process.is_alive()
+        process.kill()
+        process.join()
     assert kills == 2, "the run ended before it could be killed"
-    assert start("killed").wait() == 0
+    last = start("killed")
+    last.join()
+    assert calm.exitcode == last.exitcode == 0
     assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "calm.safetensors").read_bytes()
 
 
