@@ -28,7 +28,7 @@ _KEEP = {
 }
 _CHECKED = {"local_path", "download"}
 _OTHERS = {
-    ("wukong/evaluate/formats/pictures.py", "file"),  # pictures of a person's own set, which may be links to anywhere
+    ("wukong/evaluate/formats/pictures.py", "source"),  # pictures of a person's own set, which may be links to anywhere
     ("wukong/crawl/set_pairs.py", "_urls"),
     ("infra/corpus/packages.py", "_by_https"),  # paths that stand in the source
 }

@@ -28,14 +28,13 @@ def holders() -> dict[str, set[str]]:
             references += [entry.get("valueFrom", {}).get("secretKeyRef") for entry in container.get("env", [])]
             for reference in filter(None, references):
                 found.setdefault(reference["name"], set()).add(owner)
-    modules = {path.stem.replace("_", "-"): path.stem for path in (ROOT / "components").glob("*.py")}
     for file in (ROOT / "pipelines" / "compiled").glob("*.yaml"):
         _, platform = yaml.safe_load_all(file.read_text(encoding="utf-8"))
         for name, executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
             component = re.sub(r"^exec-|-\d+$|-pairs$", "", name)
             for entry in executor["secretAsEnv"]:
                 if not entry["optional"]:
-                    found.setdefault(entry["secretName"], set()).add(f"component/{modules[component]}")
+                    found.setdefault(entry["secretName"], set()).add(f"component/{component.replace('-', '_')}")
     return found
 
 

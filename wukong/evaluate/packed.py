@@ -22,6 +22,7 @@ from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData, Wo
 from wukong.evaluate.formats.pictures import Encoded, Parts, png
 from wukong.evaluate.published import Caption
 from wukong.store import storage
+from wukong.store.local_paths import local_path
 from wukong.store.manifest import Manifest, Part, Stage
 
 ROWS = 64
@@ -125,7 +126,9 @@ def pack(stage: Stage, root: str, name: str, split: str | None) -> list[Part]:
     tables, met = _Writer(stage), dict[tuple[Path, int], int]()
 
     def uri_of(path: Path) -> str:
-        return storage.join(root, name, path.relative_to(folder).as_posix())
+        inside = path.relative_to(folder).as_posix()
+        local_path(folder, inside, f"{inside}, a picture of {name},")  # a list of the set names it
+        return storage.join(root, name, inside)
 
     def take(archive: Path, offset: int, file: bytes) -> None:
         uri = uri_of(archive)

@@ -237,3 +237,20 @@ def test_a_set_in_a_folder_is_never_packed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read in place"):
         packed.pack(stage, storage.from_path(tmp_path), "coco-cn", "test")
     assert len([*(tmp_path / "coco-cn" / "val2014").iterdir()]) == IMAGES
+
+
+def test_a_list_that_names_a_file_outside_of_its_set_writes_and_deletes_nothing(
+    store: CountingProxy, tmp_path: Path, scratch: Path
+) -> None:
+    outside = scratch / "outside.jpg"
+    outside.write_bytes(picture(0))
+    cuts(tmp_path / "set")
+    listed = tmp_path / "set" / "valid_category_data_total_zh.json"
+    document = json.loads(listed.read_text("utf-8"))
+    document["images"][3]["file_name"] = "../../outside.jpg"
+    listed.write_text(json.dumps(document), "utf-8")
+    root = "s3://bucket/outside"
+    send(tmp_path / "set", f"{root}/boxclass-cn")
+    with pytest.raises(DataError, match=r"outside.jpg, a picture of boxclass-cn, leads out of"):
+        packed.pack(Stage(f"{root}/of", "pack", {}), root, "boxclass-cn", None)
+    assert outside.read_bytes() == picture(0)
