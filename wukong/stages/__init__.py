@@ -195,7 +195,7 @@ TABLE = (
         runs_as="inside",
         parents=("filter",),
         key_parents=("filter",),
-        version=4,
+        version=5,
         takedown="delete",
     ),
     Entry(
@@ -206,7 +206,7 @@ TABLE = (
         makes=("features",),
         continues=("finetune",),
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
-        version=5,
+        version=6,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
         sections=("model", "pretrain"),
         trains=True,
@@ -220,7 +220,7 @@ TABLE = (
         parents=("filter", "pretrain"),
         makes=("features",),
         key_parents=("filter", "pretrain"),
-        version=5,
+        version=6,
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
         sections=("model",),
         trains=True,
