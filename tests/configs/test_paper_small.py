@@ -28,8 +28,6 @@ DIFFERS = {
     "two cores train in a minute": (
         *("pretrain.epochs", "pretrain.batch_size", "pretrain.workers", "pretrain.gpus_per_worker"),
         *("pretrain.loader_workers", "pretrain.precision", "pretrain.deterministic", "pretrain.validation.every_steps"),
-        *("finetune.epochs", "finetune.batch_size", "finetune.workers", "finetune.gpus_per_worker"),
-        *("finetune.loader_workers", "finetune.precision", "finetune.deterministic"),
     ),
     "the published sets have published sizes": (
         *("pretrain.validation.tasks", "pretrain.validation.metric", "evaluate.tasks"),

@@ -314,14 +314,12 @@ def sections_of(names: Collection[str]) -> set[str]:
 def training_of(experiment: Experiment, name: str) -> Training:
     """The section of the experiment that sets a training stage's workers, GPUs and epochs.
 
-    Where a model is taken in the place of pre-training, that stage is one process that copies it.
+    A stage that takes a model, or hands one on, is one process that copies it.
 
     Raises:
         ConfigError: the stage does not train.
     """
     if not of(name).trains:
         raise ConfigError(f"the stage {name} does not train; those that do are {', '.join(TRAININGS)}")
-    if name == "pretrain" and experiment.pretrain.from_model:
-        return Training(workers=1, loader_workers=0)
     settings: Training = getattr(experiment, name)
-    return settings
+    return Training(epochs=0, batch_size=1, workers=1, loader_workers=0) if settings.is_skipped else settings

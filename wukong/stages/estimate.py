@@ -213,8 +213,8 @@ def of_validate(work: Work) -> Estimate:
 
 def of_pretrain(work: Work) -> Estimate:
     """Of pre-training, with the features that it computes; or of the copy of a model that is taken in its place."""
-    if work.experiment.pretrain.from_model:
-        return Estimate(_BYTES * work.size.weights, 0)
+    if work.experiment.pretrain.is_skipped:
+        return _of_training(work, "pretrain")
     own, features = _of_training(work, "pretrain"), of_features(work)
     if features is None:
         return own
@@ -318,6 +318,8 @@ def _way(work: Work, stage: str) -> Way:
 
 def _of_training(work: Work, stage: str) -> Estimate:
     settings: Training = getattr(work.experiment, stage)
+    if settings.is_skipped:  # a model is copied
+        return Estimate(_BYTES * work.size.weights, 0)
     gpus, held = settings.workers * settings.gpus_per_worker, work.size.memory(settings)
     size, seconds = _BYTES * work.size.weights, _way(work, stage).train_seconds
     return _estimate(work, stage, work.pairs, size, seconds, work.capacity.of(stage), gpus, held)
