@@ -25,7 +25,7 @@ from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
 from wukong.runtime.language import message
-from wukong.stages import preflight, preflight_model, start
+from wukong.stages import estimate, preflight, preflight_model, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
 
@@ -120,12 +120,15 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
     if stand_in:
         with stand_ins(experiment) as made:
             collect(lambda: preflight.check_world(made, connect=True))
+        if experiment.crawl.source.searched:  # as many words as there may be; of another list no size is made up
+            preflight.warn_of_few(experiment, estimate.urls(experiment, experiment.crawl.max_queries)[1])
     else:
         environment.use_for(experiment.storage)
         preflight.check_access(experiment)
         experiment = collect(lambda: start.as_it_begins(experiment)) or experiment
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
+        collect(lambda: preflight.warn_of_few(experiment))
     on_hub = any(".weights: 'hub" in each for each in problems)
     size = None if on_hub else collect(lambda: preflight_model.check_model(experiment))
     if size is not None and not stand_in:

@@ -226,7 +226,7 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
                     f"{_size(capacity.memory[name])}: enlarge stages.{name}.memory of the ConfigMap ray-job"
                 )
             )
-    return said
+    return [*said, *filter(None, [estimate.too_few(work.experiment, work.pairs)])]
 
 
 def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> None:

@@ -16,6 +16,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.model.cost import Size, compared_vectors, text_flops, text_step_flops
+from wukong.runtime.language import message
 from wukong.stages.measured_rates import Rates
 from wukong.stages.prices import GIB, Prices
 
@@ -194,6 +195,17 @@ def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
     asked = min(queries, experiment.crawl.max_queries)
     most = int(asked * experiment.crawl.max_results_per_query * MOST_SHARE)
     return min(asked * LEAST_RESULTS, max(most, 1)), most
+
+
+def too_few(experiment: Experiment, pairs: int) -> str:
+    """Say that the gate asks for more than so many pairs, which are the most that there can be; empty if not."""
+    asked = experiment.validation.min_pairs
+    if pairs >= asked:
+        return ""
+    return message(
+        f"the gate asks for {asked:,} pairs and there are {pairs:,} at most, so it would refuse them after the crawl: "
+        "lower validation.min_pairs, or find more by another list or more queries"
+    )
 
 
 def of_crawl(work: Work) -> Estimate:

@@ -132,6 +132,8 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
     assert charged == pytest.approx(crawl["seconds"] / 3600 * 6 * 0.25), "the installation's own prices"
     fits = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))
     assert fits["problems"] == []
+    few = json.loads(run("--config", str(experiment), "--urls", "1000", "--pairs", "999", "--json"))["problems"]
+    assert len(few) == 1 and "asks for 1,000 pairs and there are 999 at most" in few[0]
     assert json.loads(run("--config", str(experiment), "--overlay", str(file), "--json"))["urls"] == 4_321
 
 
