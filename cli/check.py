@@ -207,8 +207,9 @@ def _make_up(experiment: Experiment, key: str, uri: str) -> None:
     if key in ("crawl.previous", "validation.reference"):
         raise ConfigError(f"{key}: {uri} is a stage's output, which --stand-in cannot make up: check without it")
     names: tuple[str, ...] = ("",)
-    if key == "evaluate.sets":
-        names = tuple(f"{name}/made-up" for name in experiment.published_sets)
+    if key in ("evaluate.sets", "filter.decontaminate.sets"):
+        sets = experiment.published_sets if key == "evaluate.sets" else experiment.decontaminated_sets
+        names = tuple(f"{name}/made-up" for name in sets)
     elif key == "model.text.weights" or (key.endswith(".model.uri") and not uri.endswith(".onnx")):
         names = ("config.json", "model.safetensors")
     elif key == "pretrain.from_model":

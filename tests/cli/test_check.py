@@ -47,7 +47,12 @@ def test_a_hub_is_refused_with_the_command_that_brings_the_weights() -> None:
 def test_what_pods_do_not_see_or_hold_is_named() -> None:
     said = refused(
         PAPER / "vit-b-32.yaml",
-        *("crawl.queries=file:///words.txt", "pretrain.loader_workers=13", "finetune.epochs=1", "finetune.gpus_per_worker=2"),
+        *(
+            "crawl.queries=file:///words.txt",
+            "pretrain.loader_workers=13",
+            "finetune.epochs=1",
+            "finetune.gpus_per_worker=2",
+        ),
     )
     assert "crawl.queries: file:///words.txt is on this machine" in said
     assert "pretrain.loader_workers: 13 processes decode in a pod with 12 cores" in said
