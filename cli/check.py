@@ -25,7 +25,7 @@ from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
 from wukong.runtime.language import message
-from wukong.stages import estimate, preflight, preflight_model, start
+from wukong.stages import estimate, overlay, preflight, preflight_model, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
 
@@ -158,14 +158,12 @@ def _out_of_reach(experiment: Experiment) -> Iterator[str]:
 
 def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settings, size: Size | None) -> Iterator[str]:
     """Say which stages the pods of a cluster cannot do; making a job's manifest checks the template too."""
-    from kubernetes.utils.quantity import parse_quantity
-
     for name in stages.JOBS:
         make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
         if name not in stages.TRAININGS or size is None:
             continue
         pod = settings.stages.get(name, StageSettings())
-        training, memory = stages.training_of(experiment, name), int(parse_quantity(pod.memory))
+        training, memory = stages.training_of(experiment, name), int(overlay.amount_of(pod.memory))
         workers = training.workers
         machine = Machine(memory * workers, pod.cpus * workers, workers * training.gpus_per_worker, _ABUNDANT)
         try:

@@ -7,18 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from kubernetes import client
-from kubernetes.client import ApiException
-from kubernetes.utils.quantity import parse_quantity
-
+from infra.cluster_api import Cluster, ClusterError
 from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.manifest import make_ray_job
 from ray_jobs.launch.kuberay.room import Node, Pod, amount_of
 from ray_jobs.launch.kuberay.settings import Settings
 from wukong.config.experiment import Experiment
 from wukong.runtime.language import message
-
-_TIMEOUT = (5, 30)  # seconds: to connect, to read
 
 
 def pods_of(experiment: Experiment, template: Mapping[str, Any], settings: Settings, stage: str) -> list[Pod]:
@@ -39,29 +34,29 @@ def pods_of(experiment: Experiment, template: Mapping[str, Any], settings: Setti
     return [*pods, Pod.of(stage, "submitter", submitter["spec"])] if submitter else pods
 
 
-def nodes(core: client.CoreV1Api) -> list[Node]:
+def nodes(cluster: Cluster) -> list[Node]:
     """Return the nodes of a cluster that take pods, with what their pods leave free.
 
     Raises:
-        ApiException: the API refuses; nodes and pods of all namespaces are for users who may list them.
+        ClusterError: the API refuses; nodes and pods of all namespaces are for users who may list them.
     """
     used: dict[str, room.Resources] = {}
-    for pod in core.list_pod_for_all_namespaces(_request_timeout=_TIMEOUT).items:
-        if pod.spec.node_name and pod.status.phase not in ("Succeeded", "Failed"):
-            asked = room.requests_of(core.api_client.sanitize_for_serialization(pod.spec))
-            used[pod.spec.node_name] = room.total([used.get(pod.spec.node_name, {}), asked, {"pods": Decimal(1)}])
+    for pod in cluster.items("v1", "Pod"):
+        if (name := pod["spec"].get("nodeName")) and pod["status"].get("phase") not in ("Succeeded", "Failed"):
+            used[name] = room.total([used.get(name, {}), room.requests_of(pod["spec"]), {"pods": Decimal(1)}])
     return [
         Node(
-            node.metadata.name,
+            name,
             {
-                name: parse_quantity(amount) - used.get(node.metadata.name, {}).get(name, Decimal(0))
-                for name, amount in node.status.allocatable.items()
+                resource: amount - used.get(name, {}).get(resource, Decimal(0))
+                for resource, amount in allocatable.items()
             },
-            node.metadata.labels or {},
-            [taint.to_dict() for taint in node.spec.taints or () if taint.effect != "PreferNoSchedule"],
+            node["metadata"].get("labels", {}),
+            [taint for taint in node["spec"].get("taints", ()) if taint["effect"] != "PreferNoSchedule"],
         )
-        for node in core.list_node(_request_timeout=_TIMEOUT).items
-        if not node.spec.unschedulable
+        for node in cluster.items("v1", "Node")
+        if not node["spec"].get("unschedulable")
+        for name, allocatable in [(node["metadata"]["name"], room.quantities(node["status"]["allocatable"]))]
     ]
 
 
@@ -85,11 +80,11 @@ def unplaced(pods: Iterable[Pod], on: Sequence[Node]) -> list[Pod]:
     return without
 
 
-def unfit(core: client.CoreV1Api, namespace: str, jobs: Mapping[str, Sequence[Pod]]) -> tuple[list[str], list[str]]:
+def unfit(cluster: Cluster, namespace: str, jobs: Mapping[str, Sequence[Pod]]) -> tuple[list[str], list[str]]:
     """Say which stages' pods do not fit, on the nodes and in the quotas of their namespace.
 
     Args:
-        core: the Kubernetes API.
+        cluster: that of the pods.
         namespace: the one of the pods.
         jobs: the pods by stage; stages do not run at the same time.
 
@@ -100,16 +95,16 @@ def unfit(core: client.CoreV1Api, namespace: str, jobs: Mapping[str, Sequence[Po
     unseen: list[str] = []
     for look, what in ((_on_nodes, message("nodes and their pods")), (_in_quotas, message("the namespace's quotas"))):
         try:
-            lines += look(core, namespace, jobs)
-        except ApiException as error:
+            lines += look(cluster, namespace, jobs)
+        except ClusterError as error:
             unseen.append(
                 message(f"not looked at: {what} ({error.reason}); whoever may list them sees whether all fits")
             )
     return lines, unseen
 
 
-def _on_nodes(core: client.CoreV1Api, _namespace: str, jobs: Mapping[str, Sequence[Pod]]) -> Iterator[str]:
-    seen = nodes(core)
+def _on_nodes(cluster: Cluster, _namespace: str, jobs: Mapping[str, Sequence[Pod]]) -> Iterator[str]:
+    seen = nodes(cluster)
     for stage, pods in jobs.items():
         without = unplaced(pods, seen)
         for role in dict.fromkeys(pod.role for pod in without):
@@ -121,16 +116,16 @@ def _on_nodes(core: client.CoreV1Api, _namespace: str, jobs: Mapping[str, Sequen
             )
 
 
-def _in_quotas(core: client.CoreV1Api, namespace: str, jobs: Mapping[str, Sequence[Pod]]) -> Iterator[str]:
-    for quota in core.list_namespaced_resource_quota(namespace, _request_timeout=_TIMEOUT).items:
-        hard, used = quota.status.hard or {}, quota.status.used or {}
+def _in_quotas(cluster: Cluster, namespace: str, jobs: Mapping[str, Sequence[Pod]]) -> Iterator[str]:
+    for quota in cluster.items("v1", "ResourceQuota", namespace):
+        hard, used = (room.quantities(quota["status"].get(key, {})) for key in ("hard", "used"))
         for stage, pods in jobs.items():
             asked = room.total(pod.requests for pod in pods)
             asked |= {f"requests.{name}": amount for name, amount in asked.items()} | {"pods": Decimal(len(pods))}
             for name in hard.keys() & asked.keys():
-                free = parse_quantity(hard[name]) - parse_quantity(used.get(name, "0"))
+                free = hard[name] - used.get(name, Decimal(0))
                 if asked[name] > free:
                     yield message(
                         f"{stage}: its pods ask for {amount_of(name, asked[name])}, and the quota "
-                        f"{quota.metadata.name} of the namespace {namespace} leaves {amount_of(name, free)}"
+                        f"{quota['metadata']['name']} of the namespace {namespace} leaves {amount_of(name, free)}"
                     )

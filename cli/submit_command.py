@@ -119,9 +119,8 @@ def _look_for_room(console: Console, prepared: Prepared, namespace: str) -> None
         SubmitError: something does not fit.
         RayJobError: there is no kubeconfig, or the cluster does not answer.
     """
-    from kubernetes import client
-
     from cli import free_resources
+    from infra.cluster_api import Cluster
     from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
     from ray_jobs.launch.kuberay.settings import CONFIG_MAP, parse
 
@@ -131,7 +130,7 @@ def _look_for_room(console: Console, prepared: Prepared, namespace: str) -> None
         stage: free_resources.pods_of(prepared.experiment, template, settings, stage)
         for stage in _jobs_of(prepared.file)
     }
-    lines, unseen = free_resources.unfit(client.CoreV1Api(), namespace, jobs)
+    lines, unseen = free_resources.unfit(Cluster(), namespace, jobs)
     for line in [*unseen, *lines]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if lines:

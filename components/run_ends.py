@@ -221,7 +221,7 @@ def record_end_of(
         try:
             for name in kuberay.end_run(experiment, run, namespace):
                 log.warning("RayJob %s was still there and is deleted", name)
-            cancelled = cancelled or (not succeeded and kuberay.was_terminated(namespace))
+            cancelled = cancelled or (not succeeded and kuberay.was_terminated())
         except kuberay.RayJobError as error:
             log.error("RayJobs of the run may be left: %s", error)
     records = run_records.read_all(experiment, run)

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from infra import s3_keys
+from infra.cluster_api import Cluster
 from infra.cluster_secrets import Secrets, mlflow_user, random_text, s3_key
 from wukong.commands.output import print_json
 from wukong.errors import StorageError
@@ -69,7 +70,7 @@ def make_credentials(namespace: str, kfp_namespace: str) -> None:
     Raises:
         StackError: the Kubernetes API refuses, or a Secret lacks a key.
     """
-    cluster = Secrets()
+    cluster = Secrets(Cluster())
     s3 = cluster.get_or_create(namespace, "wukong-s3", s3_key)
     known = json.loads((cluster.get(namespace, "object-store") or {}).get("s3.json", "{}")).get("identities", [])
     others = (name for name in s3_keys.NAMES if name != "wukong-s3")

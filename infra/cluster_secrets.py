@@ -4,9 +4,9 @@ import base64
 import logging
 import secrets
 import string
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
+from infra.cluster_api import Cluster, ClusterError, Manifest
 from wukong.errors import StackError
 
 MADE_HERE = {"app.kubernetes.io/managed-by": "wukong-setup"}
@@ -32,28 +32,25 @@ def mlflow_user(name: str) -> dict[str, str]:
 
 
 class Secrets:
-    """The few calls on Secrets that setting up needs."""
+    """The few calls on Secrets that setting up needs.
 
-    def __init__(self) -> None:
-        from kubernetes import client, config
+    Args:
+        cluster: the one that has them.
+    """
 
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            config.load_kube_config()
-        self._core, self._apps, self._gone = client.CoreV1Api(), client.AppsV1Api(), client.ApiException
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
 
     def get(self, namespace: str, name: str) -> dict[str, str] | None:
         """A Secret's values, or None."""
-        secret = self._read(namespace, name)
+        secret = self._cluster.get("v1", "Secret", name, namespace)
         return None if secret is None else _decoded(secret)
 
-    def get_or_create(self, namespace: str, name: str, make: Any) -> dict[str, str]:
+    def get_or_create(self, namespace: str, name: str, make: Callable[[], dict[str, str]]) -> dict[str, str]:
         """A Secret's values as they stand; made when there is none."""
-        value = self.get(namespace, name)
-        wanted: dict[str, str] = make()
+        value, wanted = self.get(namespace, name), make()
         if value is None:
-            if self._create(namespace, name, wanted):
+            if self._create(namespace, name, wanted, []):
                 log.info("Secret %s/%s made", namespace, name)
                 return wanted
             value = self.get(namespace, name) or {}
@@ -73,14 +70,14 @@ class Secrets:
             owner: a ConfigMap of the namespace; the Secret is deleted when it is.
         """
         owners = [self._reference(namespace, owner)] if owner else []
-        existing = self._read(namespace, name)
+        existing = self._cluster.get("v1", "Secret", name, namespace)
         if existing is not None:
-            held = {reference.uid for reference in existing.metadata.owner_references or []}
+            held = {reference["uid"] for reference in existing["metadata"].get("ownerReferences", [])}
             if _decoded(existing) == dict(value) and {reference["uid"] for reference in owners} <= held:
                 return False
         if not self._create(namespace, name, value, owners):
-            body = {"stringData": dict(value)} | ({"metadata": {"ownerReferences": owners}} if owners else {})
-            self._ask(self._core.patch_namespaced_secret, namespace, name, body)
+            change = {"stringData": dict(value)} | ({"metadata": {"ownerReferences": owners}} if owners else {})
+            self._cluster.patch("v1", "Secret", name, namespace, change)
         log.info("Secret %s/%s written", namespace, name)
         return True
 
@@ -88,54 +85,30 @@ class Secrets:
         """Have the pods of a StatefulSet made anew, if there is one, unless it was done for this version."""
         change = {"spec": {"template": {"metadata": {"annotations": {"wukong/keys": version}}}}}
         try:
-            self._apps.patch_namespaced_stateful_set(name, namespace, change)
-        except self._gone as error:
-            if error.status == 404:
-                return
-            raise StackError(f"cannot start {namespace}/{name} again: {error.reason} ({error.body})") from error
-        log.info("%s/%s starts again, with the keys as they are now", namespace, name)
+            self._cluster.patch("apps/v1", "StatefulSet", name, namespace, change)
+        except ClusterError as error:
+            if error.status != 404:
+                raise
+        else:
+            log.info("%s/%s starts again, with the keys as they are now", namespace, name)
 
     def made_here(self, namespace: str, name: str) -> bool:
         """Whether a Secret was made by this program and not by the operator."""
-        secret = self._read(namespace, name)
-        return secret is not None and MADE_HERE.items() <= (secret.metadata.labels or {}).items()
-
-    def _read(self, namespace: str, name: str) -> Any:
-        try:
-            return self._core.read_namespaced_secret(name, namespace)
-        except self._gone as error:
-            if error.status == 404:
-                return None
-            raise StackError(f"cannot read Secret {namespace}/{name}: {error.reason} ({error.body})") from error
+        secret = self._cluster.get("v1", "Secret", name, namespace)
+        return secret is not None and MADE_HERE.items() <= secret["metadata"].get("labels", {}).items()
 
     def _reference(self, namespace: str, name: str) -> dict[str, str]:
-        try:
-            reference = self._core.read_namespaced_config_map(name, namespace)
-        except self._gone as error:
-            raise StackError(f"cannot read ConfigMap {namespace}/{name}: {error.reason} ({error.body})") from error
-        return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": reference.metadata.uid}
+        uid = self._cluster.read("v1", "ConfigMap", name, namespace)["metadata"]["uid"]
+        return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid}
 
-    def _create(
-        self, namespace: str, name: str, value: Mapping[str, str], owners: list[dict[str, str]] | None = None
-    ) -> bool:
-        metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/name": "wukong", **MADE_HERE}}
+    def _create(self, namespace: str, name: str, value: Mapping[str, str], owners: list[dict[str, str]]) -> bool:
+        labels = {"app.kubernetes.io/name": "wukong", **MADE_HERE}
+        metadata: Manifest = {"name": name, "namespace": namespace, "labels": labels}
         if owners:
             metadata["ownerReferences"] = owners
-        body = {"metadata": metadata, "stringData": dict(value), "type": "Opaque"}
-        try:
-            self._core.create_namespaced_secret(namespace, body)
-        except self._gone as error:
-            if error.status == 409:
-                return False
-            raise StackError(f"cannot make Secret {namespace}/{name}: {error.reason} ({error.body})") from error
-        return True
-
-    def _ask(self, call: Any, namespace: str, name: str, body: Mapping[str, Any]) -> None:
-        try:
-            call(name, namespace, body)
-        except self._gone as error:
-            raise StackError(f"cannot change {namespace}/{name}: {error.reason} ({error.body})") from error
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": dict(value)}
+        return self._cluster.create(secret | {"type": "Opaque"}) is not None
 
 
-def _decoded(secret: Any) -> dict[str, str]:
-    return {key: base64.b64decode(value).decode() for key, value in (secret.data or {}).items()}
+def _decoded(secret: Manifest) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in secret.get("data", {}).items()}

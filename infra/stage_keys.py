@@ -26,12 +26,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import boto3
-import urllib3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from kubernetes import client, config
 
 from infra import s3_keys
+from infra.cluster_api import Cluster, ClusterError
 from wukong import stages
 from wukong.errors import ConfigError
 from wukong.runtime import logs
@@ -55,12 +54,7 @@ class StageKeys:
     """
 
     def __init__(self, namespace: str) -> None:
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            config.load_kube_config()
-        self._namespace = namespace
-        self._core, self._custom = client.CoreV1Api(), client.CustomObjectsApi()
+        self._namespace, self._cluster = namespace, Cluster()
         settings = Config(connect_timeout=_TIMEOUT[0], read_timeout=_TIMEOUT[1], retries={"total_max_attempts": 1})
         self._iam = boto3.Session().client(
             "iam",
@@ -73,10 +67,7 @@ class StageKeys:
 
     def look(self) -> None:
         """Give keys to the jobs that have none, and take those of jobs that have ended."""
-        found = self._custom.list_namespaced_custom_object(
-            "ray.io", "v1", self._namespace, "rayjobs", _request_timeout=_TIMEOUT
-        )
-        jobs = dict(filter(None, map(self._looked_at, found["items"])))
+        jobs = dict(filter(None, map(self._looked_at, self._cluster.items("ray.io/v1", "RayJob", self._namespace))))
         users = self._users()
         for user in users - jobs.keys():
             with self._others_go_on(user):
@@ -105,7 +96,7 @@ class StageKeys:
         """Log what the store or Kubernetes refuses for one user; whoever comes next is served."""
         try:
             yield
-        except (client.ApiException, ClientError) as error:
+        except (ClusterError, ClientError) as error:
             log.warning("%s: this is not done now, and is tried again: %s", user, error)
 
     def _users(self) -> set[str]:
@@ -140,18 +131,13 @@ class StageKeys:
         owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": name, "uid": job["metadata"]["uid"]}
         metadata = {
             "name": access.key_of_ray_job(name),
+            "namespace": self._namespace,
             "labels": {"app.kubernetes.io/name": "wukong", "app.kubernetes.io/component": "stage-keys"},
             "ownerReferences": [owner],
         }
         value = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
-        body = {"metadata": metadata, "stringData": value, "type": "Opaque", "immutable": True}
-        try:
-            self._core.create_namespaced_secret(self._namespace, body, _request_timeout=_TIMEOUT)
-        except client.ApiException as error:
-            if error.status != 409:
-                raise
-            return False
-        return True
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": value}
+        return self._cluster.create(secret | {"type": "Opaque", "immutable": True}) is not None
 
     def _take(self, user: str) -> None:
         for policy in self._iam.list_user_policies(UserName=user)["PolicyNames"]:
@@ -210,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     while True:
         try:
             keys.look()
-        except (client.ApiException, urllib3.exceptions.HTTPError, BotoCoreError, ClientError) as error:
+        except (ClusterError, BotoCoreError, ClientError) as error:
             log.warning("keys are not given and taken now, which is tried again: %s", error)
         time.sleep(_SECONDS)
 

@@ -26,7 +26,7 @@ import yaml
 
 from infra import s3_keys
 from infra.cluster import MLFLOW_USERS
-from infra.cluster_objects import Cluster, Manifest
+from infra.cluster_api import Cluster, Manifest
 from infra.cluster_secrets import Secrets, mlflow_user, s3_key
 from wukong.errors import ConfigError, StackError, WukongError
 from wukong.runtime import forwarded, logs
@@ -76,7 +76,8 @@ def make(name: str, quota: Quota, *, seconds: float = _SECONDS) -> None:
         StackError: the namespace is somebody else's, the installation is not ready for teams, or the cluster refuses.
     """
     _check_name(name)
-    cluster, secrets = Cluster(), Secrets()
+    cluster = Cluster()
+    secrets = Secrets(cluster)
     _check_installation(cluster)
     settings, job = (_config_map(cluster, each) for each in ("wukong-settings", "ray-job"))
     existing = cluster.get("v1", "Namespace", name)
@@ -121,7 +122,8 @@ def delete(name: str, *, seconds: float = _SECONDS) -> None:
         StackError: the namespace is somebody else's, or the cluster refuses.
     """
     _check_name(name)
-    cluster, secrets = Cluster(), Secrets()
+    cluster = Cluster()
+    secrets = Secrets(cluster)
     existing = cluster.get("v1", "Namespace", name)
     if existing is not None:
         if existing["metadata"].get("labels", {}).get(LABEL) != name:
@@ -377,7 +379,7 @@ def _run_in_cluster(cluster: Cluster, team: str, options: list[str], seconds: fl
         "ttlSecondsAfterFinished": 3600,
         "template": {"metadata": {"labels": labels}, "spec": pod},
     }
-    name, until = cluster.create(job), time.monotonic() + seconds
+    name, until = (cluster.create(job) or job)["metadata"]["name"], time.monotonic() + seconds
     log.info("Job %s/%s asks MLflow", HOME, name)
     while True:
         status = (cluster.get(version, kind, name, HOME) or {}).get("status", {})

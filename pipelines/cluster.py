@@ -14,8 +14,7 @@ import yaml
 from kfp import dsl, kubernetes
 from kfp.dsl import structures
 
-from components.configure import configure
-from components.record_end import record_end
+from components.functions import configure, record_end
 from wukong import stages
 from wukong.runtime import forwarded
 from wukong.stages import access
@@ -76,9 +75,9 @@ def run(
         overrides: the pipeline's parameter.
         name: the pipeline's parameter; empty for KFP's name of the run.
         source: the pipeline's parameter.
-        numbers: parameters of the pipeline that stand for numbers of the experiment, see ``components.configure``.
-        model: see ``components.configure``, like the next one.
-        continue_last_run: see ``components.configure``.
+        numbers: parameters of the pipeline that stand for numbers of the experiment, see ``configure``.
+        model: see ``configure``, like the next one.
+        continue_last_run: see ``configure``.
         names: names of the stages in the block; what they need must be there.
     """
     # The resource name: the other placeholder gives the name shown in the UI, "Run of training (8f1e9)", which neither
@@ -124,7 +123,7 @@ def prepare(task: dsl.PipelineTask, component: str, title: str, *, retries: int 
 
     Args:
         task: the task.
-        component: name of the component's module; it says which credentials the pod gets (``wukong.stages.access``).
+        component: its name, which says which credentials the pod gets (``wukong.stages.access``).
         title: what the UI calls it; the graph shows about 17 characters.
         retries: how often it is started again when its pod was lost.
         memory: limit of its pod.

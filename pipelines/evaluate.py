@@ -4,8 +4,7 @@ from typing import Any
 
 from kfp import dsl
 
-from components.evaluate import evaluate
-from components.find_manifest import find_manifest
+from components.functions import evaluate, find_manifest
 from pipelines import cluster
 from pipelines.training import show_results
 from wukong import stages

@@ -1,21 +1,19 @@
 """The whole workflow as a KFP pipeline: from a word list to a registered model and a report."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kfp import dsl
 
-from components.data_card import data_card
-from components.results import results
+from components import functions
+from components.functions import data_card, results
 from pipelines import cluster
 from wukong import stages
 
 
 def component_of(name: str) -> Any:
     """The KFP component of a stage."""
-    module = importlib.import_module(f"components.{name}")
-    return getattr(module, stages.of(name).function or name)
+    return getattr(functions, stages.of(name).function or name)
 
 
 def tasks_of(

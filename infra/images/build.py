@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from infra.images import docker, provenance
+from infra.images import docker, program, provenance
 from infra.images.hashes import CUDA_HASHES, HASHES, PINS, versions
 from infra.install import CPU_INDEX, FILES
 from wukong.commands.output import echo, print_data
@@ -278,7 +278,7 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
             base_digest=base_digest,
             arguments=arguments,
             wheels="".join(each.read_text(encoding="utf-8") for each in wheels),
-            docker=docker.run("--version").strip(),
+            docker=program.run("docker", "--version").strip(),
             began=began,
             ended=_now(),
         ),
@@ -292,7 +292,7 @@ def _digest_of_base(base: str) -> str:
     try:
         about = docker.inspect(base)
     except StackError:
-        docker.run("pull", base)
+        program.run("docker", "pull", base)
         about = docker.inspect(base)
     return docker.digest_in_registry(base, about) or str(about["Id"])
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from infra.images import program
 from wukong.errors import StackError
-from wukong.runtime.language import message
 
 SBOM = ("cyclonedx", "https://cyclonedx.org/bom")
 PROVENANCE = ("slsaprovenance1", "https://slsa.dev/provenance/v1")
@@ -30,7 +29,7 @@ def sign(image: str, key: str) -> None:
         StackError: cosign cannot be run or refuses; the message is its own.
     """
     with _own_services() as (services, roots):
-        _cosign("sign", "--yes", f"--key={key}", *services, *roots, image)
+        program.run("cosign", "sign", "--yes", f"--key={key}", *services, *roots, image)
 
 
 def attest(image: str, key: str, kind: tuple[str, str], predicate: Mapping[str, Any]) -> None:
@@ -46,7 +45,7 @@ def attest(image: str, key: str, kind: tuple[str, str], predicate: Mapping[str, 
         json.dump(predicate, file)
         file.flush()
         given = (f"--type={kind[0]}", f"--predicate={file.name}")
-        _cosign("attest", "--yes", f"--key={key}", *services, *roots, *given, image)
+        program.run("cosign", "attest", "--yes", f"--key={key}", *services, *roots, *given, image)
 
 
 def check_signature(image: str, key: str) -> None:
@@ -56,7 +55,7 @@ def check_signature(image: str, key: str) -> None:
         StackError: it has none, or cosign cannot be run; the message is cosign's.
     """
     with _own_services() as (_, roots):
-        found = json.loads(_cosign("verify", "--output=json", f"--key={key}", *_NO_LOG, *roots, image))
+        found = json.loads(program.run("cosign", "verify", "--output=json", f"--key={key}", *_NO_LOG, *roots, image))
     if not any(each["critical"]["type"] == _SIGNATURE for each in found):  # cosign takes an attestation for one too
         raise StackError(f"{image} has attestations by this key, and no signature")
 
@@ -73,7 +72,9 @@ def attested(image: str, key: str, kind: tuple[str, str]) -> Mapping[str, Any]:
         StackError: nothing of the kind is, or cosign cannot be run; the message is cosign's.
     """
     with _own_services() as (_, roots):
-        lines = _cosign("verify-attestation", f"--type={kind[0]}", f"--key={key}", *_NO_LOG, *roots, image)
+        lines = program.run(
+            "cosign", "verify-attestation", f"--type={kind[0]}", f"--key={key}", *_NO_LOG, *roots, image
+        )
     statements = [json.loads(base64.b64decode(json.loads(line)["payload"])) for line in lines.splitlines()]
     predicate: Mapping[str, Any]
     (*_, predicate) = [each["predicate"] for each in statements if each["predicateType"] == kind[1]]
@@ -88,17 +89,6 @@ def _own_services() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Yield the arguments by which cosign asks nobody but the registry: to sign, and in both directions."""
     with tempfile.TemporaryDirectory() as folder:
         services, roots = Path(folder, "services.json"), Path(folder, "roots.json")
-        _cosign("signing-config", "create", f"--out={services}")
-        _cosign("trusted-root", "create", f"--out={roots}")
+        program.run("cosign", "signing-config", "create", f"--out={services}")
+        program.run("cosign", "trusted-root", "create", f"--out={roots}")
         yield (f"--signing-config={services}",), (f"--trusted-root={roots}",)
-
-
-def _cosign(*arguments: str) -> str:
-    missing = message(
-        "the program 'cosign' is not installed; with Go: go install github.com/sigstore/cosign/v3/cmd/cosign@latest"
-    )
-    done = program.run(["cosign", *arguments], missing)
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if line.startswith("Error: ")), done.stderr.strip())
-        raise StackError(f"cosign {arguments[0]}: {said.removeprefix('Error: ')[:500]}")
-    return done.stdout

@@ -5,21 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.images import program
-from wukong.errors import StackError
-from wukong.runtime.language import message
-
-
-def run(*arguments: str, given: str | None = None) -> str:
-    """Run Docker's client, and return what it prints.
-
-    Raises:
-        StackError: it is not installed, or refuses.
-    """
-    missing = message("the program 'docker' is not installed, which has the images")
-    done = program.run(["docker", *arguments], missing, given)
-    if done.returncode:
-        raise StackError(f"docker {' '.join(arguments[:2])} of {arguments[-1]}: {done.stderr.strip()[:500]}")
-    return done.stdout
 
 
 def inspect(image: str) -> dict[str, Any]:
@@ -29,7 +14,7 @@ def inspect(image: str) -> dict[str, Any]:
         StackError: Docker does not have it.
     """
     about: dict[str, Any]
-    (about,) = json.loads(run("image", "inspect", image))
+    (about,) = json.loads(program.run("docker", "image", "inspect", image))
     return about
 
 
@@ -40,7 +25,11 @@ def digest_in_registry(image: str, about: Mapping[str, Any]) -> str:
         image: its name, with or without tag and digest.
         about: what ``inspect`` says of it.
     """
-    host, slash, path = image.partition("@")[0].rpartition("/")
-    repository = f"{host}{slash}{path.partition(':')[0]}"
     named = (each.partition("@") for each in about.get("RepoDigests") or [])
-    return next((digest for name, _, digest in named if name == repository), "")
+    return next((digest for name, _, digest in named if name == repository(image)), "")
+
+
+def repository(image: str) -> str:
+    """Return the name of an image without tag and digest. A registry's port is no tag."""
+    host, slash, path = image.partition("@")[0].rpartition("/")
+    return f"{host}{slash}{path.partition(':')[0]}"

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,12 +50,10 @@ def _compiled(texts: Sequence[str], *options: str) -> str:
     uv = shutil.which("uv", path=str(_HERE.parents[1] / "build" / "uv" / "bin")) or shutil.which("uv")
     if uv is None:
         raise StackError("the program uv is not installed: `make hashes` installs it, or https://docs.astral.sh/uv")
-    with tempfile.NamedTemporaryFile("w", suffix=".in") as stream:
-        stream.write("\n".join(texts) + "\n")
-        stream.flush()
-        command = [uv, "pip", "compile", "--generate-hashes", "--universal", "--python-version=3.11", "--no-config"]
-        command += ["--quiet", "--no-header", "--no-annotate", *options, stream.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    command = [uv, "pip", "compile", "--generate-hashes", "--universal", "--python-version=3.11", "--no-config"]
+    command += ["--quiet", "--no-header", "--no-annotate", *options, "-"]
+    given = "\n".join(texts) + "\n"
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise StackError(f"uv found no hashes: {done.stderr.strip()[-2000:]}")
     return done.stdout

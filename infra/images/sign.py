@@ -1,6 +1,6 @@
 """Sign images that were built here and pushed: ``python -m infra.images.sign --key KEY IMAGE...``.
 
-Beside each image in its registry are then a signature, the list of what is in it (CycloneDX, ``infra.images.sbom``) and
+Beside each image in its registry are then a signature, the list of what is in it (CycloneDX, by the program syft) and
 of what it was made (SLSA's provenance, ``infra.images.provenance``), by one key. ``cosign generate-key-pair`` makes it.
 """
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.images import cosign, docker, provenance, sbom
+from infra.images import cosign, docker, program, provenance
 from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
 from wukong.runtime.language import translated
@@ -29,7 +29,7 @@ def sign(image: str, key: str, made: Path) -> str:
         made: folder of what the build has written down.
 
     Raises:
-        StackError: it was not pushed or not built here, or cosign or Docker refuse.
+        StackError: it was not pushed or not built here, or cosign, syft or Docker refuse.
     """
     about = docker.inspect(image)
     digest = docker.digest_in_registry(image, about)
@@ -41,10 +41,9 @@ def sign(image: str, key: str, made: Path) -> str:
             f"{image} was not built here, so nobody can say of what it was made ({file} is not there): sign it where "
             "`make images` has built it"
         )
-    host, slash, path = image.partition("@")[0].rpartition("/")
-    exact = f"{host}{slash}{path.partition(':')[0]}@{digest}"
-    _, content = sbom.listed(image)
-    cosign.attest(exact, key, cosign.SBOM, content)
+    exact = f"{docker.repository(image)}@{digest}"
+    content = program.run("syft", "scan", "--output=cyclonedx-json", f"registry:{exact}")
+    cosign.attest(exact, key, cosign.SBOM, json.loads(content))
     cosign.attest(exact, key, cosign.PROVENANCE, json.loads(file.read_text(encoding="utf-8")))
     cosign.sign(exact, key)  # last: who finds a signature finds the rest
     return exact

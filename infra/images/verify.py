@@ -15,16 +15,18 @@ from typing import Any
 
 import yaml
 
-from infra.images import cosign, program, provenance
+from infra.images import cosign, docker, provenance
 from wukong.commands.output import echo, print_data
 from wukong.errors import ConfigError, StackError, WukongError
 from wukong.runs import origin
-from wukong.runtime.language import message, translated
+from wukong.runtime.language import translated
 from wukong.stages import overlay
 
 _EXACT = re.compile(r"[^@\s]+@(?P<digest>sha256:[0-9a-f]{64})")
-_KINDS = "deployments,statefulsets,cronjobs,rayjobs.ray.io,rayservices.ray.io,pods"
-_RAY_JOBS = "--field-selector=metadata.name=ray-job"
+_KINDS = (
+    *(("apps/v1", "Deployment"), ("apps/v1", "StatefulSet"), ("batch/v1", "CronJob")),
+    *(("ray.io/v1", "RayJob"), ("ray.io/v1", "RayService"), ("v1", "Pod")),
+)
 _ENDED = ("Succeeded", "Failed")
 _ENDED_JOB = ("Complete", "Failed", "ValidationFailed")
 _COMPONENT = "pipelines.kubeflow.org/v2_component=true"
@@ -70,31 +72,27 @@ def _started(image: str, identity: str) -> str:
 
 
 def of_cluster(namespace: str, kfp_namespace: str) -> set[str]:
-    """Return the images that the objects and pods of the cluster of kubectl name.
+    """Return the images that the objects and pods of the kubeconfig's cluster name.
 
     Args:
         namespace: where the platform runs.
         kfp_namespace: where components run; of their pods, Kubeflow's own containers do not count.
 
     Raises:
-        StackError: kubectl cannot be run or refuses.
+        StackError: there is no kubeconfig, or the cluster does not answer or refuses.
     """
-    pods = _listed("pods", kfp_namespace, f"--selector={_COMPONENT}")
+    from infra.cluster_api import Cluster  # takes a while
+
+    cluster = Cluster()
+    pods = cluster.items("v1", "Pod", kfp_namespace, _COMPONENT)
     components = [
         pod for pod in pods if any(each["name"] == _LAUNCHER for each in pod["spec"].get("initContainers", []))
     ]
     for pod in components:
         pod["spec"] = {"containers": [each for each in pod["spec"]["containers"] if each["name"] == "main"]}
-    return images_of([*_listed(_KINDS, namespace), *_listed("configmaps", namespace, _RAY_JOBS), *components])
-
-
-def _listed(kinds: str, namespace: str, *chosen: str) -> list[dict[str, Any]]:
-    command = ["kubectl", "get", kinds, f"--namespace={namespace}", "--output=json", *chosen]
-    done = program.run(command, message("the program 'kubectl' is not installed, which asks a cluster what it runs"))
-    if done.returncode:
-        raise StackError(f"{' '.join(command)}: {done.stderr.strip()[:500]}")
-    found: list[dict[str, Any]] = json.loads(done.stdout)["items"]
-    return found
+    found = [each for version, kind in _KINDS for each in cluster.items(version, kind, namespace)]
+    job = cluster.get("v1", "ConfigMap", "ray-job", namespace)
+    return images_of([*found, *([job] if job else []), *components])
 
 
 def check(image: str, key: str, kept_at: Mapping[str, str]) -> str:
@@ -112,9 +110,7 @@ def check(image: str, key: str, kept_at: Mapping[str, str]) -> str:
         raise StackError(f"{image} is not named by digest (python -m infra.pin_images)")
     where = next((there + image.removeprefix(name) for name, there in kept_at.items() if image.startswith(name)), image)
     # cosign drops no tag before a digest, and some registries refuse both.
-    name, _, digest = where.partition("@")
-    host, slash, path = name.rpartition("/")
-    where = f"{host}{slash}{path.partition(':')[0]}@{digest}"
+    where = f"{docker.repository(where)}@{where.partition('@')[2]}"
     cosign.check_signature(where, key)
     content = cosign.attested(where, key, cosign.SBOM)
     made = cosign.attested(where, key, cosign.PROVENANCE)
@@ -146,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pipelines", type=Path, action="append", default=[], metavar="FOLDER", help=translated("compiled pipelines")
     )
-    parser.add_argument("--cluster", action="store_true", help=translated("what the cluster of kubectl runs and names"))
+    parser.add_argument(
+        "--cluster", action="store_true", help=translated("what the kubeconfig's cluster runs and names")
+    )
     parser.add_argument("--namespace", default="wukong", help=translated("of the platform (default: wukong)"))
     parser.add_argument("--kfp-namespace", default="kubeflow", help=translated("of components (default: kubeflow)"))
     parser.add_argument(

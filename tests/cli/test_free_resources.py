@@ -6,12 +6,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from api_server import ApiServer
 from hypothesis import given
 from hypothesis import strategies as st
-from kubernetes import client
-from played_cluster import PlayedCluster, running
+from played_cluster import running
 
 from cli import check, free_resources
+from infra.cluster_api import Cluster
 from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.room import Node, Pod
 from wukong import stages
@@ -90,24 +91,21 @@ def test_the_pods_of_a_stage_are_those_of_its_job() -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[PlayedCluster]:
-    with running() as server:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    with running(tmp_path, monkeypatch) as server:
         yield server
 
 
-@pytest.fixture
-def core(server: PlayedCluster) -> client.CoreV1Api:
-    return client.CoreV1Api(client.ApiClient(client.Configuration(host=server.url)))
-
-
-def test_what_is_free_is_what_running_pods_leave(core: client.CoreV1Api) -> None:
-    (node,) = free_resources.nodes(core)
+@pytest.mark.usefixtures("server")
+def test_what_is_free_is_what_running_pods_leave() -> None:
+    (node,) = free_resources.nodes(Cluster())
     assert node.free == {"cpu": 1, "memory": 8 * 2**30, "pods": 109}
 
 
-def test_says_which_pods_do_not_fit(core: client.CoreV1Api) -> None:
+@pytest.mark.usefixtures("server")
+def test_says_which_pods_do_not_fit() -> None:
     pods = [Pod("crawl", "worker", _amounts(cpu=0.5, memory=2**30))] * 3
-    ((line,), unseen) = free_resources.unfit(core, "wukong", {"crawl": pods, "filter": pods[:1]})
+    ((line,), unseen) = free_resources.unfit(Cluster(), "wukong", {"crawl": pods, "filter": pods[:1]})
     assert line == (
         "crawl: 1 of 3 pods (worker) fit on no node now: each asks for 0.5 cpu, 1.0 GiB memory; the node with most "
         "room, a, has 1 cpu, 8.0 GiB memory free"
@@ -115,18 +113,20 @@ def test_says_which_pods_do_not_fit(core: client.CoreV1Api) -> None:
     assert unseen == []
 
 
-def test_says_which_quota_is_short(core: client.CoreV1Api, server: PlayedCluster) -> None:
+def test_says_which_quota_is_short(server: ApiServer) -> None:
     status = {"hard": {"requests.cpu": "2", "pods": "9"}, "used": {"requests.cpu": "1500m", "pods": "1"}}
-    server.lists["/api/v1/namespaces/wukong/resourcequotas"] = [{"metadata": {"name": "team"}, "status": status}]
-    (lines, _) = free_resources.unfit(core, "wukong", {"crawl": [Pod("crawl", "worker", _amounts(cpu=1))]})
+    metadata = {"name": "team", "namespace": "wukong"}
+    server.put({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "status": status})
+    (lines, _) = free_resources.unfit(Cluster(), "wukong", {"crawl": [Pod("crawl", "worker", _amounts(cpu=1))]})
     assert lines == [
         "crawl: its pods ask for 1 requests.cpu, and the quota team of the namespace wukong leaves 0.5 requests.cpu"
     ]
 
 
-def test_says_what_it_may_not_see(core: client.CoreV1Api, server: PlayedCluster) -> None:
-    server.forbidden = {"/api/v1/nodes"}
-    (lines, (unseen,)) = free_resources.unfit(core, "wukong", {"crawl": [Pod("crawl", "worker", _amounts(cpu=99))]})
+def test_says_what_it_may_not_see(server: ApiServer) -> None:
+    server.forbid = {"/api/v1/nodes"}
+    jobs = {"crawl": [Pod("crawl", "worker", _amounts(cpu=99))]}
+    (lines, (unseen,)) = free_resources.unfit(Cluster(), "wukong", jobs)
     assert lines == []
     assert unseen.startswith("not looked at: nodes and their pods (Forbidden)")
 

@@ -41,17 +41,13 @@ def test_what_cannot_be_run_is_not_uploaded(kfp: Kfp, file: Path) -> None:
 def test_a_dry_run_submits_nothing_and_says_what_does_not_fit(
     kfp: Kfp, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running() as cluster:
-        monkeypatch.setattr(
-            "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION",
-            str(cluster.kubeconfig(tmp_path / "kubeconfig")),
-        )
-        node = cluster.lists["/api/v1/nodes"][0]["status"]
+    with running(tmp_path, monkeypatch) as cluster:
+        node = cluster.objects["/api/v1/nodes/a"]["status"]
         arguments = ["submit", "data", "--config", str(file), "--host", kfp.url, "--dry-run", "--name", "first"]
         short = CliRunner().invoke(main.app, arguments)
         node["allocatable"] = {"cpu": "64", "memory": "256Gi", "pods": "110"}
         fits = CliRunner().invoke(main.app, arguments)
-        cluster.forbidden = {"/api/v1/nodes"}
+        cluster.forbid = {"/api/v1/nodes"}
         unseen = CliRunner().invoke(main.app, arguments)
     assert "crawl: " in short.output
     assert isinstance(short.exception, WukongError)
@@ -98,9 +94,7 @@ def test_who_waits_is_told_how_far_stages_are(
         api.jobs = {each["metadata"]["name"]: each for each in jobs}
 
     monkeypatch.setattr("cli.kfp_api.time.sleep", pause)
-    with api_server.running() as api:
-        kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+    with api_server.running(tmp_path, monkeypatch) as api:
         output = call(kfp, file, "--name", "first")
         lines = [line.strip() for line in output.splitlines() if line.startswith("  ")]
         assert lines == ["first: running", "filter: 42 %, 8m left", "crawl: 1 %", "crawl: 100 %", "first: succeeded"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from components.configure import configure
+from components.functions import configure
 from wukong.config import stored
 from wukong.stages import WHOLE_RUN
 from wukong.store import storage

@@ -227,7 +227,7 @@ def test_a_run_that_kfp_calls_failed_was_terminated_when_its_workflow_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: [])
-    monkeypatch.setattr("ray_jobs.launch.kuberay.was_terminated", lambda _: True)
+    monkeypatch.setattr("ray_jobs.launch.kuberay.was_terminated", lambda: True)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
     ends.record_end_of(text(tmp_path), [], "r", "job", ["filter"], "FAILED", "")
     record = run_records.read(documents.loads(text(tmp_path)), "r", "run")
@@ -282,7 +282,7 @@ def test_a_run_that_was_refused_its_name_touches_nothing_of_the_other(
 
 
 def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
-    from components.configure import configure
+    from components.functions import configure
 
     def begin(job: str, *overrides: str) -> Any:
         given = {"experiment": mapping(tmp_path), "overrides": list(overrides), "job": job, "stages": []}

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from components.data_card import data_card
-from components.results import results
+from components.functions import data_card, results
 from wukong.store import storage
 from wukong.store.manifest import Stage
 

@@ -83,7 +83,7 @@ NOT_EXECUTED = {
     ): "needs Kubeflow Pipelines; tests/ray_jobs/test_set_training.py fine-tunes on a set",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
-    ("docs/cluster.md", ".venv/bin/python -m infra.images.sbom"): "asks Docker; tests/infra/test_sbom.py plays it",
+    ("docs/cluster.md", "syft scan"): "asks Docker; tests/infra/test_signed_images.py lists an image of a registry",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",
     ("docs/cluster.md", 'kubectl apply -k "github.com/kubeflow'): CLUSTER,
     ("docs/cluster.md", "helm repo add"): CLUSTER,

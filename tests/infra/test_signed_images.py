@@ -1,18 +1,17 @@
 """Images that are signed and checked by the real cosign, in a registry on loopback; Docker's client is played.
 
-Where the two programs cannot be had (building cosign takes minutes) these tests are skipped; the rest needs neither:
+Where the three programs cannot be had (building them takes minutes) these tests are skipped; the rest needs none:
 
     go install github.com/google/go-containerregistry/cmd/crane@v0.22.1
     go install github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3
+    go install github.com/anchore/syft/cmd/syft@latest
 """
 
 import base64
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -20,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import api_server
 import pytest
 import yaml
 from free_ports import free_port
 from manifests import FOLDER, build, plain, pods, ray_jobs, ray_pods
 
-from infra.images import cosign, docker, provenance, sign, verify
+from infra.images import cosign, docker, program, provenance, sign, verify
 from infra.images.provenance import Made
+from wukong.errors import StackError
 from wukong.stages import overlay
 
 IDENTITY = f"sha256:{'1d' * 32}"
@@ -78,15 +79,15 @@ def ran(*command: str) -> str:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    missing = [name for name in ("cosign", "crane") if shutil.which(name) is None]
+    missing = [name for name in ("cosign", "crane", "syft") if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"{' and '.join(missing)} not on PATH; building cosign takes minutes (the module says how)")
+        pytest.skip(f"{' and '.join(missing)} not on PATH; building them takes minutes (the module says how)")
     monkeypatch.setenv("COSIGN_PASSWORD", "of-the-test")
     for name in ("cosign", "other"):
         ran("cosign", "generate-key-pair", f"--output-key-prefix={tmp_path / name}")
-    (tmp_path / "file").write_text("content")
+    (tmp_path / "file").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.5\n")
     with tarfile.open(tmp_path / "layer.tar", "w") as layer:
-        layer.add(tmp_path / "file", "file")
+        layer.add(tmp_path / "file", "usr/local/lib/python3.11/site-packages/mine-1.5.dist-info/METADATA")
     port = free_port()
     with subprocess.Popen(
         ["crane", "registry", "serve", "--address", f"127.0.0.1:{port}"], stderr=subprocess.DEVNULL
@@ -116,9 +117,7 @@ def played_docker(folder: Path, digests: list[str], monkeypatch: pytest.MonkeyPa
     (folder / "about.json").write_text(json.dumps([about]))
     tools = folder / "bin"
     tools.mkdir()
-    (tools / "docker").write_text(
-        f'#!/bin/sh\ncase "$1" in image) exec cat {folder}/about.json;; run) exec "{sys.executable}" -;; esac\nexit 1\n'
-    )
+    (tools / "docker").write_text(f'#!/bin/sh\ncase "$1" in image) exec cat {folder}/about.json;; esac\nexit 1\n')
     (tools / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
 
@@ -127,7 +126,7 @@ def test_what_is_signed_is_found_again(registry: Registry, capsys: pytest.Captur
     assert registry.sign() == 0
     assert capsys.readouterr().out.strip() == registry.image
     assert registry.verify("--image", registry.image, "--write", str(registry.folder / "images.yaml")) == 0
-    assert f"signed, revision {REVISION[:12]}" in capsys.readouterr().out
+    assert f"signed, revision {REVISION[:12]}, 1 packages listed" in capsys.readouterr().out
     # Without anything of ours: the statement as cosign gives it.
     given = ("--insecure-ignore-tlog=true", f"--key={registry.folder / 'cosign.pub'}", registry.image)
     for kind, type_ in (
@@ -137,6 +136,8 @@ def test_what_is_signed_is_found_again(registry: Registry, capsys: pytest.Captur
         envelope = json.loads(ran("cosign", "verify-attestation", f"--type={kind}", *given))
         statement = json.loads(base64.b64decode(envelope["payload"]))
         assert statement["predicateType"] == type_
+        if kind == "cyclonedx":
+            assert [each["purl"] for each in statement["predicate"]["components"]] == ["pkg:pypi/mine@1.5"]
         assert [each["digest"]["sha256"] for each in statement["subject"]] == [registry.digest.removeprefix("sha256:")]
     dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     assert [next(iter(each["digest"].values()))[:4] for each in dependencies] == ["cccc", "baba", "aaaa"]
@@ -196,6 +197,16 @@ def test_only_what_was_pushed_and_built_here_is_signed(
     played_docker(registry.folder, [f"elsewhere/wukong/data@{registry.digest}"], monkeypatch)
     assert registry.sign() == 1
     assert "was not pushed" in capsys.readouterr().err
+
+
+def test_what_is_missing_or_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docker").write_text("#!/bin/sh\necho 'Error: no such image' >&2; exit 1\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StackError, match="docker image of gone: no such image"):
+        docker.inspect("gone")
+    with pytest.raises(StackError, match=r"'syft' is not installed; with Go: go install github\.com/anchore/syft"):
+        program.run("syft", "scan")
 
 
 @pytest.mark.parametrize("image", ["127.0.0.1:5000/wukong/data:1", "127.0.0.1:5000/wukong/data"])
@@ -284,17 +295,15 @@ def test_of_the_pods_of_components_kubeflows_own_do_not_count(tmp_path: Path, mo
             "initContainers": [{"name": name, "image": argo["image"]} for name in ("init", *started_with)],
             "containers": [argo, {"name": "main", "image": image}],
         }
-        return {"kind": "Pod", "spec": spec, "status": {"phase": "Running"}}
+        metadata = {"name": image, "namespace": "kubeflow", "labels": {"pipelines.kubeflow.org/v2_component": "true"}}
+        return {"metadata": metadata, "spec": spec, "status": {"phase": "Running"}}
 
-    answers = {"pods": [pod("localhost/wukong/data:0.2.0", "kfp-launcher"), pod("ghcr.io/kubeflow/kfp-driver:2.17.0")]}
-    (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
-    program = tmp_path / "kubectl"
-    program.write_text(
-        f"#!{sys.executable}\nimport json, sys\n"
-        f"known = json.load(open('{tmp_path}/answers.json'))\n"
-        "print(json.dumps({'items': known.get(sys.argv[2], [])}))\n",
-        encoding="utf-8",
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert verify.of_cluster("wukong", "kubeflow") == {"localhost/wukong/data:0.2.0"}
+    with api_server.running(tmp_path, monkeypatch) as api:
+        api.pods = [
+            pod("localhost/wukong/data:0.2.0", "kfp-launcher"),
+            pod("ghcr.io/kubeflow/kfp-driver:2.17.0"),
+        ]
+        for each in plain():
+            api.put(each)
+        of_components = {"localhost/wukong/data:0.2.0"}
+        assert verify.of_cluster("wukong", "kubeflow") == verify.images_of(plain()) | of_components

@@ -1,8 +1,10 @@
-"""A small Kubernetes API on loopback: RayJobs with scripted statuses, watches, pods and their logs.
+"""A small Kubernetes API on loopback: objects of any kind, RayJobs with scripted statuses, watches, pods, their logs.
 
-It answers as the API server does where the launcher depends on it: resource versions, watch events in order after a
+It answers as the API server does where this project depends on it: resource versions, watch events in order after a
 version, 409 for a name that is taken, 410 for a version that has gone, Status objects as errors, admission by the
-RayJob's schema. A script says what the KubeRay operator and the kubelet would do once a RayJob was made.
+RayJob's schema. A script says what the KubeRay operator and the kubelet would do once a RayJob was made. Of other kinds
+it stores what is made, and what is applied and patched, merged over what is there; a Job has ended at once. It checks
+nothing of these: ``kube_api_server`` is a real one.
 """
 
 import asyncio
@@ -12,11 +14,12 @@ import json
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import crd
+import pytest
 import yaml
 from aiohttp import web
 
@@ -26,7 +29,6 @@ _UNTIL = 120.0  # seconds in which a script's condition comes true on a slow and
 RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace}/workloads"
 PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues/{name}/pendingworkloads"
-STATEFUL_SETS = "/apis/apps/v1/namespaces/{namespace}/statefulsets"
 WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
 
 
@@ -38,7 +40,9 @@ class ApiServer:
             status, ``("log", line)`` one line of the submitter's log, ``("pods", [...])`` the cluster's pods,
             ``("sleep", seconds)``, ``("until", condition)``, ``("call", function)``, ``("drop logs",)``,
             ``("no submitter",)`` and ``("delete",)``. The next line is that of another submitter, if it was gone.
-        config_maps: by name.
+        objects: those of all kinds but RayJobs, Workflows, Workloads and pods of Ray clusters, by their paths.
+        changes: requests that have changed something of these, as "METHOD path".
+        conditions: of Jobs that are made.
         jobs: RayJobs by name.
         workflows: Argo's Workflows by name; ``change_workflow`` changes them.
         requests: every request, as "METHOD path".
@@ -48,25 +52,23 @@ class ApiServer:
         watching: how many watches are open and wait for events; a script that needs an event to be seen waits for one,
             since a client that reads the status first gets no event of it.
         unavailable: how many requests still to answer with 503.
-        forbid: verbs to answer with 403.
+        forbid: verbs and paths to answer with 403.
         rules: what is allowed, by namespace: the rules of the Roles bound to the client, and of ClusterRoles under "";
             everything while empty.
-        nodes: of the cluster, as the API returns them.
         workloads: Kueue's, by the name of their RayJob.
         pending: names of the Workloads that wait, in Kueue's order; None where Kueue does not tell it.
-        secrets: values by "namespace/name".
-        metadata: of Secrets that were made through the API, by "namespace/name".
-        stateful_sets: as changed, by "namespace/name".
-        settings: ConfigMaps' data by "namespace/name", beside those of ``config_maps``.
+        secrets: values of the Secrets by "namespace/name".
     """
 
     def __init__(self) -> None:
         self.scripts: list[list[Any]] = []
-        self.config_maps: dict[str, dict[str, str]] = {}
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.changes: list[str] = []
+        self.conditions = [{"type": "Complete", "status": "True"}]
+        self.secrets = Secrets(self)
         self.jobs: dict[str, dict[str, Any]] = {}
         self.workflows: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
-        self.nodes: list[dict[str, Any]] = []
         self.workloads: dict[str, dict[str, Any]] = {}
         self.pending: list[str] | None = None
         self.requests: list[str] = []
@@ -75,12 +77,6 @@ class ApiServer:
         self.lose_create = False
         self.forbid: set[str] = set()
         self.rules: dict[str, list[dict[str, Any]]] = {}
-        self.secrets: dict[str, dict[str, str]] = {}
-        self.metadata: dict[str, dict[str, Any]] = {}
-        self.settings: dict[str, dict[str, str]] = {}
-        self.stateful_sets: dict[str, dict[str, Any]] = {
-            "wukong/object-store": {"spec": {"serviceName": "object-store", "selector": {}, "template": {}}}
-        }
         self.kuberay_installed = True
         self.url = ""
         self._version = 100
@@ -105,6 +101,24 @@ class ApiServer:
         self._thread.join(10)
         if self._wrong:
             raise self._wrong[0]
+
+    def put(self, manifest: dict[str, Any]) -> None:
+        """Have an object."""
+        metadata, version, kind = manifest["metadata"], manifest["apiVersion"], manifest["kind"].lower()
+        plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+        place = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        self.objects[f"{root}{place}/{plural}/{metadata['name']}"] = _stored(manifest, {})
+
+    def named(self, plural: str, namespace: str = "") -> dict[str, dict[str, Any]]:
+        """The objects of a kind, by name."""
+        ending = (f"/namespaces/{namespace}" if namespace else "") + f"/{plural}/"
+        return {path.rpartition("/")[2]: each for path, each in self.objects.items() if ending in path}
+
+    @property
+    def config_maps(self) -> dict[str, dict[str, str]]:
+        """The data of the installation's ConfigMaps by name, which may be changed."""
+        return {name: each["data"] for name, each in self.named("configmaps", "wukong").items()}
 
     def kubeconfig(self, path: Path) -> Path:
         """Write a kubeconfig that names this server."""
@@ -131,18 +145,12 @@ class ApiServer:
         application.router.add_patch(RAYJOBS + "/{name}", self._patch)
         application.router.add_get(KUEUE, self._list_workloads)
         application.router.add_get(PENDING, self._list_pending)
-        application.router.add_get(WORKFLOWS, self._watch_workflow)
-        application.router.add_get(WORKFLOWS + "/{name}", self._get_workflow)
-        application.router.add_get("/api/v1/namespaces/{namespace}/configmaps/{name}", self._config_map)
-        for kind in ("secrets", "configmaps"):
-            application.router.add_post(f"/api/v1/namespaces/{{namespace}}/{kind}", self._create_small)
-            application.router.add_patch(f"/api/v1/namespaces/{{namespace}}/{kind}/{{name}}", self._patch_small)
-        application.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._secret)
-        application.router.add_patch(STATEFUL_SETS + "/{name}", self._patch_stateful_set)
-        application.router.add_get("/api/v1/nodes", self._list_nodes)
+        application.router.add_get(WORKFLOWS, self._watch)
+        application.router.add_get(WORKFLOWS + "/{name}", self._get)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
-        application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get_pod)
+        application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}", self._get)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
+        application.router.add_route("*", "/{path:.*}", self._any)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -163,7 +171,7 @@ class ApiServer:
         if self.unavailable:
             self.unavailable -= 1
             return _status(503, "ServiceUnavailable", "the server is currently unable to handle the request")
-        if verb in self.forbid:
+        if {verb, request.path} & self.forbid:
             who = 'User "system:serviceaccount:kubeflow:pipeline-runner"'
             return _status(403, "Forbidden", f"rayjobs.ray.io is forbidden: {who} cannot {verb.lower()} resource")
         if self.rules and not self._allowed(request):
@@ -257,10 +265,10 @@ class ApiServer:
             await asyncio.sleep(0.01)
 
     async def _get(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        if name not in self.jobs:
-            return _status(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
-        return web.json_response(self.jobs[name])
+        _, _, resource, name = authorization_of(request.path)
+        pods = {each["metadata"]["name"]: each for each in self.pods}
+        found = {"rayjobs": self.jobs, "workflows": self.workflows, "pods": pods}[resource].get(name)
+        return web.json_response(found) if found else _status(404, "NotFound", f'{resource} "{name}" not found')
 
     async def _patch(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -325,11 +333,13 @@ class ApiServer:
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return response
-        name = request.query["fieldSelector"].removeprefix("metadata.name=")
+        _, _, resource, _ = authorization_of(request.path)
+        wanted = (request.query["fieldSelector"].removeprefix("metadata.name="), resource)
         self.watching += 1
         try:
-            async for kind, job in self._after(int(request.query["resourceVersion"]), request):
-                if job["metadata"]["name"] != name:
+            # A watch without a version begins with what is there.
+            async for kind, job in self._after(int(request.query.get("resourceVersion", 0)), request):
+                if (job["metadata"]["name"], f"{job['kind'].lower()}s") != wanted:
                     continue
                 await response.write(json.dumps({"type": kind, "object": job}).encode() + b"\n")
                 if self.drop_watches:
@@ -348,23 +358,6 @@ class ApiServer:
         self.workflows[name] = workflow
         asyncio.run_coroutine_threadsafe(self._notify(kind, workflow), self._loop).result(60)
 
-    async def _get_workflow(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        if name not in self.workflows:
-            return _status(404, "NotFound", f'workflows.argoproj.io "{name}" not found')
-        return web.json_response(self.workflows[name])
-
-    async def _watch_workflow(self, request: web.Request) -> web.StreamResponse:
-        """A watch without a version begins with what is there."""
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        name = request.query["fieldSelector"].removeprefix("metadata.name=")
-        async for kind, found in self._after(0, request):
-            if found["kind"] == "Workflow" and found["metadata"]["name"] == name:
-                await response.write(json.dumps({"type": kind, "object": found}).encode() + b"\n")
-        return response
-
     async def _after(self, version: int, request: web.Request) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         deadline = self._loop.time() + float(request.query["timeoutSeconds"])
         while self._loop.time() < deadline and not self._stopping.is_set():
@@ -376,60 +369,50 @@ class ApiServer:
                 async with self._changed:
                     await asyncio.wait_for(self._changed.wait(), 0.05)
 
-    async def _config_map(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        key = f"{request.match_info['namespace']}/{name}"
-        data = self.config_maps.get(name) or self.settings.get(key)
-        if data is None:
-            return _status(404, "NotFound", f'configmaps "{name}" not found')
-        metadata = {"name": name, "uid": f"uid of {key}"}
-        return web.json_response({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
-
-    async def _secret(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        key = f"{request.match_info['namespace']}/{name}"
-        value = self.secrets.get(key)
-        if value is None:
-            return _status(404, "NotFound", f'secrets "{name}" not found')
-        data = {key: base64.b64encode(entry.encode()).decode() for key, entry in value.items()}
-        metadata = {**self.metadata.get(key, {}), "name": name}
-        return web.json_response({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})
-
-    async def _create_small(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        key = f"{request.match_info['namespace']}/{body['metadata']['name']}"
-        store = self.secrets if "/secrets" in request.path else self.settings
-        if key in store:
-            return _status(409, "AlreadyExists", f'"{key}" already exists')
-        store[key] = body.get("stringData") or body["data"]
-        self.metadata[key] = body["metadata"]
-        return web.json_response({"metadata": body["metadata"]}, status=201)
-
-    async def _patch_small(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if wrong := _wrong_patch(request, body):
+    async def _any(self, request: web.Request) -> web.Response:
+        """An object of any kind that nothing else here is for, or those of a kind."""
+        path, method = request.path, request.method
+        body = await request.json() if request.can_read_body else {}
+        if method == "GET":
+            return self._found(path, request.query.get("labelSelector", ""))
+        before = json.dumps(self.objects, sort_keys=True)
+        if method == "POST":
+            name = body["metadata"].setdefault("name", f"{body['metadata'].get('generateName')}{len(self.changes)}")
+            path = f"{path}/{name}"
+            if path in self.objects:
+                return _status(409, "AlreadyExists", f'"{path}" already exists')
+            body |= {"status": {"conditions": self.conditions}} if path.startswith("/apis/batch/") else {}
+        elif method == "PATCH" and (wrong := _wrong_patch(request, body)):
             return wrong
-        key = f"{request.match_info['namespace']}/{request.match_info['name']}"
-        store = self.secrets if "/secrets" in request.path else self.settings
-        store[key] = {**store[key], **(body.get("stringData") or body["data"])}
-        self.metadata[key] = {**self.metadata.get(key, {}), **body.get("metadata", {})}
-        return web.json_response({"metadata": {"name": request.match_info["name"]}})
+        elif path not in self.objects and "apply" not in request.content_type:
+            return _status(404, "NotFound", f'"{path}" not found')
+        if method == "DELETE":
+            inside = f"/namespaces/{path.removeprefix('/api/v1/namespaces/')}/"
+            answer = self.objects.pop(path)
+            self.objects = {name: each for name, each in self.objects.items() if inside not in name}
+        else:
+            answer = self.objects[path] = _stored(body, self.objects.get(path, {}))
+        if json.dumps(self.objects, sort_keys=True) != before:
+            self.changes.append(f"{method} {request.path}")
+        return web.json_response(answer)
 
-    async def _patch_stateful_set(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if wrong := _wrong_patch(request, body):
-            return wrong
-        key = f"{request.match_info['namespace']}/{request.match_info['name']}"
-        if key not in self.stateful_sets:
-            return _status(404, "NotFound", f'statefulsets.apps "{key}" not found')
-        self.stateful_sets[key] = _merged(self.stateful_sets[key], body)
-        return web.json_response({"apiVersion": "apps/v1", "kind": "StatefulSet"} | self.stateful_sets[key])
-
-    async def _list_nodes(self, _request: web.Request) -> web.Response:
-        return web.json_response({"apiVersion": "v1", "kind": "NodeList", "items": self.nodes})
+    def _found(self, path: str, selector: str) -> web.Response:
+        group, namespace, resource, name = authorization_of(path)
+        if name and path not in self.objects:
+            return _status(404, "NotFound", f'{resource} "{name}" not found')
+        if name:
+            return web.json_response(self.objects[path])
+        wanted = dict(pair.split("=") for pair in selector.split(",") if pair)
+        items = [
+            each
+            for (of, place, kind, _), each in ((authorization_of(known), each) for known, each in self.objects.items())
+            if (of, kind) == (group, resource) and namespace in ("", place)
+            if wanted.items() <= each["metadata"].get("labels", {}).items()
+        ]
+        return web.json_response({"items": items})
 
     async def _list_pods(self, request: web.Request) -> web.Response:
-        selector = request.query["labelSelector"]
+        selector, namespace = request.query.get("labelSelector", ""), request.match_info["namespace"]
         items: list[dict[str, Any]] = []
         if selector.startswith("batch.kubernetes.io/job-name="):
             name = selector.partition("=")[2]
@@ -438,17 +421,13 @@ class ApiServer:
                 ended = status.get("jobDeploymentStatus") in _ENDED
                 items = [pod(self._submitter(name), {"phase": "Succeeded" if ended else "Running"})]
         else:
-            wanted = dict(pair.split("=") for pair in selector.split(","))
-            items = [entry for entry in self.pods if wanted.items() <= entry["metadata"]["labels"].items()]
+            wanted = dict(pair.split("=") for pair in selector.split(",") if pair)
+            here = [each for each in self.pods if each["metadata"].get("namespace", namespace) == namespace]
+            items = [entry for entry in here if wanted.items() <= entry["metadata"]["labels"].items()]
         return web.json_response({"apiVersion": "v1", "kind": "PodList", "items": items})
 
     def _submitter(self, job: str) -> str:
         return f"{job}.{self._submitters.get(job, 0)}-submitter"
-
-    async def _get_pod(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        found = next((entry for entry in self.pods if entry["metadata"]["name"] == name), None)
-        return web.json_response(found) if found else _status(404, "NotFound", f'pods "{name}" not found')
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
         pod_name = request.match_info["name"]
@@ -479,14 +458,51 @@ class ApiServer:
 
 
 def authorization_of(path: str) -> tuple[str, str, str, str]:
-    """API group, namespace (none: ""), resource (with its subresource) and name of a request's path."""
+    """API group, namespace (none: ""), resource (with its subresource) and name (none: "") of a request's path."""
     parts = path.strip("/").split("/")
-    group = "" if parts[0] == "api" else parts[1]
-    if "namespaces" not in parts:
-        return group, "", parts[2 if parts[0] == "api" else 3], ""
-    namespace, resource, *rest = parts[parts.index("namespaces") + 1 :]
-    name = rest[0] if rest else ""
-    return group, namespace, "/".join([resource, *rest[1:]]), name
+    group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
+    namespace, rest = (rest[1], rest[2:]) if rest[0] == "namespaces" and len(rest) > 2 else ("", rest)
+    return group, namespace, "/".join([rest[0], *rest[2:]]), "".join(rest[1:2])
+
+
+class Secrets(MutableMapping[str, dict[str, str]]):
+    """The values of a server's Secrets by "namespace/name"."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
+
+    def __getitem__(self, name: str) -> dict[str, str]:
+        data = self._server.objects[self._path(name)]["data"]
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+    def __setitem__(self, name: str, values: dict[str, str]) -> None:
+        metadata = dict(zip(("namespace", "name"), name.split("/"), strict=True))
+        self._server.put({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": values})
+
+    def __delitem__(self, name: str) -> None:
+        del self._server.objects[self._path(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        of = (authorization_of(path) for path in self._server.objects)
+        return iter([f"{namespace}/{name}" for _, namespace, resource, name in of if resource == "secrets"])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @staticmethod
+    def _path(name: str) -> str:
+        return "/api/v1/namespaces/{}/secrets/{}".format(*name.split("/"))
+
+
+def _stored(given: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:
+    """An object as it is kept: with ``data`` for ``stringData``, and what the API server adds."""
+    made: dict[str, Any] = _merged(existing, json.loads(json.dumps(given)))
+    for key, value in made.pop("stringData", {}).items():
+        made.setdefault("data", {})[key] = base64.b64encode(value.encode()).decode()
+    metadata = made["metadata"]
+    metadata.setdefault("uid", f"uid of {metadata.get('namespace', '')}/{metadata['name']}")
+    metadata.setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
+    return made
 
 
 def pod(name: str, status: dict[str, Any], labels: dict[str, str] | None = None) -> dict[str, Any]:
@@ -528,7 +544,9 @@ def _status(code: int, reason: str, message: str) -> web.Response:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[ApiServer]:
-    """An API server for the time of the block."""
+def running(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """An API server for the time of the block; the kubeconfig of who asks lies in a folder."""
     with ApiServer() as server:
+        path = server.kubeconfig(folder / "kubeconfig")
+        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield server

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import crd
@@ -15,11 +16,11 @@ import kube_api_server
 import pytest
 import yaml
 from kube_api_server import NOBODYS_TOKEN, READY_SECONDS, TOKEN, Server
-from kubernetes import client
 from manifests import BUILDS, FOLDER, Installation, Manifest, installation, named, plain, pods, ray_jobs
 
 from cli import free_resources
 from infra import team
+from infra.cluster_api import Cluster
 from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.manifest import named as named_job
 
@@ -296,14 +297,6 @@ def test_an_exception_that_schemas_accept_is_refused(server: Server) -> None:
     assert "subset" in server.create(policy)
 
 
-def _core(server: Server, token: str) -> client.CoreV1Api:
-    settings = client.Configuration(
-        host=f"https://127.0.0.1:{server.port}", api_key={"authorization": f"Bearer {token}"}
-    )
-    settings.verify_ssl = False  # the certificate is made by the server as it starts, on loopback
-    return client.CoreV1Api(client.ApiClient(settings))
-
-
 @pytest.fixture
 def node(server: Server) -> Manifest:
     """A node of eight cores, on which a pod of MLflow runs."""
@@ -322,19 +315,27 @@ def node(server: Server) -> Manifest:
     return running
 
 
-def test_what_is_free_is_read_as_the_server_describes_it(server: Server, node: Manifest) -> None:
+def test_what_is_free_is_read_as_the_server_describes_it(
+    server: Server, node: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `wukong submit --dry-run` reads, and what a user without rights is told."""
+
+    def seen_by(token: str) -> Cluster:
+        path = server.kubeconfig(tmp_path / "kubeconfig", token)
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        return Cluster()
+
     asked = room.requests_of(node["spec"])
-    (seen,) = free_resources.nodes(_core(server, TOKEN))
+    (seen,) = free_resources.nodes(seen_by(TOKEN))
     assert asked["cpu"] > 0
     assert seen.free["cpu"] == 8 - asked["cpu"]
     assert seen.free["memory"] == 16 * 2**30 - asked["memory"]
     assert seen.free["pods"] == 109
     pods = [room.Pod("crawl", "worker", {"cpu": Decimal(4)})] * 2
-    ((line,), unseen) = free_resources.unfit(_core(server, TOKEN), "wukong", {"crawl": pods})
+    ((line,), unseen) = free_resources.unfit(seen_by(TOKEN), "wukong", {"crawl": pods})
     assert line.startswith("crawl: 1 of 2 pods (worker) fit on no node now")
     assert unseen == []
-    (lines, unseen) = free_resources.unfit(_core(server, NOBODYS_TOKEN), "wukong", {"crawl": pods})
+    (lines, unseen) = free_resources.unfit(seen_by(NOBODYS_TOKEN), "wukong", {"crawl": pods})
     assert lines == []
     assert [each.partition(";")[0] for each in unseen] == [
         "not looked at: nodes and their pods (Forbidden)",

@@ -12,6 +12,7 @@ import api_server
 import pytest
 import yaml
 from api_server import ApiServer
+from manifests import plain
 
 from infra import cluster
 from wukong.errors import StackError, StorageError
@@ -28,12 +29,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     """A cluster with KFP in it, in which the setup job may do what its Roles say."""
     documents = list(yaml.safe_load_all((BASE / "setup.yaml").read_text(encoding="utf-8")))
     roles = [document for document in documents if document["kind"] == "Role"]
-    with api_server.running() as api:
+    with api_server.running(tmp_path, monkeypatch) as api:
         api.rules = {role["metadata"]["namespace"]: role["rules"] for role in roles}
         api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
-        api.settings["kubeflow/wukong-settings"] = {"AWS_REGION": "us-east-1"}
-        path = api.kubeconfig(tmp_path / "kubeconfig")
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        for each in plain():
+            api.put(each)
         yield api
 
 
@@ -88,9 +88,9 @@ def test_the_servers_file_is_what_mlflow_reads(
 
 def test_a_second_run_changes_nothing(server: ApiServer) -> None:
     cluster.make_credentials("wukong", "kubeflow")
-    before, count = json.dumps(server.secrets, sort_keys=True), len(changes(server))
+    before, count = dict(server.secrets), len(changes(server))
     cluster.make_credentials("wukong", "kubeflow")
-    assert json.dumps(server.secrets, sort_keys=True) == before
+    assert server.secrets == before
     assert len(changes(server)) == count
 
 
@@ -119,7 +119,7 @@ def test_the_operators_own_keys_for_each_use_are_kept(server: ApiServer) -> None
         name: {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": "mine"}
         for name in ("wukong/wukong-s3", "wukong/mlflow-s3")
     }
-    server.secrets |= own
+    server.secrets.update(own)
     cluster.make_credentials("wukong", "kubeflow")
     assert {name: server.secrets[name] for name in own} == own
     assert server.secrets["wukong/setup-s3"] == own["wukong/wukong-s3"]
@@ -141,7 +141,7 @@ def test_a_store_that_does_not_know_a_key_starts_again(server: ApiServer) -> Non
 
 def test_without_a_store_of_its_own_nothing_is_started_again(server: ApiServer) -> None:
     cluster.make_credentials("wukong", "kubeflow")
-    del server.stateful_sets["wukong/object-store"]
+    del server.objects["/apis/apps/v1/namespaces/wukong/statefulsets/object-store"]
     del server.secrets["wukong/job-crawl-s3"]
     cluster.make_credentials("wukong", "kubeflow")
     assert "wukong/job-crawl-s3" in server.secrets
@@ -150,19 +150,19 @@ def test_without_a_store_of_its_own_nothing_is_started_again(server: ApiServer) 
 def test_the_components_copies_are_deleted_with_their_settings(server: ApiServer) -> None:
     """By Kubernetes' garbage collector, through the owner."""
     cluster.make_credentials("wukong", "kubeflow")
-    for name in ("kubeflow/wukong-mlflow", "kubeflow/component-crawl-s3"):
-        (owner,) = server.metadata[name]["ownerReferences"]
+    for name in ("wukong-mlflow", "component-crawl-s3"):
+        (owner,) = server.named("secrets", "kubeflow")[name]["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["name"], owner["uid"]) == (
             "ConfigMap",
             "wukong-settings",
             "uid of kubeflow/wukong-settings",
         )
-    assert not any("ownerReferences" in server.metadata[name] for name in server.metadata if name.startswith("wukong/"))
+    assert not any("ownerReferences" in each["metadata"] for each in server.named("secrets", "wukong").values())
 
 
 def test_without_the_components_settings_it_says_so(server: ApiServer) -> None:
-    del server.settings["kubeflow/wukong-settings"]
-    with pytest.raises(StackError, match="cannot read ConfigMap kubeflow/wukong-settings"):
+    del server.objects["/api/v1/namespaces/kubeflow/configmaps/wukong-settings"]
+    with pytest.raises(StackError, match=r'refuses GET .*/kubeflow/.*configmaps "wukong-settings" not found'):
         cluster.make_credentials("wukong", "kubeflow")
 
 

@@ -38,11 +38,13 @@ from manifests import (
 from typer.testing import CliRunner
 
 from infra import cluster, install_manifest, stage_keys
+from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay import settings as launcher_settings
 from wukong.commands.app import app
 from wukong.publish.unneeded import DAY, Policy
 from wukong.runtime import forwarded
 from wukong.stages import JOBS, access
+from wukong.stages.overlay import amount_of
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -60,11 +62,11 @@ def manifests(request: pytest.FixtureRequest) -> Installation:
 @pytest.fixture(scope="module")
 def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, str]]]:
     """The Secrets that the setup job makes, by making them."""
-    with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
-        api.settings["kubeflow/wukong-settings"] = {"A": "b"}
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch, api_server.running(folder, patch) as api:
+        for each in plain():
+            api.put(each)
         api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
-        path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
-        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         cluster.make_credentials("wukong", "kubeflow")
         yield {key.removeprefix("wukong/"): value for key, value in api.secrets.items() if key.startswith("wukong/")}
 
@@ -359,7 +361,7 @@ def test_shared_memory_fits_the_memory_limit(manifests: Installation) -> None:
         for volume in pod.volumes:
             if volume.get("emptyDir", {}).get("medium") == "Memory":
                 limit = pod.containers[0]["resources"]["limits"]["memory"]
-                assert _bytes(volume["emptyDir"]["sizeLimit"]) <= _bytes(limit) / 2, pod.owner
+                assert amount_of(volume["emptyDir"]["sizeLimit"]) <= amount_of(limit) / 2, pod.owner
 
 
 def test_rays_objects_fit_in_shared_memory(manifests: Installation) -> None:
@@ -370,28 +372,13 @@ def test_rays_objects_fit_in_shared_memory(manifests: Installation) -> None:
         for volume in pod.volumes:
             if volume["name"] == "shared-memory":
                 limit = pod.containers[0]["resources"]["limits"]["memory"]
-                assert _bytes(volume["emptyDir"]["sizeLimit"]) >= SHARE * _bytes(limit), pod.owner
-
-
-def _cores(quantity: str) -> float:
-    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+                assert amount_of(volume["emptyDir"]["sizeLimit"]) >= SHARE * float(amount_of(limit)), pod.owner
 
 
 def _requests(found: list[Pod]) -> tuple[float, float]:
-    """Cores and GiB that the scheduler counts: of each pod, its containers together or its largest init container."""
-    cores = memory = 0.0
-    for pod in found:
-        asked = [
-            (_cores(container["resources"]["requests"]["cpu"]), _bytes(container["resources"]["requests"]["memory"]))
-            for container in pod.spec["containers"]
-        ]
-        first = [
-            (_cores(container["resources"]["requests"]["cpu"]), _bytes(container["resources"]["requests"]["memory"]))
-            for container in pod.spec.get("initContainers", [])
-        ]
-        cores += max([sum(cpu for cpu, _ in asked), *(cpu for cpu, _ in first)])
-        memory += max([sum(size for _, size in asked), *(size for _, size in first)])
-    return cores, memory / 1024**3
+    """Cores and GiB that the scheduler counts."""
+    asked = room.total(room.requests_of(pod.spec) for pod in found)
+    return float(asked["cpu"]), float(asked["memory"]) / 1024**3
 
 
 def test_a_laptop_of_two_cores_has_room() -> None:
@@ -413,13 +400,8 @@ def test_go_programs_know_their_memory(manifests: Installation) -> None:
             (container,) = pod.containers
             (known,) = [entry["value"] for entry in container["env"] if entry["name"] == "GOMEMLIMIT"]
             assert known.endswith("iB")
-            share = _bytes(known.removesuffix("B")) / _bytes(container["resources"]["limits"]["memory"])
+            share = amount_of(known.removesuffix("B")) / amount_of(container["resources"]["limits"]["memory"])
             assert 0.5 <= share <= 0.75, "room for what Go does not count: mapped files, stacks, the program"
-
-
-def _bytes(quantity: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)([KMGT]i)?", quantity).groups()  # type: ignore[union-attr]
-    return int(number) * 1024 ** (" KMGT".index(unit[0]) if unit else 0)
 
 
 # --- images and secrets

@@ -8,6 +8,7 @@ import measured
 import numpy as np
 import pytest
 import requests
+from manifests import plain
 from mlflow_server import MlflowServer
 
 from infra import cluster
@@ -28,10 +29,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, str]]:
     """The Secrets that the setup job makes, by making them."""
-    with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
-        api.settings["kubeflow/wukong-settings"] = {"A": "b"}
-        path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
-        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch, api_server.running(folder, patch) as api:
+        for each in plain():
+            api.put(each)
         cluster.make_credentials("wukong", "kubeflow")
         return dict(api.secrets)
 

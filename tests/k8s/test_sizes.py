@@ -50,7 +50,7 @@ def test_what_the_settings_say_the_store_holds_are_its_volumes(name: str) -> Non
     volumes = int(variables["VOLUMES"]) * int(variables["VOLUME_MB"]) * 2**20
     for namespace in ("wukong", "kubeflow"):
         said = named(manifests, "ConfigMap", namespace)["wukong-settings"]["data"][overlay.STORE_CAPACITY]
-        assert overlay.bytes_of(said) == volumes
+        assert overlay.amount_of(said) == volumes
 
 
 @pytest.mark.parametrize("name", ["plain", *BUILDS])

@@ -53,10 +53,8 @@ def server(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Itera
     (role,) = [document for document in documents if document["kind"] == "Role"]
     for name, value in {**ADMIN, "AWS_ENDPOINT_URL_S3": store, "AWS_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
-    with api_server.running() as api:
+    with api_server.running(tmp_path, monkeypatch) as api:
         api.rules = {"wukong": role["rules"]}
-        path = api.kubeconfig(tmp_path / "kubeconfig")
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield api
         api.jobs.clear()
         StageKeys("wukong").look()
@@ -90,7 +88,8 @@ def test_a_key_opens_what_its_job_needs_until_the_job_has_ended(server: ApiServe
     begin(server, "two")
     keys.look()
     one, two = key_of(server, "one"), key_of(server, "two")
-    assert server.metadata["wukong/one-s3"]["ownerReferences"][0]["uid"] == server.jobs["one"]["metadata"]["uid"]
+    (owner,) = server.named("secrets", "wukong")["one-s3"]["metadata"]["ownerReferences"]
+    assert owner["uid"] == server.jobs["one"]["metadata"]["uid"]
     for place in ("crawl/KEY/a", "runs/nightly/crawl.json", "runs/other/attempts/crawl/1.json"):
         assert opens(store, one, f"demo/{place}"), place
     for place in (

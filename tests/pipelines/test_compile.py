@@ -13,7 +13,7 @@ import yaml
 from kfp import compiler, components, dsl
 from manifests import named, plain
 
-from components.find_manifest import find_manifest
+from components.functions import find_manifest
 from pipelines import cluster, local
 from pipelines import compile as compiling
 from wukong import stages

@@ -533,8 +533,8 @@ def test_a_copy_of_a_release_alone_can_be_taken_down_from(restored, tmp_path):
 def test_the_components_hand_on_the_release_and_show_the_card(restored, tmp_path, monkeypatch):
     from kfp import dsl
 
-    from components.data_card import data_card
-    from components.release import release as component
+    from components.functions import data_card
+    from components.functions import release as component
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     e, validated, released, *_ = restored

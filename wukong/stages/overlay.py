@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ STORE_CAPACITY = "WUKONG_STORE_CAPACITY"
 SIZED_FOR = "wukong/sized-for-urls"
 """Annotation of that ConfigMap: the number of URLs that the installation's sizes are for."""
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
-_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50}
+_UNITS = {unit: Decimal(1000) ** power for power, unit in enumerate(("n", "u", "m", "", *"kMGTPE"), -3)}
+_UNITS |= {f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)}
 
 
 def read(place: Path, experiment: Experiment) -> Capacity:
@@ -51,8 +52,8 @@ def read(place: Path, experiment: Experiment) -> Capacity:
     workers |= {name: stages.training_of(experiment, name).workers for name in stages.TRAININGS}
     of_all = maps.get("wukong-settings", {})
     capacity = of_all.get("data", {}).get(STORE_CAPACITY)
-    memory = {name: bytes_of(pods[name]["memory"]) for name in pods if "memory" in pods[name]}
-    head_memory = bytes_of(settings["head"]["memory"])
+    memory = {name: int(amount_of(pods[name]["memory"])) for name in pods if "memory" in pods[name]}
+    head_memory = int(amount_of(settings["head"]["memory"]))
     urls = of_all.get("metadata", {}).get("annotations", {}).get(SIZED_FOR)
     return Capacity(
         cores=1,  # of stages that are components
@@ -66,31 +67,41 @@ def read(place: Path, experiment: Experiment) -> Capacity:
         memory=memory,
         held_memory={name: size * workers[name] + head_memory for name, size in memory.items()},
         head_memory=head_memory,
-        store=bytes_of(capacity) if capacity else None,
+        store=int(amount_of(capacity)) if capacity else None,
         sized_for=None if urls is None else int(urls),
         prices=of_all.get("data", {}).get(prices.VARIABLE, ""),
     )
 
 
-def _disk(data: Mapping[str, str], together: int) -> int | None:
+def _disk(data: Mapping[str, str], together: int | str) -> int | None:
     """Return the bytes of temporary files of a worker of a training, where the template limits those of a pod."""
-    if "template.yaml" not in data:
+    if "template.yaml" not in data or not isinstance(together, int):
         return None
     (workers,) = yaml.safe_load(data["template.yaml"])["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     limits = [each["emptyDir"] for each in workers["template"]["spec"]["volumes"] if each["name"] == "tmp"]
-    return bytes_of(limits[0]["sizeLimit"]) // together if limits and "sizeLimit" in limits[0] else None
+    return int(amount_of(limits[0]["sizeLimit"])) // together if limits and "sizeLimit" in limits[0] else None
 
 
-def bytes_of(quantity: str) -> int:
-    """Return the bytes of a Kubernetes quantity, such as ``500Gi``.
+def amount_of(quantity: str | float) -> Decimal:
+    """Return what a Kubernetes quantity stands for, such as ``500m`` of a core or ``500Gi`` of memory.
 
     Raises:
         ConfigError: it is none.
     """
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", quantity.strip())
+    number, unit = parts_of(quantity)
+    return number * _UNITS[unit]
+
+
+def parts_of(quantity: str | float) -> tuple[Decimal, str]:
+    """Return the number and the unit of a Kubernetes quantity.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    parts = re.fullmatch(r"(\d*\.?\d+(?:[eE][+-]?\d+)?)([A-Za-z]*)", str(quantity).strip(), re.ASCII)
     if parts is None or parts[2] not in _UNITS:
-        raise ConfigError(f"{quantity!r} is no amount of bytes as Kubernetes writes it; write 500Gi or 12Ti")
-    return int(float(parts[1]) * _UNITS[parts[2]])
+        raise ConfigError(f"{quantity!r} is no amount as Kubernetes writes it; write 500m, 500Gi or 12Ti")
+    return Decimal(parts[1]), parts[2]
 
 
 def manifests(place: Path) -> list[dict[str, Any]]:

@@ -386,7 +386,7 @@ def check_store(experiment: Experiment) -> None:
     if not holds or not experiment.storage.startswith("s3://"):
         return
     few, many = (estimate.DATA_BYTES * urls for urls in expected_urls(experiment))
-    room = overlay.bytes_of(holds)
+    room = int(overlay.amount_of(holds))
     remedy = message("enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query")
     if few > room:
         raise ConfigError(

@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from kubernetes import client
-
+from infra.cluster_api import Cluster, ClusterError, Manifest
 from ray_jobs.launch.kuberay import kept_images, pipeline_run, queue, settings
-from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi, Timing, explain, load_credentials
+from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi, Timing, explain
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import WORKERS, images_of, job_name, make_ray_job, named
@@ -40,7 +39,7 @@ from ray_jobs.launch.kuberay.status import (
 )
 from wukong import stages
 from wukong.config.experiment import Experiment
-from wukong.errors import WukongError
+from wukong.errors import StackError, WukongError
 from wukong.runs import origin, run_costs, run_records
 from wukong.runs.run_records import Record
 from wukong.runtime.cancel import JobLeftError, end_on_signal
@@ -50,7 +49,6 @@ from wukong.store import storage
 _MAX_ATTEMPTS = 99
 _POD = "KFP_POD_NAME"  # in a component's pod
 _CONTAINER = "main"  # of a component's pod
-_UNREADABLE: tuple[type[Exception], ...] = (*API_ERRORS, RayJobError)
 
 log = logging.getLogger(__name__)
 
@@ -132,23 +130,18 @@ def images_of_this_pod() -> frozenset[str]:
         return frozenset()
     namespace = file.read_text(encoding="utf-8").strip()
     try:
-        load_credentials(namespace)
-        pod = client.CoreV1Api().read_namespaced_pod(name, namespace, _request_timeout=(5, 30))
-    except _UNREADABLE as error:
+        pod = Cluster().read("v1", "Pod", name, namespace)
+    except StackError as error:
         log.warning("the image of this pod is not written down: %s", error)
         return frozenset()
     return images_run_by([pod], _CONTAINER)
 
 
-def was_terminated(namespace: str) -> bool:
+def was_terminated() -> bool:
     """Whether the pipeline run of this pod was terminated; False outside one.
 
     KFP gives an exit handler FAILED for a run that failed and for one that was terminated.
-
-    Args:
-        namespace: the one that ``WUKONG_CLUSTER`` names.
     """
-    load_credentials(namespace)
     pipeline = pipeline_run.of_this_pod()
     return pipeline is not None and pipeline.was_terminated()
 
@@ -336,16 +329,15 @@ class _StageJob:
             self.api.patch_job(
                 self.name, {"metadata": metadata, "spec": {"rayClusterSpec": {"workerGroupSpecs": groups}}}
             )
-        except API_ERRORS as error:
+        except ClusterError as error:
             log.warning("%s still asks for %d workers: %s", self.name, asked, explain(error))
         else:
             log.warning("%s, after %.0f s in the queue, asks for %d workers, not %d", self.name, waited, workers, asked)
 
-    def _without_node(self, pods: Sequence[Any]) -> tuple[list[str], list[str]]:
+    def _without_node(self, pods: Sequence[Manifest]) -> tuple[list[str], list[str]]:
         """See ``status.without_node``; nothing where all pods have a node, or nodes cannot be listed."""
-        sent = [self.api.as_sent(pod) for pod in pods]
-        nodes = self.api.nodes() if any(finds_no_node(pod) for pod in sent) else None
-        return without_node(sent, [Node.when_empty(node) for node in nodes]) if nodes is not None else ([], [])
+        nodes = self.api.nodes() if any(finds_no_node(pod) for pod in pods) else None
+        return without_node(pods, [Node.when_empty(node) for node in nodes]) if nodes is not None else ([], [])
 
     def cancel(self) -> None:
         """Delete the RayJob, if this process has created or found one and the pipeline run does not go on.

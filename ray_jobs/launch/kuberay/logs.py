@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_jobs.launch.kuberay.client import API_ERRORS, HEAD, KubernetesApi
+from infra.cluster_api import ClusterError
+from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi
 
 _KEPT_LINES = 40
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -64,7 +65,7 @@ class JobLog:
             is_last_round = self._job_ended.is_set()
             try:
                 for pod in self.api.submitter_pods(self.job):
-                    name, phase = pod.metadata.name, pod.status.phase
+                    name, phase = pod["metadata"]["name"], pod["status"].get("phase")
                     if name in complete or phase == "Pending":
                         continue
                     seen = last.get(name)
@@ -80,7 +81,7 @@ class JobLog:
                             sys.stdout.flush()
                     if phase in ("Succeeded", "Failed"):
                         complete.add(name)
-            except API_ERRORS as error:
+            except ClusterError as error:
                 log.debug("log of %s: %s", self.job, error)
             if is_last_round:
                 return
@@ -95,8 +96,8 @@ def end_of_head_log(api: KubernetesApi, status: Mapping[str, Any]) -> list[str]:
         status: the RayJob's.
     """
     for pod in api.cluster_pods(status, HEAD)[-1:]:
-        with contextlib.suppress(*API_ERRORS):
-            return api.read_log(pod.metadata.name, _KEPT_LINES)[-_KEPT_LINES:]
+        with contextlib.suppress(ClusterError):
+            return api.read_log(pod["metadata"]["name"], _KEPT_LINES)[-_KEPT_LINES:]
     return []
 
 

@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -16,7 +15,7 @@ from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettin
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.stages import access, run_paths
+from wukong.stages import access, overlay, run_paths
 
 _LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 """Taints of a node that does not answer. Kubernetes has each pod tolerate them for 300 seconds if it says nothing."""
@@ -329,12 +328,6 @@ def _place(pod: dict[str, Any], selector: Mapping[str, str], tolerations: Sequen
 
 
 def _times(quantity: str, count: int) -> str:
-    """A Kubernetes quantity so many times, in its own unit.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    parts = re.fullmatch(r"([0-9.]+)([A-Za-z0-9]*)", quantity)
-    if parts is None:
-        raise ConfigError(f"{quantity!r} is no amount as Kubernetes writes it; write 500Mi or 12Gi")
-    return f"{(Decimal(parts[1]) * count).normalize():f}{parts[2]}"
+    """A Kubernetes quantity so many times, in its own unit."""
+    number, unit = overlay.parts_of(quantity)
+    return f"{(number * count).normalize():f}{unit}"

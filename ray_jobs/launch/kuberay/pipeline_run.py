@@ -24,13 +24,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import urllib3
-from kubernetes import client, watch
+from infra.cluster_api import Cluster, ClusterError
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _NODE = "ARGO_NODE_ID"
 _ENDED = ("Succeeded", "Failed", "Error")
-_API_ERRORS: tuple[type[Exception], ...] = (client.ApiException, urllib3.exceptions.HTTPError, OSError, ValueError)
+_WORKFLOW = ("argoproj.io/v1alpha1", "Workflow")
 _RETRY_SECONDS = 2.0
 _WATCH_SECONDS = 300
 _HURRY = (1.0, 2.0)  # seconds to connect and to answer, when this process is being ended
@@ -47,21 +46,17 @@ class PipelineRun:
     """
 
     def __init__(self, name: str, namespace: str) -> None:
-        self._custom = client.CustomObjectsApi()
-        self._name = name
+        self._cluster, self._name, self._namespace = Cluster(), name, namespace
         self._is_ending = threading.Event()
-        self._where = {"group": "argoproj.io", "version": "v1alpha1", "namespace": namespace, "plural": "workflows"}
 
     def goes_on(self) -> bool:
         """Whether the run goes on without this pod; True where that cannot be found out, which the log then says."""
         if self._is_ending.is_set():
             return False
         try:
-            workflow = self._custom.get_namespaced_custom_object(
-                **self._where, name=self._name, _request_timeout=_HURRY
-            )
-        except _API_ERRORS as error:
-            if getattr(error, "status", None) == 404:
+            workflow = self._cluster.read(*_WORKFLOW, self._name, self._namespace, _HURRY)
+        except ClusterError as error:
+            if error.status == 404:
                 return False
             log.warning("the pipeline run %s cannot be read, so it counts as going on: %s", self._name, error)
             return True
@@ -70,10 +65,8 @@ class PipelineRun:
     def was_terminated(self) -> bool:
         """Whether somebody has ended the run before its end; False where that cannot be found out, as the log says."""
         try:
-            workflow = self._custom.get_namespaced_custom_object(
-                **self._where, name=self._name, _request_timeout=(5, 30)
-            )
-        except _API_ERRORS as error:
+            workflow = self._cluster.read(*_WORKFLOW, self._name, self._namespace)
+        except ClusterError as error:
             log.warning("the pipeline run %s cannot be read, so it counts as not terminated: %s", self._name, error)
             return False
         spec = workflow.get("spec") or {}
@@ -86,22 +79,15 @@ class PipelineRun:
     def _watch(self, ended: threading.Event) -> None:
         while not ended.is_set():
             try:
-                stream = watch.Watch().stream(
-                    self._custom.list_namespaced_custom_object,
-                    **self._where,
-                    field_selector=f"metadata.name={self._name}",
-                    timeout_seconds=_WATCH_SECONDS,
-                    _request_timeout=(5, _WATCH_SECONDS + 10),
-                )
-                for event in stream:
+                for kind, workflow in self._cluster.watch(*_WORKFLOW, self._name, self._namespace, _WATCH_SECONDS):
                     if ended.is_set():
                         return
-                    if event["type"] == "DELETED" or is_ending(event["object"]):
+                    if kind == "DELETED" or is_ending(workflow):
                         log.warning("the pipeline run %s is being ended", self._name)
                         self._is_ending.set()
                         os.kill(os.getpid(), signal.SIGTERM)
                         return
-            except _API_ERRORS as error:
+            except (ClusterError, ValueError) as error:
                 if getattr(error, "status", None) in (401, 403, 404, 405):
                     log.warning("the pipeline run %s cannot be watched: %s", self._name, error)
                     return

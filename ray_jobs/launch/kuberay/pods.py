@@ -11,11 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
+from infra.cluster_api import ClusterError
 from ray_jobs.launch.kuberay import room
-from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
+from ray_jobs.launch.kuberay.client import KubernetesApi
 from wukong.errors import StorageError
 from wukong.runs import origin
 from wukong.runs.run_costs import Holding, Sheet
@@ -92,13 +94,13 @@ class PodsHeld:
         try:
             of_clusters = {cluster: self._api.pods_of_cluster(cluster) for cluster in clusters}
             pods = [*self._api.submitter_pods(self._job), *itertools.chain(*of_clusters.values())]
-        except API_ERRORS as error:
+        except ClusterError as error:
             log.debug("pods of %s cannot be listed: %s", self._job, error)
             return
         self._earlier -= {cluster for cluster, there in of_clusters.items() if not there}
         self._note_images(pods)
         now = time.time()
-        found = (holding(pod, room.requests_of(self._api.as_sent(pod.spec)), self._gpu, now) for pod in pods)
+        found = (holding(pod, room.requests_of(pod["spec"]), self._gpu, now) for pod in pods)
         there = {one.key: one for one in found if one is not None}
         ended = {key: one for key, one in self._held.items() if one.ended}
         gone = {key: one.model_copy(update={"until": now, "ended": True}) for key, one in self._held.items()}
@@ -127,47 +129,52 @@ class PodsHeld:
             log.warning("what %s holds is not written down: %s", self._job, error)
 
 
-def images_run_by(pods: Iterable[Any], container: str = "") -> frozenset[str]:
+def images_run_by(pods: Iterable[Mapping[str, Any]], container: str = "") -> frozenset[str]:
     """Return references of the images that containers of pods run or have run.
 
     Args:
-        pods: as ``V1Pod``.
+        pods: as the API sends them.
         container: name of the containers; empty for all.
     """
     return frozenset(
-        origin.reference(names[status.name], status.image_id)
+        origin.reference(names[status["name"]], status["imageID"])
         for pod in pods
-        for names in [{each.name: each.image for each in pod.spec.containers}]
-        for status in pod.status.container_statuses or []
-        if status.image_id and status.name in names and container in ("", status.name)
+        for names in [{each["name"]: each["image"] for each in pod["spec"]["containers"]}]
+        for status in pod["status"].get("containerStatuses", [])
+        if status.get("imageID") and status["name"] in names and container in ("", status["name"])
     )
 
 
-def holding(pod: Any, asked: room.Resources, gpu: str, now: float) -> Holding | None:
+def holding(pod: Mapping[str, Any], asked: room.Resources, gpu: str, now: float) -> Holding | None:
     """Return what a pod holds; None if it has not been scheduled.
 
     Args:
-        pod: a ``V1Pod``.
+        pod: as the API sends it.
         asked: what the scheduler keeps for it.
         gpu: name of the resource that counts as a GPU.
         now: the time, until which a pod holds that has not ended.
     """
-    bound = [each for each in pod.status.conditions or [] if each.type == "PodScheduled" and each.status == "True"]
+    metadata, status = pod["metadata"], pod["status"]
+    scheduled = {"type": "PodScheduled", "status": "True"}.items()
+    bound = [each for each in status.get("conditions", []) if scheduled <= each.items()]
     if not bound:
         return None
-    until, has_ended = now, pod.status.phase in ("Succeeded", "Failed")
+    until, has_ended = now, status.get("phase") in ("Succeeded", "Failed")
     if has_ended:
-        states = [each.state.terminated for each in pod.status.container_statuses or [] if each.state]
-        finished = [state.finished_at.timestamp() for state in states if state and state.finished_at]
-        until = max(finished, default=now)
+        states = [each.get("state", {}).get("terminated") or {} for each in status.get("containerStatuses", [])]
+        until = max((_seconds(each["finishedAt"]) for each in states if each.get("finishedAt")), default=now)
     return Holding(
-        key=pod.metadata.uid,
-        name=pod.metadata.name,
+        key=metadata["uid"],
+        name=metadata["name"],
         cores=float(asked.get("cpu", 0)),
         memory=int(asked.get("memory", 0)),
         gpus=float(asked.get(gpu, 0)),
         # The API's schema lets a condition lack its time.
-        began=(bound[0].last_transition_time or pod.metadata.creation_timestamp).timestamp(),
+        began=_seconds(bound[0].get("lastTransitionTime") or metadata["creationTimestamp"]),
         until=until,
         ended=has_ended,
     )
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

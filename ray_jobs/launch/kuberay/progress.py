@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi, explain
+from infra.cluster_api import ClusterError
+from ray_jobs.launch.kuberay.client import KubernetesApi, explain
 from ray_jobs.launch.kuberay.status import is_suspended
 from wukong.runtime.events import Advanced
 from wukong.runtime.language import message
@@ -96,10 +97,9 @@ class ShownProgress:
             return
         try:
             self._api.patch_job(self._job, {"metadata": metadata})
-        except API_ERRORS as error:
-            status = getattr(error, "status", None)
-            self._is_refused = status in _REFUSALS
-            if not self._has_failed and status != 404:  # a RayJob that is gone ends the stage, with a message
+        except ClusterError as error:
+            self._is_refused = error.status in _REFUSALS
+            if not self._has_failed and error.status != 404:  # a RayJob that is gone ends the stage, with a message
                 log.warning("how far RayJob %s has come is not shown on it: %s", self._job, explain(error))
                 self._has_failed = True
         else:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi, explain
+from infra.cluster_api import ClusterError
+from ray_jobs.launch.kuberay.client import KubernetesApi, explain
 from ray_jobs.launch.kuberay.manifest import QUEUE
 from wukong.runtime.language import message
 
@@ -45,7 +46,7 @@ def look(api: KubernetesApi, job: Mapping[str, Any], first_seen: datetime) -> Wa
         return Waiting(message("it is suspended and in no queue: somebody has set its `suspend`, and may take it back"))
     try:
         workload = api.workload(job["metadata"]["uid"])
-    except API_ERRORS as error:
+    except ClusterError as error:
         log.debug("Kueue's Workload of %s cannot be read: %s", job["metadata"]["name"], explain(error))
         return Waiting(message(f"it waits for quota in queue {queue} since {_shown(first_seen)}"), first_seen)
     if workload is None:
@@ -86,7 +87,7 @@ def _place(api: KubernetesApi, queue: str, workload: str) -> int | None:
     """The workload's number among those that wait for the same quota, from 1; None where Kueue does not say it."""
     try:
         waiting = api.pending_workloads(queue)
-    except API_ERRORS as error:
+    except ClusterError as error:
         log.debug("the order of queue %s cannot be read: %s", queue, explain(error))
         return None
     places = {each["metadata"]["name"]: int(each["positionInClusterQueue"]) for each in waiting}

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from kubernetes.utils.quantity import parse_quantity
-
 from wukong.runtime.language import message
+from wukong.stages import overlay
 
 Resources = dict[str, Decimal]
 """Amounts by resource: cores of ``cpu``, bytes of ``memory``, units of others."""
@@ -132,7 +131,7 @@ def _requests(container: Mapping[str, Any]) -> Resources:
 
 def quantities(written: Mapping[str, Any]) -> Resources:
     """Return the amounts that Kubernetes writes as quantities."""
-    return {name: parse_quantity(amount) for name, amount in written.items()}
+    return {name: overlay.amount_of(amount) for name, amount in written.items()}
 
 
 def total(resources: Iterable[Resources]) -> Resources:

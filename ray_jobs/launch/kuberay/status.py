@@ -93,7 +93,7 @@ def no_head_answers(status: Mapping[str, Any]) -> bool:
     return status.get("jobDeploymentStatus") == "Initializing" or bool(status.get("jobStatusCheckFailureStartTime"))
 
 
-def lost_head(heads: Sequence[Any]) -> Verdict | None:
+def lost_head(heads: Sequence[Mapping[str, Any]]) -> Verdict | None:
     """Say that a job whose head does not answer is lost with the head's node; None where that is not so.
 
     Kubernetes deletes the pods of a node that does not answer (``Settings.lost_node_seconds``), and they stay until
@@ -101,12 +101,12 @@ def lost_head(heads: Sequence[Any]) -> Verdict | None:
     its answer. Another RayJob waits for neither.
 
     Args:
-        heads: the ``V1Pod`` of the head.
+        heads: the head's pods.
     """
-    ends = [pod.metadata.deletion_timestamp for pod in heads]  # of the grace period
-    if not ends or not all(end is not None and end + _OVERDUE < datetime.now(UTC) for end in ends):
+    ends = [pod["metadata"].get("deletionTimestamp") for pod in heads]  # of the grace period
+    if not ends or not all(end and datetime.fromisoformat(end) + _OVERDUE < datetime.now(UTC) for end in ends):
         return None
-    said = message(f"the head {heads[0].metadata.name} was to be deleted and is still there: its node is lost")
+    said = message(f"the head {heads[0]['metadata']['name']} was to be deleted and is still there: its node is lost")
     return Verdict(succeeded=False, reason="HeadLost", message=said)
 
 
@@ -160,30 +160,24 @@ def finds_no_node(pod: Mapping[str, Any]) -> bool:
     return any(each["type"] == "PodScheduled" and each.get("reason") == "Unschedulable" for each in conditions)
 
 
-def pod_problems(pods: Iterable[Any]) -> list[str]:
-    """Why pods do not run, a line each: not schedulable, image not found, killed for memory, and so on.
-
-    Args:
-        pods: ``V1Pod`` objects of the Kubernetes client.
-    """
+def pod_problems(pods: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why pods do not run, a line each: not schedulable, image not found, killed for memory, and so on."""
     problems = []
     for pod in pods:
-        for condition in pod.status.conditions or []:
-            if condition.type == "PodScheduled" and condition.status == "False":
-                problems.append(f"{pod.metadata.name}: {condition.reason}: {condition.message}")
-        for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
-            state = container.state
-            ended = state.terminated or (container.last_state and container.last_state.terminated)
-            if state.waiting and state.waiting.reason not in ("PodInitializing", "ContainerCreating"):
-                why = ": ".join(filter(None, (state.waiting.reason, state.waiting.message)))
-                problems.append(f"{pod.metadata.name}/{container.name}: {why}")
-            if ended and ended.exit_code:
-                problems.append(
-                    message(
-                        f"{pod.metadata.name}/{container.name}: {ended.reason}, exit status {ended.exit_code:d}"
-                        f"{' (give the stage more memory)' if ended.reason == 'OOMKilled' else ''}"
-                    )
-                )
+        name, status = pod["metadata"]["name"], pod["status"]
+        for condition in status.get("conditions", []):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                problems.append(f"{name}: {condition.get('reason')}: {condition.get('message')}")
+        for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+            at, state = f"{name}/{container['name']}", container.get("state", {})
+            ended = state.get("terminated") or container.get("lastState", {}).get("terminated") or {}
+            waiting, reason = state.get("waiting") or {}, ended.get("reason")
+            if waiting and waiting.get("reason") not in ("PodInitializing", "ContainerCreating"):
+                why = ": ".join(filter(None, (waiting.get("reason"), waiting.get("message"))))
+                problems.append(f"{at}: {why}")
+            if ended.get("exitCode"):
+                advice = " (give the stage more memory)" if reason == "OOMKilled" else ""
+                problems.append(message(f"{at}: {reason}, exit status {ended['exitCode']:d}{advice}"))
     return problems
 
 

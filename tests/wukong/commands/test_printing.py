@@ -28,7 +28,6 @@ FOLDERS = ("wukong/commands", "cli", "infra")
 ALLOWED = {
     "wukong/commands/output.py": "it makes what prints",
     "infra/install.py": "nothing is installed yet when it runs: it translates, and writes, by itself",
-    "infra/images/contents.py": "the Python of an image runs it, with the standard library alone",
     "infra/site/__main__.py": "it is a service, whose output is its log",
     "cli/sweep.py": "it writes names of runs into the pipe to a worker",
 }

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from kubernetes.utils import parse_quantity
 
 from wukong.config import documents
 from wukong.config.decontaminate import Decontaminate
@@ -33,16 +34,17 @@ def test_the_pods_of_an_overlay_are_read_through_its_patches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "expected"), [("500Gi", 500 * GIB), ("12Ti", 12 * 2**40), ("1.5G", 1_500_000_000), ("77", 77)]
+    "quantity", ["500Gi", "12Ti", "1.5G", "77", "500m", "0.1", ".5", "3u", "7n", "2k", "1e3", "1E", "12E-1", "4Ei", 8]
 )
-def test_quantities_are_kubernetes(quantity: str, expected: int) -> None:
-    assert overlay.bytes_of(quantity) == expected
+def test_quantities_are_kubernetes(quantity: str) -> None:
+    """As Kubernetes' own client for Python reads them."""
+    assert overlay.amount_of(quantity) == parse_quantity(quantity)
 
 
-@pytest.mark.parametrize("quantity", ["", "5 GB", "Gi", "-5Gi", "5gi"])
+@pytest.mark.parametrize("quantity", ["", "5 GB", "Gi", "-5Gi", "5gi", "5Ki5", "1..5", "5mi", "٥"])
 def test_other_quantities_are_refused(quantity: str) -> None:
     with pytest.raises(ConfigError, match="500Gi or 12Ti"):
-        overlay.bytes_of(quantity)
+        overlay.amount_of(quantity)
 
 
 def test_manifests_without_the_sizes_of_pods_are_refused(tmp_path: Path) -> None:

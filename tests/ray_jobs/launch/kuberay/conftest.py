@@ -21,14 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    with api_server.running() as api:
-        api.config_maps["ray-job"] = installed_config_map()
+    with api_server.running(tmp_path, monkeypatch) as api:
+        api.put(installed_config_map())
         access = read_documents(REPOSITORY / "k8s" / "base" / "access.yaml")
         # What Kubeflow's Role `pipeline-runner` allows a component in its own namespace, as far as it is used here.
         workflows = {"apiGroups": ["argoproj.io"], "resources": ["workflows"], "verbs": ["get", "list", "watch"]}
         api.rules = {"wukong": next(d["rules"] for d in access if d["kind"] == "Role"), "kubeflow": [workflows]}
-        path = api.kubeconfig(tmp_path / "kubeconfig")
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield api
 
 

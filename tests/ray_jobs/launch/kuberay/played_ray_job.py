@@ -102,11 +102,10 @@ def read_documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
 
 
-def installed_config_map() -> dict[str, str]:
+def installed_config_map() -> dict[str, Any]:
     """The ConfigMap that the installation brings."""
-    found = [d for d in read_documents(REPOSITORY / "k8s" / "base" / "ray.yaml") if d["metadata"]["name"] == "ray-job"]
-    data: dict[str, str] = found[0]["data"]
-    return data
+    documents = read_documents(REPOSITORY / "k8s" / "base" / "ray.yaml")
+    return next(each for each in documents if each["metadata"]["name"] == "ray-job")
 
 
 def change_settings(server: ApiServer, **changes: Any) -> None:

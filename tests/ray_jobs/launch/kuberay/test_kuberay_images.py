@@ -165,6 +165,6 @@ def test_a_pipeline_of_another_version_is_told_so(
 def test_a_cluster_that_says_nothing_leaves_it_to_the_stages(
     server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.config_maps.clear()
+    server.objects.clear()
     keep_images(experiment, "r", "wukong")
     assert "the images of the run are not written down" in caplog.text

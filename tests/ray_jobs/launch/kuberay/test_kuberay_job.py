@@ -324,7 +324,7 @@ def test_a_terminated_run_is_told_from_a_failed_one(
     (tmp_path / "namespace").write_text("kubeflow\n")
     monkeypatch.setattr(pipeline_run, "NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setenv("ARGO_NODE_ID", "wukong-training-x-3104409763")
-    assert was_terminated("wukong") == terminated
+    assert was_terminated() == terminated
 
 
 @pytest.fixture

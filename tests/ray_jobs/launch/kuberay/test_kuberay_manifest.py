@@ -28,7 +28,7 @@ def test_a_name_that_a_shell_would_change_is_refused(server: ApiServer, experime
 
 def made(root: str, gpu: dict[str, Any], **training: int) -> dict[str, Any]:
     """The RayJob of pre-training, with settings of the section ``gpu`` beside those of the base."""
-    data = installed_config_map()
+    data = installed_config_map()["data"]
     template, settings = yaml.safe_load(data["template.yaml"]), yaml.safe_load(data["settings.yaml"])
     settings["gpu"] |= gpu
     experiment = experiment_at(root, pretrain={"batch_size": 840, **training})
@@ -129,7 +129,7 @@ def test_gpus_of_a_training_are_near_each_other_and_have_their_network(tmp_path:
 
 
 def test_stages_that_run_a_model_get_the_gpus_that_the_cluster_gives_them(tmp_path: Path) -> None:
-    data = installed_config_map()
+    data = installed_config_map()["data"]
     template = yaml.safe_load(data["template.yaml"])
     overlay = Path(__file__).parents[4] / "k8s/overlays/gpu/ray-job.yaml"
     parsed = Settings.model_validate(yaml.safe_load(yaml.safe_load(overlay.read_text())["data"]["settings.yaml"]))
@@ -154,7 +154,7 @@ def test_every_pod_says_how_long_it_stays_with_a_node_that_does_not_answer(
     experiment: Experiment, seconds: int | None
 ) -> None:
     """By Kubernetes' own rule: the shortest time of all tolerations that match a taint; 300 s where none does."""
-    data = installed_config_map()
+    data = installed_config_map()["data"]
     settings = yaml.safe_load(data["settings.yaml"]) | ({} if seconds is None else {"lost_node_seconds": seconds})
     parsed = Settings.model_validate(settings)
     body = make_ray_job(yaml.safe_load(data["template.yaml"]), parsed, experiment, "r", "pretrain", ["python"], {})

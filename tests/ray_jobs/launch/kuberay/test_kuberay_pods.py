@@ -7,7 +7,6 @@ from typing import Any
 import api_server
 import pytest
 from api_server import ApiServer
-from kubernetes import client
 from played_ray_job import NEW, RUNNING, SUBMISSION, SUCCEEDED, change_settings, run
 
 from ray_jobs.launch.kuberay import RayJobError, room
@@ -132,9 +131,9 @@ def test_pods_that_may_not_be_listed_are_not_known(server: ApiServer, experiment
     assert run_costs.of_run(experiment, "Nightly_7") == []
 
 
-def container(cpu: str | None, *, always: bool = False) -> client.V1Container:
-    resources = client.V1ResourceRequirements(requests={"cpu": cpu}) if cpu else None
-    return client.V1Container(name="c", resources=resources, restart_policy="Always" if always else None)
+def container(cpu: str | None, *, always: bool = False) -> dict[str, Any]:
+    asked = {"resources": {"requests": {"cpu": cpu}}} if cpu else {}
+    return {"name": "c", **asked, **({"restartPolicy": "Always"} if always else {})}
 
 
 @pytest.mark.parametrize(
@@ -151,16 +150,15 @@ def test_what_the_scheduler_keeps_for_a_pod(
     init: list[tuple[str, bool]], containers: list[str | None], overhead: str | None, expected: float
 ) -> None:
     # kubernetes.io/docs/concepts/workloads/pods/sidecar-containers, "Resource sharing within containers"
-    spec = client.V1PodSpec(
-        init_containers=[container(cpu, always=always) for cpu, always in init],
-        containers=[container(cpu) for cpu in containers],
-        overhead={"cpu": overhead} if overhead else None,
-    )
-    asked = room.requests_of(client.ApiClient().sanitize_for_serialization(spec))
+    spec = {
+        "initContainers": [container(cpu, always=always) for cpu, always in init],
+        "containers": [container(cpu) for cpu in containers],
+        **({"overhead": {"cpu": overhead}} if overhead else {}),
+    }
+    asked = room.requests_of(spec)
     assert float(asked["cpu"]) == expected
     assert GPU not in asked
 
 
 def test_a_pod_on_no_node_holds_nothing() -> None:
-    waiting = client.V1Pod(status=client.V1PodStatus(phase="Pending"), spec=client.V1PodSpec(containers=[]))
-    assert holding(waiting, {}, GPU, 0.0) is None
+    assert holding(api_server.pod("waiting", {"phase": "Pending"}), {}, GPU, 0.0) is None

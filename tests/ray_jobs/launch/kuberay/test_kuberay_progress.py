@@ -30,6 +30,7 @@ from played_ray_job import (
     run,
 )
 
+from infra.cluster_api import ClusterError
 from ray_jobs.launch.kuberay import RayJobError, run_job
 from ray_jobs.launch.kuberay.client import KubernetesApi
 from ray_jobs.launch.kuberay.progress import ShownProgress, label, percent
@@ -135,7 +136,8 @@ def test_a_service_account_that_may_not_patch_is_told_once(
 def test_a_write_that_fails_is_told_once_and_tried_again(
     server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([ApiException(500, "Internal Server Error"), TimeoutError("no answer"), ApiException(409)])
+    failures = (ApiException(500, "Internal Server Error"), TimeoutError("no answer"), ApiException(409))
+    answers = iter([ClusterError("PATCH", each) for each in failures])
     patch = KubernetesApi.patch_job
 
     def patch_in_the_end(*arguments: Any) -> None:

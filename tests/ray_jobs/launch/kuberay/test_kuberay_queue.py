@@ -94,7 +94,6 @@ def test_a_run_in_the_queue_says_what_it_waits_for_and_since_when(
     server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.pending = ["rayjob-other-1", "rayjob-nightly-1"]
-    server.nodes = []  # no node could take its pods; it has none
     change_settings(server, no_node_seconds=0)
     waiting = workload(3600)
     (since,) = (each["lastTransitionTime"] for each in waiting["status"]["conditions"])

@@ -16,7 +16,7 @@ from wukong.errors import ConfigError
     [
         (lambda server: server.forbid.add("POST"), "Role ray-job-launcher"),
         (lambda server: setattr(server, "kuberay_installed", False), "Is KubeRay installed"),
-        (lambda server: server.config_maps.clear(), "kubectl apply -f k8s/"),
+        (lambda server: server.objects.clear(), "kubectl apply -f k8s/"),
         (lambda server: server.config_maps["ray-job"].pop("template.yaml"), r"no template\.yaml"),
         (lambda server: server.config_maps["ray-job"].update({"settings.yaml": "quue: x"}), "quue"),
         (lambda server: server.config_maps["ray-job"].update({"template.yaml": "a: b"}), "must be a RayJob"),

@@ -130,7 +130,8 @@ def _node(name: str, gpus: int, *taints: str, labelled: bool = True) -> dict[str
 def test_what_no_node_can_take_is_said_and_ended(
     server: ApiServer, experiment: Experiment, nodes: list[dict[str, Any]], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.nodes = nodes
+    for node in nodes:
+        server.put(node)
     server.rules = {}
     change_settings(server, no_node_seconds=2, retries=2)
     server.scripts = [[("pods", [_unplaced("w-1", "somewhere"), _unplaced("w-2")]), NEW]]
@@ -156,7 +157,8 @@ def test_what_others_hold_is_waited_for(
     server: ApiServer, experiment: Experiment, nodes: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    server.nodes = nodes
+    for node in nodes:
+        server.put(node)
     server.rules = {}
     change_settings(server, no_node_seconds=0)
     placed = ("pods", [_unplaced("w-1", "a"), _unplaced("w-2", "a")])
@@ -171,7 +173,7 @@ def test_who_may_not_list_nodes_hears_what_the_scheduler_says(
     server: ApiServer, experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    server.nodes = [_node("small", 1)]
+    server.put(_node("small", 1))
     change_settings(server, no_node_seconds=0)
     waits = ("until", lambda: "w-1: Unschedulable: 0/2 nodes are available" in caplog.text)
     server.scripts = [[("pods", [_unplaced("w-1")]), NEW, waits, RUNNING, SUCCEEDED]]
@@ -181,7 +183,7 @@ def test_who_may_not_list_nodes_hears_what_the_scheduler_says(
 
 
 def test_a_job_that_runs_is_not_ended_when_a_worker_finds_no_node(server: ApiServer, experiment: Experiment) -> None:
-    server.nodes = [_node("small", 1)]
+    server.put(_node("small", 1))
     server.rules = {}
     change_settings(server, no_node_seconds=0)
     asked = ("until", lambda: "GET /api/v1/nodes" in server.requests)
