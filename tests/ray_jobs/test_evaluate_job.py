@@ -485,7 +485,7 @@ def test_a_model_that_is_handed_on_is_measured_once_registered_and_fine_tuned_on
     assert results.headlines_of(found.document).keys() <= made.metrics.keys()
     table = paper_tables.table("5", [paper_tables.Evaluated("vit-l", found.document)])
     assert [model["digest"] for model in table["models"]] == [handed_on.digest]
-    # The stage whose model is registered (components/register.py) is finetune.
+    # The component that registers a model gets the one of finetune.
     monkeypatch.setattr(model_versions, "folder_of", lambda _: f"{handed_on.uri}/model")
     place = f"storage={storage.from_path(tmp_path)}"
     of_set = start.with_its_model(documents.load(PAPER / "finetune-coco-cn.yaml", [place, "model={}"]))
