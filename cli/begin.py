@@ -101,6 +101,7 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
     preflight.check_world(experiment, connect=is_new)
     if is_new:
         preflight.warn_of_hosts(experiment.crawl)
+        preflight.warn_of_few(experiment, urls)
     preflight.check_lists(experiment)
     preflight_model.check_weights(experiment)  # not beside the model: now the embedded store answers
     low = preflight.expected_urls(experiment)[0] if urls is None else urls

@@ -24,7 +24,7 @@ from wukong.errors import ConfigError, DataError, WukongError
 from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
-from wukong.stages import overlay, preflight, preflight_model, start
+from wukong.stages import estimate, overlay, preflight, preflight_model, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
 
@@ -119,12 +119,15 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
     if stand_in:
         with stand_ins(experiment) as made:
             collect(lambda: preflight.check_world(made, connect=True))
+        if experiment.crawl.source.searched:  # as many words as there may be; of another list no size is made up
+            preflight.warn_of_few(experiment, estimate.urls(experiment, experiment.crawl.max_queries)[1])
     else:
         environment.use_for(experiment.storage)
         preflight.check_access(experiment)
         experiment = collect(lambda: start.as_it_begins(experiment)) or experiment
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
+        collect(lambda: preflight.warn_of_few(experiment))
     on_hub = any(".weights: 'hub" in each for each in problems)
     size = None if on_hub else collect(lambda: preflight_model.check_model(experiment))
     if size is not None and not stand_in:
@@ -199,8 +202,9 @@ def _make_up(experiment: Experiment, key: str, uri: str) -> None:
     if key in ("crawl.previous", "validation.reference"):
         raise ConfigError(f"{key}: {uri} is a stage's output, which --stand-in cannot make up: check without it")
     names: tuple[str, ...] = ("",)
-    if key == "evaluate.sets":
-        names = tuple(f"{name}/made-up" for name in experiment.published_sets)
+    if key in ("evaluate.sets", "filter.decontaminate.sets"):
+        sets = experiment.published_sets if key == "evaluate.sets" else experiment.decontaminated_sets
+        names = tuple(f"{name}/made-up" for name in sets)
     elif key == "model.text.weights" or (key.endswith(".model.uri") and not uri.endswith(".onnx")):
         names = ("config.json", "model.safetensors")
     elif key == "pretrain.from_model":

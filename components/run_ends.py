@@ -114,6 +114,7 @@ def configured(
     if "crawl" in names:  # a pipeline that crawls reads the lists, another reads none
         preflight.check_lists(experiment)
         preflight.check_store(experiment)
+        preflight.warn_of_few(experiment)
     if continue_last_run:
         experiment, start = continue_experiment(experiment)
     run_records.claim(experiment, run, job)

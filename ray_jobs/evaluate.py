@@ -9,7 +9,7 @@ blocks of a small set are one task.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import ray
@@ -68,9 +68,14 @@ class _Job:
     computed: Mapping[str, Manifest]
     packed: Mapping[str, Manifest] = field(default_factory=dict)
 
+    @cached_property
+    def models(self) -> Mapping[str, str]:
+        """The models that are measured, by role, and the stage of each."""
+        return places.evaluated(self.parents)
+
     def uri(self, role: str) -> str:
         """Return the URI of a model's folder."""
-        return storage.join(self.parents[places.EVALUATED[role]].uri, "model")
+        return storage.join(self.parents[self.models[role]].uri, "model")
 
     def protocol(self, name: str) -> Protocol:
         """Return the protocol of a task."""
@@ -91,7 +96,7 @@ class _Read:
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
-    """Measure the fine-tuned model, and the pre-trained one beside it.
+    """Measure the fine-tuned model, and the pre-trained one beside it; only that one if fine-tuning has handed it on.
 
     Writes ``answers/TASK.parquet`` for each task (``wukong.evaluate.answers``), and three files. ``evaluation.json`` is
     the document of ``wukong.evaluate.results``, with the epochs of ``pretrain`` and ``finetune`` under ``training`` (as
@@ -115,7 +120,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         raise DataError("every hold-out is empty: mend the sources in filter.split.holdouts, or crawl more")
     computed = {
         role: features.run(experiment, parents, parents[parent], "holdouts")
-        for role, parent in places.EVALUATED.items()
+        for role, parent in places.evaluated(parents).items()
     }
     stage = places.evaluation(experiment, parents, list(computed.values()))
     return stage.made(lambda: _evaluate(stage, experiment, parents, computed))
@@ -126,7 +131,7 @@ def _evaluate(
 ) -> Manifest:
     records = _records(_Job(stage, experiment, parents, computed))
     used = [named(experiment.evaluate.protocol)] if experiment.evaluate.tasks else []
-    evaluated = places.EVALUATED.items()
+    evaluated = places.evaluated(parents).items()
     models = [
         MeasuredModel(
             role,
@@ -149,7 +154,7 @@ def _evaluate(
     }
     metrics, before = (
         results.metrics_of(document["tasks"], role) | results.without_overlap_of(document, role)
-        for role in ("finetuned", "pretrained")
+        for role in (models[0].role, "pretrained")
     )
     metrics |= {f"pretrained/{name.partition('/')[2]}": value for name, value in before.items()}
     pictures = {record["name"]: record["pictures"] for record in records}
@@ -158,7 +163,8 @@ def _evaluate(
     storage.write_bytes(stage.path("evaluation.html"), page.render(document, pictures).encode())
     parts = [stage.describe(name) for name in ("evaluation.html", results.DOCUMENT, "metrics.json")]
     parts += [stage.describe(record["answers"], record["queries"]) for record in records if "answers" in record]
-    images = {entry["task"]: entry["sizes"]["images"] for entry in document["tasks"] if entry["model"] == "finetuned"}
+    shown = models[0].role
+    images = {entry["task"]: entry["sizes"]["images"] for entry in document["tasks"] if entry["model"] == shown}
     return stage.commit(parts, counts=images, metrics=metrics)
 
 
@@ -212,7 +218,7 @@ def _read(job: _Job, name: str, *, gpu: bool) -> tuple[_Read | None, list[list[B
     else:
         data = packed.data(job.experiment.evaluate.sets, name, protocol.split(name), job.packed.get(name))
         read = _Read(data, _sizes(job.experiment, data, protocol, gpu=gpu))
-    phases = tasks.blocks(read.data, protocol, list(places.EVALUATED), read.sizes)
+    phases = tasks.blocks(read.data, protocol, list(job.models), read.sizes)
     there = {*storage.list_files(job.blocks_of(name).uri)}
     left = [[block for block in phase if not there.issuperset(_left_by(job, name, block))] for phase in phases]
     log.info(
@@ -238,7 +244,7 @@ def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool)
 def _left_by(job: _Job, name: str, block: Block) -> Iterator[str]:
     """Return the URIs of the record and the files of a block that is done."""
     yield _record_of(job, name, block)
-    for role in [block.role] if block.role else places.EVALUATED:
+    for role in [block.role] if block.role else job.models:
         yield storage.join(job.blocks_of(name).uri, role, f"{block.name}.safetensors")
 
 
@@ -320,7 +326,7 @@ def _work(
 
 def _work_of(job: _Job, name: str, read: _Read, device: str) -> Work:
     held_out = name in job.experiment.held_out_tasks
-    uris = tuple((role, job.uri(role)) for role in places.EVALUATED)
+    uris = tuple((role, job.uri(role)) for role in job.models)
     models = _models(uris, device, with_towers=not held_out)
     protocol = job.protocol(name)
 
@@ -363,10 +369,10 @@ def _finished(job: _Job, work: Work) -> dict[str, Any]:
     """Give the record of a task whose blocks are done; store the models' answers."""
     task = Task(work.data, work.protocol, {role: tasks.outcome(work, role) for role in work.models})
     for role, model in work.models.items():
-        is_aligned = role == "finetuned" and model.token_wise
+        is_aligned = role == next(iter(work.models)) and model.token_wise
         task.draw(role, saved_model.load(job.uri(role)) if is_aligned else None)
     record = task.record()
-    if (table := task.table(*places.EVALUATED)) is not None:
+    if (table := task.table(*job.models)) is not None:
         record |= {"answers": f"{answers.FOLDER}/{task.data.name}.parquet", "queries": table.num_rows}
         storage.write_table(job.stage.path(record["answers"]), table)
     return record

@@ -64,7 +64,7 @@ def page() -> str:
 
 
 def _plan(folder: str, config: str, pairs: int) -> Any:
-    numbers = ("--pairs", str(pairs), "--urls", str(int(URLS_A_PAIR * pairs)))
+    numbers = ("--pairs", str(pairs), "--urls", str(int(URLS_A_PAIR * pairs)), "--set", "validation.min_pairs=1")
     arguments = ["plan", "--config", str(ROOT / config), "--overlay", str(ROOT / folder), *numbers, "--json"]
     answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
     return json.loads(answer.stdout)

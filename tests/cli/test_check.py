@@ -44,7 +44,12 @@ def test_a_hub_is_refused_with_the_command_that_brings_the_weights() -> None:
 def test_what_pods_do_not_see_or_hold_is_named() -> None:
     said = refused(
         PAPER / "vit-b-32.yaml",
-        *("crawl.queries=file:///words.txt", "pretrain.loader_workers=13", "finetune.gpus_per_worker=2"),
+        *(
+            "crawl.queries=file:///words.txt",
+            "pretrain.loader_workers=13",
+            "finetune.epochs=1",
+            "finetune.gpus_per_worker=2",
+        ),
     )
     assert "crawl.queries: file:///words.txt is on this machine" in said
     assert "pretrain.loader_workers: 13 processes decode in a pod with 12 cores" in said
@@ -57,6 +62,15 @@ def test_what_pods_do_not_see_or_hold_is_named() -> None:
 def test_settings_and_set_names_are_checked_together() -> None:
     said = refused(PAPER / "vit-b-32.yaml", "evaluate.tasks=[imagenet, image-net]", "model.image.name=vit_none")
     assert "there is no evaluation set 'image-net'" in said and "timm has no model 'vit_none'" in said
+
+
+def test_a_gate_that_the_queries_cannot_pass_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for words in (100_000, 50_000):
+        refused(PAPER / "vit-b-32.yaml", f"crawl.max_queries={words}", "model.image.name=vit_none")
+    assert caplog.messages == [
+        "the gate asks for 50,000,000 pairs and there are 41,495,850 at most, so it would refuse them after the crawl: "
+        "lower validation.min_pairs, or find more by another list or more queries"
+    ]
 
 
 def test_an_overlay_that_is_not_there_is_named() -> None:

@@ -13,6 +13,7 @@ from wukong.evaluate import paper, sets
 from wukong.evaluate.data_set import Retrieval
 from wukong.evaluate.protocol import PROTOCOLS
 from wukong.runs.run_records import differences
+from wukong.stages import estimate
 
 PAPER = PROTOCOLS["paper"]
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
@@ -37,12 +38,12 @@ FINETUNED = {
 }
 """The sets of Table 7, each with the task that chooses the model and its part."""
 ABLATIONS = {
-    "unlocked": {"pretrain.lock", "finetune.lock"},
-    "scratch-global": {"pretrain.lock", "finetune.lock", "model.image.weights"},
-    "scratch-token": {"pretrain.lock", "finetune.lock", "model.image.weights", "model.similarity"},
-    "image-projection-locked": {"pretrain.image_head_rate", "finetune.image_head_rate"},
-    "text-projection-locked": {"pretrain.text_head_rate", "finetune.text_head_rate"},
-    "no-autoaugment": {"pretrain.augmentations", "finetune.augmentations"},
+    "unlocked": {"pretrain.lock"},
+    "scratch-global": {"pretrain.lock", "model.image.weights"},
+    "scratch-token": {"pretrain.lock", "model.image.weights", "model.similarity"},
+    "image-projection-locked": {"pretrain.image_head_rate"},
+    "text-projection-locked": {"pretrain.text_head_rate"},
+    "no-autoaugment": {"pretrain.augmentations"},
 }
 """Where each ablation differs from ViT-B/32, besides its model's name."""
 
@@ -80,6 +81,10 @@ def test_a_column_has_the_papers_numbers(name: str) -> None:
     )
     # Sections 4.3, 4.4 and 5.1.
     assert (trained.lock, trained.exclude_same_captions, "autoaugment" in trained.augmentations) == ("all", False, True)
+    assert experiment.filter.decontaminate is not None and experiment.filter.decontaminate.action == "mark"
+    assert experiment.decontaminated_sets == list(experiment.evaluate.tasks)
+    # Table 5 shows the pre-trained model, and the run registers it.
+    assert experiment.finetune.epochs == 0
     chosen = trained.validation
     assert (chosen.keep, chosen.tasks, chosen.metric) == ("best", ("imagenet",), "classification/imagenet/top1")
     # Section 3: pictures of a word; both sides greater than 200, a ratio of at most 3, fewer than 32 characters, a
@@ -90,6 +95,7 @@ def test_a_column_has_the_papers_numbers(name: str) -> None:
     assert rules.mask_names
     # Sections 5.2 and 5.3: 17 sets and five.
     assert experiment.evaluate.tasks == (*paper.TABLE_5, *paper.TABLE_7) and experiment.evaluate.protocol == "paper"
+    assert estimate.too_few(experiment, estimate.urls(experiment, experiment.crawl.max_queries)[1]) == ""
 
 
 @pytest.mark.parametrize("name", FINETUNED)
@@ -102,6 +108,7 @@ def test_a_set_is_trained_on_chosen_by_and_measured_on_parts_of_its_own(name: st
     )
     assert experiment.pretrain.from_model == "models:/paper-vit-l@champion" and experiment.model == load("vit-l").model
     assert experiment.evaluate.tasks == (name,) and experiment.published_sets == [name]
+    assert experiment.decontaminated_sets == [name], "the others are not measured"
     chosen, settings = experiment.finetune.validation, experiment.finetune
     assert (chosen.tasks, chosen.split, chosen.keep, chosen.every_steps) == ((task,), split, "best", "epoch")
     assert split != PAPER.split(name) and chosen.metric.split("/")[1] == task

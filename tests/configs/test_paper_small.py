@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wukong.config import documents
+from wukong.config.decontaminate import Decontaminate
 from wukong.config.section import flatten
 from wukong.data.tokenizer import Tokenizer
 from wukong.model.dual import DualEncoder
@@ -19,7 +20,8 @@ FAMILIES = {"resnet": "ByobNet", "vit": "VisionTransformer", "swin": "SwinTransf
 DIFFERS = {
     "the data are the demo's": (
         *("name", "crawl.queries", "crawl.endpoint", "crawl.max_queries", "validation.min_pairs"),
-        "filter.split.held_out_captions",
+        *("filter.split.held_out_captions", *(f"filter.decontaminate.{key}" for key in Decontaminate.model_fields)),
+        "filter.decontaminate",
     ),
     "the towers are small and random": (
         *("model.image.name", "model.image.weights", "model.image.image_size", "model.image.block"),
@@ -28,8 +30,6 @@ DIFFERS = {
     "two cores train in a minute": (
         *("pretrain.epochs", "pretrain.batch_size", "pretrain.workers", "pretrain.gpus_per_worker"),
         *("pretrain.loader_workers", "pretrain.precision", "pretrain.deterministic", "pretrain.validation.every_steps"),
-        *("finetune.epochs", "finetune.batch_size", "finetune.workers", "finetune.gpus_per_worker"),
-        *("finetune.loader_workers", "finetune.precision", "finetune.deterministic"),
     ),
     "the published sets have published sizes": (
         *("pretrain.validation.tasks", "pretrain.validation.metric", "evaluate.tasks"),

@@ -19,23 +19,27 @@ from counting_proxy import counted_store, send
 from made_again import cut, flipped, is_made_again, made_again, refused_wherever_a_bit_is_flipped
 from PIL import Image
 
-from ray_jobs import evaluate, fingerprints, gpus, packing
+from ray_jobs import evaluate, finetune, fingerprints, gpus, packing
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model as Settings
 from wukong.data import feature_files
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError, StorageError
-from wukong.evaluate import blocks, encoding, packed, prompts, sets, stored, tasks
+from wukong.evaluate import blocks, encoding, packed, paper_tables, prompts, results, sets, stored, tasks
 from wukong.evaluate.data_set import Counts, Retrieval
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.published import Caption, Captioned
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
+from wukong.registry import promotion
+from wukong.stages import places, start
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
+from wukong.tracking import model_versions
 
+PAPER = Path(__file__).parents[2] / "configs" / "paper"
 MODEL = {
     "image": {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32, "block": 0},
     "text": {"layers": 1, "heads": 2, "width": 16, "pooling": "mean"},
@@ -81,9 +85,9 @@ def parents_of(settings: Experiment, *, equal_towers: bool = True) -> dict[str, 
         dual.text.tokens.weight.mul_(50)
         for name in ("pretrain", "finetune"):
             stage = Stage(settings.root, name, {"training": {"lock": "all"}}, [*made.values()])
-            saved_model.save(stage.path("model"), deepcopy(dual), tokenizer)
+            files = saved_model.save(stage.path("model"), deepcopy(dual), tokenizer)
             storage.write_json(stage.path("history.json"), {"history": []})
-            made[name] = stage.commit([])
+            made[name] = stage.commit([stage.describe(f"model/{file}") for file in files])
             dual.image_head.weight.add_(torch.randn_like(dual.image_head.weight))
             if not equal_towers:
                 next(dual.image.parameters()).add_(1e-6)  # type: ignore[union-attr]
@@ -468,3 +472,33 @@ def test_the_store_says_what_is_wrong_with_a_folder_of_sets(tmp_path: Path) -> N
     settings = experiment(tmp_path)
     with pytest.raises((DataError, StorageError), match="tuxpaint"):
         evaluate.places.evaluation(settings, parents_of(settings), [])
+
+
+@pytest.mark.usefixtures("played")
+def test_a_model_that_is_handed_on_is_measured_once_registered_and_fine_tuned_on_a_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``finetune-coco-cn`` starts from the digest that Table 5 shows of a column."""
+    given = experiment(tmp_path)
+    parents = parents_of(given)
+    both = evaluate.run(given, parents)
+    settings = given.model_copy(update={"finetune": documents.load(PAPER / "vit-l.yaml").finetune})
+    parents["finetune"] = handed_on = finetune.run(settings, parents)
+    assert places.finished("finetune", settings, parents) == handed_on
+    assert [part.sha256 for part in handed_on.parts.below("model/")] == [
+        part.sha256 for part in parents["pretrain"].parts.below("model/")
+    ]
+    made = evaluate.run(settings, parents)
+    found = stored.read(made.uri)
+    assert {row["model"] for table in found.tables.values() for row in table.to_pylist()} == {"pretrained"}
+    before = {name: value for name, value in both.metrics.items() if name.startswith("pretrained/")}
+    assert made.metrics == before | {name.replace("pretrained/", "eval/"): value for name, value in before.items()}
+    assert promotion.measures(found, "eval/retrieval/coco-cn/mean_recall")
+    assert results.headlines_of(found.document).keys() <= made.metrics.keys()
+    table = paper_tables.table("5", [paper_tables.Evaluated("vit-l", found.document)])
+    assert [model["digest"] for model in table["models"]] == [handed_on.digest]
+    # The component that registers a model gets the one of finetune.
+    monkeypatch.setattr(model_versions, "folder_of", lambda _: f"{handed_on.uri}/model")
+    place = f"storage={storage.from_path(tmp_path)}"
+    of_set = start.with_its_model(documents.load(PAPER / "finetune-coco-cn.yaml", [place, "model={}"]))
+    assert [parent.digest for parent in start.take(of_set).parents] == [handed_on.digest]

@@ -17,7 +17,7 @@ from wukong.errors import ConfigError
 from wukong.model.cost import Size
 from wukong.runtime.language import _, translated
 from wukong.stages import estimate, measured_rates, overlay, prices
-from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Capacity, Estimate, RateName, Work
+from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Capacity, Estimate, RateName, Validations, Work
 from wukong.stages.prices import Prices, in_currency
 
 _STORE = "store"
@@ -189,7 +189,13 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict
         "rates": {name: asdict(rate) for name, rate in estimate.rates_of(work, settings).items()},
         **values,
         "faster": training_plan.faster,
+        "validations": {name: asdict(each) for name, each in _validations(work).items()},
     }
+
+
+def _validations(work: Work) -> dict[str, Validations]:
+    found = {name: estimate.validations_of(work, name) for name in stages.TRAININGS}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _cost(work: Work, planned: Mapping[str, Estimate], name: str, price: Prices) -> float:
@@ -203,7 +209,7 @@ def _cost_of_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> 
 def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
     """Say where what is planned does not fit what it runs on, with the remedy."""
     capacity, said = work.capacity, []
-    stored = sum(each.bytes for each in planned.values())
+    stored = sum(each.bytes for each in planned.values()) + max(each.checkpoints for each in planned.values())
     if capacity.store is not None and stored > capacity.store:
         said.append(
             f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
@@ -220,7 +226,14 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
                 f"a task of {name} needs {_size(each.task_memory)} and its pods have "
                 f"{_size(capacity.memory[name])}: enlarge stages.{name}.memory of the ConfigMap ray-job"
             )
-    return said
+        if capacity.disk is not None and each.disk > capacity.disk:
+            said.append(
+                _(
+                    "a checkpoint of {name} takes {disk} and a worker has {disk_2} for temporary files: enlarge "
+                    "the volume tmp in template.yaml of the ConfigMap ray-job"
+                ).format(name=name, disk=_size(each.disk), disk_2=_size(capacity.disk))
+            )
+    return [*said, *filter(None, [estimate.too_few(work.experiment, work.pairs)])]
 
 
 def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> None:
@@ -239,6 +252,17 @@ def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> No
         f"\nTogether {together}; {_size(stored)} stay in the store"
         f"{f' of the {_size(store)} that it holds' if store is not None else ''}."
     )
+    for name, each in planned.items():
+        if each.checkpoints:
+            echo(
+                f"While {name} goes on, up to {_size(each.checkpoints)} of checkpoints lie there too; a worker needs "
+                f"{_size(each.disk)} for temporary files."
+            )
+    for name, validations in _validations(work).items():
+        echo(
+            f"{name} is validated {validations.count:,} times, {_time(validations.seconds)} each, and prepares that in "
+            f"{_time(validations.before)}."
+        )
     if price:
         run, month = in_currency(_cost_of_run(work, planned, price)), in_currency(price.stored(stored))
         echo(f"The run costs {run}, what it stores {month} a month.")

@@ -93,8 +93,8 @@ class Experiment(Strict):
     @property
     def published_sets(self) -> list[str]:
         """The names of the published sets that are measured, at the end or while a model is trained."""
-        trainings = (self.finetune,) if self.pretrain.from_model else (self.pretrain, self.finetune)
-        validated = [name for each in trainings for name in each.validation.tasks]
+        trainings = (self.pretrain, self.finetune)
+        validated = [name for each in trainings if not each.is_skipped for name in each.validation.tasks]
         known = {*self.held_out_tasks}
         return list(dict.fromkeys([*self.evaluate.tasks, *(name for name in validated if name not in known)]))
 
@@ -145,6 +145,10 @@ class Experiment(Strict):
         problems = [f"{key}: {why}" for key, value in named if (why := uri_problem(value))]
         if self.finetune.from_model:
             problems.append("finetune.from_model: fine-tuning goes on from pretrain's model: set pretrain.from_model")
+        if not (self.pretrain.epochs or self.pretrain.from_model):
+            problems.append(
+                "pretrain.epochs: 0 leaves no model: give at least 1, or name a model in pretrain.from_model"
+            )
         problems += [
             *self.crawl.source.problems(self.crawl),
             *_limit_problems(self.crawl, self.filter),

@@ -30,8 +30,9 @@ class ImageEncoder(Strict):
     image_size: Positive = Field(224, description="pixels of a side of the square that the tower sees")
     view: Literal["whole", "crop"] = Field(
         "whole",
-        description="what the tower sees of a picture that is not augmented: the 'whole' of it on a white square, or "
-        "'crop', as CLIP and most evaluations do: resized by its shorter side and cut to the square in its middle",
+        description="what the tower sees of a picture: the 'whole' of it on a white square, or 'crop', as CLIP and "
+        "most evaluations do: resized by its shorter side and cut to the square in its middle. Augmented views are "
+        "cropped from the white square, or from the picture itself",
     )
     block: int | None = Field(
         None, ge=0, description="take the features after this stage (CNN, Swin) or block (ViT) instead of the last ones"

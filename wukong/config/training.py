@@ -78,7 +78,11 @@ class Validating(Strict):
 class Training(Strict):
     """One training run (section 5.1, table 4)."""
 
-    epochs: Positive = Field(20, description="times that all pairs are trained on")
+    epochs: int = Field(
+        20,
+        ge=0,
+        description="times that all pairs are trained on; 0, of finetune alone, hands the pre-trained model on",
+    )
     batch_size: Positive = Field(512, description="pairs a step, over all workers")
     optimizer: Literal["lamb", "adamw"] = Field("lamb", description="LAMB, as in the paper, or AdamW")
     epsilon: float = Field(1e-2, gt=0, description="the optimiser's (table 4)")
@@ -180,6 +184,11 @@ class Training(Strict):
         description="of pretrain alone: a model to take in the place of pre-training, which is then left out: the URI "
         "of its folder, or models:/NAME@ALIAS. The section `model` is then the model's own, and need not be given",
     )
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether nothing is trained: a model is taken in its place, or the one before is handed on."""
+        return bool(self.from_model) or not self.epochs
 
     @property
     def reads_features(self) -> bool:

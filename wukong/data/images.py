@@ -1,7 +1,7 @@
 """Decode images (``decoding``) and make the views that an image encoder reads: the evaluation view, augmented views."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,8 @@ __all__ = [
     "view_seed",
 ]
 
-_WHITE = (255, 255, 255)
+View = Literal["whole", "crop"]
+_WHITE, _GREY = (255, 255, 255), (128, 128, 128)
 _BICUBIC = Image.Resampling.BICUBIC
 _MAX_ASPECT_RATIO = 20
 
@@ -44,7 +45,7 @@ def from_array(array: npt.NDArray[np.uint8], name: str = UNNAMED) -> Image.Image
     return to_rgb(Image.fromarray(pixels))
 
 
-def evaluation_view(image: Image.Image, size: int, view: Literal["whole", "crop"] = "whole") -> Image.Image:
+def evaluation_view(image: Image.Image, size: int, view: View = "whole") -> Image.Image:
     """Make the evaluation view of an image: a square, without randomness.
 
     Args:
@@ -71,30 +72,37 @@ def _crop_middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def augmented_view(
-    image: Image.Image, size: int, seed: int, steps: Sequence[str] = ("crop", "flip", "autoaugment")
+    image: Image.Image,
+    size: int,
+    seed: int,
+    steps: Sequence[str] = ("crop", "flip", "autoaugment"),
+    view: View = "whole",
 ) -> Image.Image:
     """Make a random view of an image: random resized crop, flip and AutoAugment (section 5.1).
 
     The same seed gives the same view. The crop keeps at least half of the area; a smaller crop may lose what the
-    caption describes.
+    caption describes. Only an image more than 2.5 times as long as wide has no such crop: its middle is taken.
 
     Args:
         image: an RGB image.
         size: length of a side in pixels.
         seed: the seed, from ``view_seed``.
-        steps: which of the three steps to apply; without the crop, the whole image is fitted into the square.
+        steps: which of the three steps to apply; without the crop, the evaluation view is augmented.
+        view: as of ``evaluation_view``. With ``whole``, the image is cropped as it stands on its white square. With
+            ``crop`` nothing white is added: what AutoAugment moves in from outside is grey, as its authors have it.
     """
-    square = ImageOps.pad(image, (max(image.size),) * 2, color=_WHITE)
+    if view == "whole":
+        image = ImageOps.pad(image, (max(image.size),) * 2, color=_WHITE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        box: tuple[float, float, float, float] | None = None
         if "crop" in steps:
-            top, left, height, width = _CROP.get_params(square, [0.5, 1.0], [0.8, 1.25])
-            box = (left, top, left + width, top + height)
-        view = square.resize((size, size), _BICUBIC, box=box)
+            top, left, height, width = _CROP.get_params(image, [0.5, 1.0], [0.8, 1.25])
+            shown = image.resize((size, size), _BICUBIC, box=(left, top, left + width, top + height))
+        else:
+            shown = evaluation_view(image, size, view)
         if "flip" in steps and torch.rand(()) < 0.5:
-            view = ImageOps.mirror(view)
-        augmented: Image.Image = _AUTO_AUGMENT(view) if "autoaugment" in steps else view
+            shown = ImageOps.mirror(shown)
+        augmented: Image.Image = _AUTO_AUGMENT[view](shown) if "autoaugment" in steps else shown
         return augmented
 
 
@@ -114,4 +122,7 @@ def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 _CROP = RandomResizedCrop(1)  # only its parameter sampling is used
-_AUTO_AUGMENT = AutoAugment(AutoAugmentPolicy.IMAGENET, fill=list(_WHITE))
+_AUTO_AUGMENT: Mapping[View, AutoAugment] = {
+    "whole": AutoAugment(AutoAugmentPolicy.IMAGENET, fill=list(_WHITE)),
+    "crop": AutoAugment(AutoAugmentPolicy.IMAGENET, fill=list(_GREY)),
+}

@@ -82,7 +82,8 @@ class Views(Dataset["Tensor | str"]):
             return str(error)
         side = self._tower.image_size
         if view and self._augmentations:
-            shown = images.augmented_view(picture, side, images.view_seed(key, view), self._augmentations)
+            seed = images.view_seed(key, view)
+            shown = images.augmented_view(picture, side, seed, self._augmentations, self._tower.view)
         else:
             shown = images.evaluation_view(picture, side, self._tower.view)
         return images.to_tensor([shown])[0]

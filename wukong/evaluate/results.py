@@ -324,9 +324,15 @@ def without_overlap_of(document: Mapping[str, Any], role: str) -> dict[str, floa
     return {name: float(clean["value"]) for name, clean in found.items() if clean}
 
 
-def tasks_of(document: Mapping[str, Any], kind: str, role: str = "finetuned") -> list[dict[str, Any]]:
-    """Return a model's entries of one kind in a document, which may be empty."""
-    return [task for task in document.get("tasks", ()) if (task["kind"], task["model"]) == (kind, role)]
+def role_of(document: Mapping[str, Any]) -> str:
+    """Return the role of the model that a document stands for: the fine-tuned one, where it was measured."""
+    measured = {model["role"] for model in document.get("models", ())}
+    return "pretrained" if measured == {"pretrained"} else "finetuned"
+
+
+def tasks_of(document: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Return the entries of one kind of the model that a document, which may be empty, stands for."""
+    return [task for task in document.get("tasks", ()) if (task["kind"], task["model"]) == (kind, role_of(document))]
 
 
 def metrics_of(tasks: Iterable[Mapping[str, Any]], role: str) -> dict[str, float]:
@@ -349,8 +355,9 @@ def metrics_of(tasks: Iterable[Mapping[str, Any]], role: str) -> dict[str, float
     return metrics
 
 
-def headlines_of(document: Mapping[str, Any], role: str = "finetuned") -> dict[str, float]:
+def headlines_of(document: Mapping[str, Any]) -> dict[str, float]:
     """Return the few of ``metrics_of`` that sum up a document: each task's headline, and the means over hold-outs."""
+    role = role_of(document)
     mine = [task for task in document.get("tasks", ()) if task["model"] == role]
     wanted = {f"eval/{task['kind']}/{task['task']}/{task['headline']}" for task in mine}
     metrics = metrics_of(mine, role).items()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wukong.errors import DataError, StorageError, reading
 from wukong.evaluate import answers
-from wukong.evaluate.results import DOCUMENT, FORMAT
+from wukong.evaluate.results import DOCUMENT, FORMAT, role_of
 from wukong.runtime import environment
 from wukong.store import damage, manifest, storage
 
@@ -79,7 +79,7 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
             table_uri, sha256 = evaluated.file(path)
             tables[PurePosixPath(path).stem] = parse(storage.read_bytes(table_uri, sha256), table_uri)
     document = storage.read_json(*evaluated.file(DOCUMENT))
-    return Evaluation(check(document, uri), tables, uri)
+    return Evaluation(check(document, uri), tables, uri, role_of(document))
 
 
 def check(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -55,9 +55,13 @@ class Size:
         count = [sum(parameter.numel() for parameter in module.parameters()) for module in (built, tower)]
         return cls(count[0], count[1], tower_flops(model, tower), feature_shape(model, tower))
 
+    def trained(self, settings: Training) -> int:
+        """Return the number of weights that are trained; of a tower that is locked in part none counts."""
+        return self.weights if settings.lock == "none" else self.weights - self.image
+
     def memory(self, settings: Training) -> int:
         """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
-        trained = self.weights if settings.lock == "none" else self.weights - self.image
+        trained = self.trained(settings)
         return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from wukong.config.evaluators import EVALUATORS, HOLDOUTS
 from wukong.errors import ConfigError, StorageError
 from wukong.evaluate import answers, stored
-from wukong.evaluate.results import DOCUMENT, HOLDOUT
+from wukong.evaluate.results import DOCUMENT, HOLDOUT, role_of
 from wukong.evaluate.stored import Evaluation
 from wukong.registry import over_seeds
 from wukong.runtime import environment
@@ -154,8 +154,7 @@ def _read(server: Server, run: Run) -> Measured:
         if (data := _file(server, run, DOCUMENT)) is None:
             return Measured(run, Evaluation())
         document = stored.check(json.loads(data), f"{DOCUMENT} of the run {run.name}")
-        measured = {model["role"] for model in document["models"]}
-        role = run.tags.get(tags.ROLE_TAG) or next(role for role in ("finetuned", "pretrained") if role in measured)
+        role = run.tags.get(tags.ROLE_TAG) or role_of(document)
         tables = {}
         for name in {task["task"] for task in document["tasks"] if task["model"] == role}:
             path = f"{answers.FOLDER}/{name}.parquet"

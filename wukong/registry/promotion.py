@@ -42,7 +42,6 @@ from wukong.store.manifest import digest_of
 FORMAT = 1
 """Decisions of format 1 counted pairs twice where captions had several images."""
 GUARD_LEVEL = 0.05
-_GROUPS = {"eval": "finetuned", "pretrained": "pretrained"}
 
 
 def level_of(attempt: int, level: float, count: int = 1) -> float:
@@ -404,7 +403,7 @@ def _points(difference: Interval) -> str:
 def _parts(evaluation: Evaluation, metric: str) -> tuple[str, list[Mapping[str, Any]], str]:
     """Return the kind, the tasks and the result that a metric's name stands for."""
     group, kind, name, result = [*metric.split("/"), "", "", ""][:4]
-    tasks = evaluation.tasks(_GROUPS.get(group, group)).values()
+    tasks = evaluation.tasks({"eval": evaluation.role}.get(group, group)).values()
     mine = [task for task in tasks if task["kind"] == kind]
     chosen = [t for t in mine if t["split"] == HOLDOUT] if name == HOLDOUTS else [t for t in mine if t["task"] == name]
     return kind, chosen, result

@@ -21,7 +21,7 @@ from wukong.config.evaluators import DIRECTIONS
 from wukong.config.experiment import Experiment
 from wukong.curate import rules
 from wukong.evaluate.protocol import sentences
-from wukong.evaluate.results import HOLDOUT, overlap_said, tasks_of
+from wukong.evaluate.results import HOLDOUT, overlap_said, role_of, tasks_of
 from wukong.report import template
 from wukong.report.funnel import bars, funnel, repeated, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
@@ -82,8 +82,8 @@ def contents(
     Args:
         experiment: what was run.
         manifests: by stage; ``crawl`` and ``filter`` are needed.
-        evaluation: what the evaluate stage measured: a document of ``wukong.evaluate.results``, of which the fine-tuned
-            model is shown, with the histories under ``training``. Empty if nothing was measured.
+        evaluation: what the evaluate stage measured: a document of ``wukong.evaluate.results``, of which the model is
+            shown that it stands for, with the histories under ``training``. Empty if nothing was measured.
         links: titles and addresses, for instance of the MLflow run.
         pictures: returns an image's bytes by its pair's key; ``pictures_of`` makes one.
         run: the run's name.
@@ -120,7 +120,7 @@ def contents(
         "overlaps": {
             entry["task"]: said
             for entry in evaluation.get("tasks", ())
-            if entry["model"] == "finetuned" and (said := overlap_said(evaluation, entry))
+            if entry["model"] == role_of(evaluation) and (said := overlap_said(evaluation, entry))
         },
         "protocol": sentences(experiment),
         "classification": [_classification(entry) for entry in tasks_of(evaluation, "classification")],

@@ -202,7 +202,7 @@ TABLE = (
         runs_as="inside",
         parents=("filter",),
         key_parents=("filter",),
-        version=4,
+        version=5,
         takedown="delete",
     ),
     Entry(
@@ -213,7 +213,7 @@ TABLE = (
         makes=("pack", "features"),
         continues=("finetune",),
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
-        version=5,
+        version=6,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
         sections=("model", "pretrain"),
         trains=True,
@@ -227,7 +227,7 @@ TABLE = (
         parents=("filter", "pretrain"),
         makes=("pack", "features"),
         key_parents=("filter", "pretrain"),
-        version=5,
+        version=6,
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
         sections=("model",),
         trains=True,
@@ -321,14 +321,12 @@ def sections_of(names: Collection[str]) -> set[str]:
 def training_of(experiment: Experiment, name: str) -> Training:
     """The section of the experiment that sets a training stage's workers, GPUs and epochs.
 
-    Where a model is taken in the place of pre-training, that stage is one process that copies it.
+    A stage that takes a model, or hands one on, is one process that copies it.
 
     Raises:
         ConfigError: the stage does not train.
     """
     if not of(name).trains:
         raise ConfigError(f"the stage {name} does not train; those that do are {', '.join(TRAININGS)}")
-    if name == "pretrain" and experiment.pretrain.from_model:
-        return Training(workers=1, loader_workers=0)
     settings: Training = getattr(experiment, name)
-    return settings
+    return Training(epochs=0, batch_size=1, workers=1, loader_workers=0) if settings.is_skipped else settings

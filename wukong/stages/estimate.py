@@ -8,13 +8,14 @@ run before in an experiment, its size and time then are the better estimate.
 will run (``wukong.train.rates``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
+from wukong.curate import rules
 from wukong.model.cost import Size, compared_vectors, text_flops, text_step_flops
 from wukong.stages.measured_rates import Rates
 from wukong.stages.prices import GIB, Prices
@@ -28,8 +29,10 @@ DATA_BYTES = 2 * PICTURE_BYTES
 LEAST_RESULTS, MOST_SHARE = 2, 0.83
 """Distinct URLs a query: the demo's 8,303 of 4,000 queries, and the paper's 166 million of 200,000 times 1,000."""
 
-_MODELS, _PROMPTS = 2, 80  # of an evaluation
+_PROMPTS = 80  # of a class
 _BYTES = 4
+_OF_CHECKPOINT = 12
+"""Bytes of each trained weight in a checkpoint: itself and two moments."""
 _MIB = 2**20
 
 
@@ -72,6 +75,8 @@ class Estimate:
         gpus: number of GPUs that it occupies.
         driver_memory: bytes of its driver.
         task_memory: bytes of its largest task or worker.
+        checkpoints: bytes of the checkpoints that lie in the store until it ends.
+        disk: bytes of a worker's temporary files: the checkpoint that it writes, or goes on from.
     """
 
     bytes: float
@@ -80,6 +85,8 @@ class Estimate:
     gpus: int = 0
     driver_memory: float = 0.0
     task_memory: float = 0.0
+    checkpoints: float = 0.0
+    disk: float = 0.0
 
     def cost(self, prices: Prices, memory: float = 0.0) -> float:
         """Return what its cores, GPUs and bytes of memory cost."""
@@ -94,6 +101,8 @@ class Capacity:
     Attributes:
         cores: number of cores of a stage that ``by_stage`` does not name.
         by_stage: number of cores of all pods of a stage.
+        gpus: number of GPUs of all pods of a stage that does not train, where it runs a model.
+        disk: bytes of a worker's share of the temporary files of its pod; None if it is not known.
         memory: bytes of a worker's pod, by stage; empty if it is not known.
         held_memory: bytes of all pods of a stage with the head's, likewise.
         head_memory: bytes of the pod in which a stage's driver runs; None if it is not known.
@@ -104,6 +113,8 @@ class Capacity:
 
     cores: int
     by_stage: Mapping[str, int] = field(default_factory=dict)
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    disk: int | None = None
     memory: Mapping[str, int] = field(default_factory=dict)
     held_memory: Mapping[str, int] = field(default_factory=dict)
     head_memory: int | None = None
@@ -143,6 +154,21 @@ class Work:
     measured: Mapping[RateName, Rate] = field(default_factory=dict)
     caption_tokens: int = CAPTION_TOKENS
     read_speed: float | None = None
+
+
+@dataclass(frozen=True)
+class Validations:
+    """What the validations of a training take.
+
+    Attributes:
+        count: their number.
+        seconds: the time of one, of texts and of scores, which the workers share; also of pictures for a trained tower.
+        before: the time before the first step, in which a locked tower sees the pictures.
+    """
+
+    count: int
+    seconds: float
+    before: float
 
 
 @dataclass(frozen=True)
@@ -196,14 +222,27 @@ def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
     return min(asked * LEAST_RESULTS, max(most, 1)), most
 
 
+def too_few(experiment: Experiment, pairs: int) -> str:
+    """Say that the gate asks for more than so many pairs, which are the most that there can be; empty if not."""
+    asked = experiment.validation.min_pairs
+    if pairs >= asked:
+        return ""
+    return (
+        f"the gate asks for {asked:,} pairs and there are {pairs:,} at most, so it would refuse them after the crawl: "
+        "lower validation.min_pairs, or find more by another list or more queries"
+    )
+
+
 def of_crawl(work: Work) -> Estimate:
     """Of searching and downloading."""
     return _by_items(work, "crawl", work.urls, work.urls * PICTURE_BYTES)
 
 
 def of_filter(work: Work) -> Estimate:
-    """Of the rules and the repacking."""
-    return _by_items(work, "filter", work.urls, work.pairs * PICTURE_BYTES)
+    """Of the rules and the repacking; of a model that runs on pictures, only that they are decoded for it."""
+    made = _by_items(work, "filter", work.urls, work.pairs * PICTURE_BYTES)
+    decoding = work.pairs / work.rates.speeds.decode / made.cores if rules.run_a_model(work.experiment.filter) else 0.0
+    return replace(made, seconds=made.seconds + decoding)
 
 
 def of_validate(work: Work) -> Estimate:
@@ -213,8 +252,8 @@ def of_validate(work: Work) -> Estimate:
 
 def of_pretrain(work: Work) -> Estimate:
     """Of pre-training, with the features that it computes; or of the copy of a model that is taken in its place."""
-    if work.experiment.pretrain.from_model:
-        return Estimate(_BYTES * work.size.weights, 0)
+    if work.experiment.pretrain.is_skipped:
+        return _of_training(work, "pretrain")
     own, features = _of_training(work, "pretrain"), of_features(work)
     if features is None:
         return own
@@ -232,38 +271,81 @@ def of_finetune(work: Work) -> Estimate:
 
 
 def of_evaluate(work: Work) -> Estimate:
-    """Of the evaluation: of the hold-outs and of the published sets, by both models.
+    """Of the evaluation: of the hold-outs and of the published sets, by both models, or by the one that there is.
 
     Of the hold-outs those count that are held out by caption. An unknown set counts nothing: the checks before a run
     refuse it. Nor do pairs of captions, whose number is not known before they are read.
     """
+    settings, speeds, models = work.experiment.evaluate, work.rates.speeds, 2 - work.experiment.finetune.is_skipped
+    held_out = [(each, each, 2) for each in _held_out(work)]
+    published = list(_published(settings.tasks, settings.protocol))
+    # A hold-out's features are computed once.
+    pictures = sum(images for images, *_ in held_out) + models * sum(images for images, *_ in published)
+    compared = models * sum(_comparing(work, *each) for each in (*held_out, *published))
+    cores, gpus = work.capacity.of("evaluate"), work.capacity.gpus.get("evaluate", 0)
+    decoding = pictures / speeds.decode / cores
+    tower, step = _flops(work, on_gpus=gpus > 0)
+    computing = (pictures * work.size.tower_flops / tower + compared / step) / (gpus or cores)
+    seconds = max(decoding, computing) if gpus else decoding + computing
+    return _estimate(work, "evaluate", work.pairs, 1e6, seconds, cores, gpus)
+
+
+def validations_of(work: Work, stage: str) -> Validations | None:
+    """Of a training: its validations; None if there are none. Each worker has a share of pictures, texts and scores."""
+    settings: Training = getattr(work.experiment, stage)
+    asked = settings.validation
+    if settings.is_skipped or not asked.every_steps:
+        return None
+    steps = work.pairs // settings.batch_size
+    every = steps if asked.every_steps == "epoch" else asked.every_steps
+    held_out = [(each, each, 2) for each in _held_out(work)]
+    names = {*work.experiment.held_out_tasks}
+    measured = list(_published(asked.tasks, asked.protocol, asked.split))
+    measured += held_out if not asked.tasks or names.intersection(asked.tasks) else []
+    tower, step = _flops(work, on_gpus=settings.gpus_per_worker > 0)
+    pictures = sum(images for images, *_ in measured) / settings.workers
+    looking = pictures * (1 / work.rates.speeds.decode + work.size.tower_flops / tower)
+    comparing = sum(_comparing(work, *each) for each in measured) / settings.workers / step
+    locked = settings.lock == "all"
+    count = -(-steps * settings.epochs // max(every, 1))
+    return Validations(count, comparing + (0 if locked else looking), looking if locked else 0.0)
+
+
+def _held_out(work: Work) -> list[int]:
+    """Return the number of pairs that are held out by caption, if there are any."""
+    held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
+    return [held_out] if held_out else []
+
+
+def _published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[int, int, int]]:
+    """Yield images, texts and directions of the published sets among some tasks, of a part or of the protocol's."""
     from wukong.evaluate import protocol, sets  # here, because every command reads the table of stages
     from wukong.evaluate.data_set import Classification, Retrieval
 
-    model, settings, size = work.experiment.model, work.experiment.evaluate, work.size
-    vectors = compared_vectors(model, size.shape)
-    held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
-    measured = (
-        [(held_out, held_out, 2, 1)] if held_out else []
-    )  # images, texts, directions, times that images are encoded
-    for name in settings.tasks:
-        data_set = sets.REGISTRY.get(name)
-        split = protocol.named(settings.protocol).split(name)
+    for name in tasks:
+        data_set, split = sets.REGISTRY.get(name), part or protocol.named(by).split(name)
         if data_set is None or split not in data_set.splits:
             continue
         if isinstance(data_set, Classification):
-            measured.append((data_set.splits[split], data_set.number_of_classes * _PROMPTS, 1, _MODELS))
+            yield data_set.splits[split], data_set.number_of_classes * _PROMPTS, 1
         elif isinstance(data_set, Retrieval):
             images, texts = data_set.splits[split]
-            measured.append((images, texts, 2, _MODELS))
-    speeds, seconds = work.rates.speeds, 0.0
+            yield images, texts, 2
+
+
+def _comparing(work: Work, images: int, texts: int, directions: int) -> float:
+    """Return the operations of one model that encodes texts and compares them with images."""
+    model = work.experiment.model
     words = work.caption_tokens if model.is_token_wise else 1
-    for images, texts, directions, times in measured:
-        seconds += times * images * (size.tower_flops / speeds.tower_flops + 1 / speeds.decode)
-        products = directions * images * vectors * texts * words * (model.embedding or model.text.width)
-        seconds += _MODELS * (texts * text_flops(model, work.caption_tokens) + 2 * products) / speeds.step_flops
-    cores = work.capacity.of("evaluate")
-    return _estimate(work, "evaluate", work.pairs, 1e6, seconds / cores, cores)
+    products = directions * images * compared_vectors(model, work.size.shape) * texts * words
+    return texts * text_flops(model, work.caption_tokens) + 2.0 * products * (model.embedding or model.text.width)
+
+
+def _flops(work: Work, *, on_gpus: bool) -> tuple[float, float]:
+    """Return the operations a second of the image tower and of everything else, of a core or of a GPU."""
+    speeds = work.rates.speeds
+    of_gpu = work.told[GPU] * 1e12 if GPU in work.told else speeds.gpu_flops
+    return (of_gpu, of_gpu) if on_gpus else (speeds.tower_flops, speeds.step_flops)
 
 
 def of_register(work: Work) -> Estimate:
@@ -277,8 +359,8 @@ def of_report(work: Work) -> Estimate:
 
 
 def _by_items(work: Work, stage: str, items: int, size: float) -> Estimate:
-    cores = work.capacity.of(stage)
-    return _estimate(work, stage, items, size, items * work.rates.of(stage).core_seconds / cores, cores)
+    cores, gpus = work.capacity.of(stage), work.capacity.gpus.get(stage, 0)
+    return _estimate(work, stage, items, size, items * work.rates.of(stage).core_seconds / cores, cores, gpus)
 
 
 def _estimate(
@@ -318,19 +400,26 @@ def _way(work: Work, stage: str) -> Way:
 
 def _of_training(work: Work, stage: str) -> Estimate:
     settings: Training = getattr(work.experiment, stage)
+    if settings.is_skipped:  # a model is copied
+        return Estimate(_BYTES * work.size.weights, 0)
     gpus, held = settings.workers * settings.gpus_per_worker, work.size.memory(settings)
     size, seconds = _BYTES * work.size.weights, _way(work, stage).train_seconds
-    return _estimate(work, stage, work.pairs, size, seconds, work.capacity.of(stage), gpus, held)
+    if validations := validations_of(work, stage):
+        seconds += validations.before + validations.count * validations.seconds
+    one = _OF_CHECKPOINT * work.size.trained(settings)
+    kept = settings.checkpoint.keep + (settings.validation.keep == "best") + 1  # and the one that is being written
+    made = _estimate(work, stage, work.pairs, size, seconds, work.capacity.of(stage), gpus, held)
+    return replace(made, checkpoints=kept * one, disk=one)
 
 
 def rates_of(work: Work, settings: Training) -> dict[RateName, Rate]:
     """Return the rates of a training's worker: told, measured, or computed from the speeds of a core or of a GPU."""
     speeds, size = work.rates.speeds, work.size
-    of_gpu = work.told[GPU] * 1e12 if GPU in work.told else speeds.gpu_flops if settings.gpus_per_worker else None
+    of_tower, of_step = _flops(work, on_gpus=GPU in work.told or settings.gpus_per_worker > 0)
     step = text_step_flops(work.experiment.model, settings, size.shape, work.caption_tokens)
     per_second: dict[RateName, float] = {
-        "text_step": (of_gpu or speeds.step_flops) / step,
-        "tower": (of_gpu or speeds.tower_flops) / max(size.tower_flops, 1.0),
+        "text_step": of_step / step,
+        "tower": of_tower / max(size.tower_flops, 1.0),
         "decode": speeds.decode,
         "augment": speeds.augment,
     }

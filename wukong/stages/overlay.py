@@ -7,6 +7,7 @@ asked.
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def read(place: Path, experiment: Experiment) -> Capacity:
     return Capacity(
         cores=1,  # of stages that are components
         by_stage={name: pods[name].get("cpus", 1) * workers[name] for name in pods},
+        gpus={
+            name: pods[name].get("gpus", 0) * workers[name]
+            for name, entry in ((name, stages.of(name)) for name in pods)
+            if entry.runs_model(experiment) and not entry.trains
+        },
+        disk=_disk(maps["ray-job"]["data"], settings.get("gpu", {}).get("gpus_per_pod", 1)),
         memory=memory,
         held_memory={name: size * workers[name] + head_memory for name, size in memory.items()},
         head_memory=head_memory,
@@ -64,6 +71,15 @@ def read(place: Path, experiment: Experiment) -> Capacity:
         sized_for=None if urls is None else int(urls),
         prices=of_all.get("data", {}).get(prices.VARIABLE, ""),
     )
+
+
+def _disk(data: Mapping[str, str], together: int | str) -> int | None:
+    """Return the bytes of temporary files of a worker of a training, where the template limits those of a pod."""
+    if "template.yaml" not in data or not isinstance(together, int):
+        return None
+    (workers,) = yaml.safe_load(data["template.yaml"])["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = [each["emptyDir"] for each in workers["template"]["spec"]["volumes"] if each["name"] == "tmp"]
+    return int(amount_of(limits[0]["sizeLimit"])) // together if limits and "sizeLimit" in limits[0] else None
 
 
 def amount_of(quantity: str | float) -> Decimal:

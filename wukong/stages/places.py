@@ -170,6 +170,13 @@ EVALUATED = {"finetuned": "finetune", "pretrained": "pretrain"}
 """The models that are evaluated, and the stage that each comes from."""
 
 
+def evaluated(parents: Parents) -> Mapping[str, str]:
+    """Those of ``EVALUATED`` that differ: a model that fine-tuning has handed on is measured once, as pre-trained."""
+    last, first = (parents[stage].parts for stage in EVALUATED.values())
+    digests = [[parts.sha256(f"model/{name}") for name in start_model.FILES] for parts in (last, first)]
+    return {"pretrained": "finetune"} if digests[0] == digests[1] and all(digests[0]) else EVALUATED
+
+
 def crawl(experiment: Experiment, parents: Parents | None = None) -> "Attempt":
     """The attempt at the crawl that has finished, or the next; it reads the lists that the crawl is made of."""
     from wukong.crawl import attempt, previous  # of no use to the other stages' components
@@ -272,7 +279,7 @@ def features(
     """
     how: Mapping[str, Any] = {"views": 0, **_AS_MEASURED}
     if pairs == "train":
-        views = max(experiment.pretrain.views, experiment.finetune.views)
+        views = max(stages.training_of(experiment, name).views for name in stages.TRAININGS)
         how = {"views": views, "dtype": experiment.features.dtype, "precision": experiment.pretrain.precision}
     config = {**_of_tower(experiment.model), "pairs": pairs, **how}
     trained = trained_tower(model)
@@ -395,6 +402,8 @@ def training(
 def _upcoming_training(name: str, experiment: Experiment, parents: Parents) -> Stage | None:
     if name == "pretrain" and experiment.pretrain.from_model:
         return start_model.stage(experiment)
+    if not stages.training_of(experiment, name).epochs:
+        return start_model.handed_on(experiment, parents["pretrain"])
     filtered, start = parents["filter"], parents.get("pretrain")
     settled = decided(name, experiment, filtered, start)
     if settled is None:
@@ -413,7 +422,7 @@ def evaluation(experiment: Experiment, parents: Parents, computed: Sequence[Mani
         experiment: its ``evaluate`` section, the files of the published sets that it names and the filter's hold-outs
             decide the output.
         parents: the manifests of ``filter``, ``pretrain`` and ``finetune``.
-        computed: features of the hold-outs, one manifest for each of ``EVALUATED``.
+        computed: features of the hold-outs, one manifest for each of ``evaluated``.
 
     Raises:
         DataError: a published set is not there.
@@ -429,7 +438,7 @@ def evaluation(experiment: Experiment, parents: Parents, computed: Sequence[Mani
 @_upcoming_of("evaluate")
 def _upcoming_evaluation(_: str, experiment: Experiment, parents: Parents) -> Stage:
     computed = []
-    for model in EVALUATED.values():
+    for model in evaluated(parents).values():
         inside = features(experiment, parents["filter"], parents[model], "holdouts")
         if (made := inside.finished()) is None:
             return inside

@@ -352,6 +352,22 @@ def expected_urls(experiment: Experiment) -> tuple[int, int]:
     return estimate.urls(experiment, len(read_queries(crawl.queries, crawl.max_queries)))
 
 
+def warn_of_few(experiment: Experiment, pictures: int | None = None) -> None:
+    """Warn where the gate asks for more pairs than can come in; pairs that are held out by caption are none of them.
+
+    Args:
+        experiment: the experiment.
+        pictures: the most that come in; None to count the lists.
+
+    Raises:
+        ConfigError: the query list cannot be read.
+        DataError: the pictures' list cannot be read.
+    """
+    most = expected_urls(experiment)[1] if pictures is None else pictures
+    if why := estimate.too_few(experiment, round(most * (1 - experiment.filter.split.held_out_captions))):
+        log.warning("%s", why)
+
+
 def check_store(experiment: Experiment) -> None:
     """Check that what a run crawls and filters fits the object store, where an installation says what that holds.
 

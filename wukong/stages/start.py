@@ -5,7 +5,8 @@ every process of the run, are in the keys, and need no process that reads the fi
 
 A model may be taken in the place of pre-training (``pretrain.from_model``). Its copy is the experiment's ``pretrain``
 stage, so that all that reads a pre-trained model reads it. Where the model lies beside the manifest of the stage that
-trained it, that stage is the copy's parent: what it was trained on is known.
+trained it, that stage is the copy's parent: what it was trained on is known. ``finetune.epochs: 0`` hands the
+pre-trained model on by such a copy, the ``finetune`` stage, so that all that reads a fine-tuned model reads it.
 """
 
 from collections.abc import Collection
@@ -109,10 +110,29 @@ def take(experiment: Experiment) -> Manifest:
     Raises:
         StorageError: a file cannot be read.
     """
-    taken, folder = stage(experiment), _folder(experiment.pretrain.from_model)
+    folder = _folder(experiment.pretrain.from_model)
+    return _copied(stage(experiment), folder, _made_by(folder))
 
+
+def handed_on(experiment: Experiment, pretrained: Manifest) -> Stage:
+    """The finetune stage of an experiment that trains no epoch there."""
+    # A locked tower is that of pre-training.
+    config = {"model": experiment.model.model_dump(mode="json"), "training": {"epochs": 0, "lock": "all"}}
+    entry = stages.of("finetune")
+    return Stage(experiment.root, entry.name, config, [pretrained], entry.version)
+
+
+def hand_on(experiment: Experiment, pretrained: Manifest) -> Manifest:
+    """Copy the pre-trained model as the finetune stage, without an epoch of training.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    return _copied(handed_on(experiment, pretrained), storage.join(pretrained.uri, "model"), pretrained)
+
+
+def _copied(taken: Stage, folder: str, made_by: Manifest | None) -> Manifest:
     def copied() -> Manifest:
-        made_by = _made_by(folder)
         for name in FILES:
             known = made_by.parts.sha256(f"model/{name}") if made_by else ""
             data = storage.read_bytes(storage.join(folder, name), known)

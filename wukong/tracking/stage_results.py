@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from wukong.config.evaluators import HOLDOUTS
 from wukong.errors import StorageError
-from wukong.evaluate.results import DOCUMENT, HOLDOUT, ROLES, metrics_of, without_overlap_of
+from wukong.evaluate.results import DOCUMENT, HOLDOUT, ROLES, metrics_of, role_of, without_overlap_of
 from wukong.store import storage
 from wukong.store.manifest import Manifest, code_revision, digest_of
 from wukong.tracking import mlflow_rest
@@ -51,7 +51,8 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     metrics = {name: value for name, value in metrics.items() if name not in run.metrics}
     server.log(run_id, metrics=as_metrics(metrics, 0), params=as_params(manifest.config), tags=tags)
     if evaluated:
-        _log_document(server, run, document := storage.read_json(*manifest.file(DOCUMENT)))
+        document = storage.read_json(*manifest.file(DOCUMENT))
+        _log_document(server, run, document, role_of(document))
         _log_pretrained(server, run, document, tags)
     for path in manifest.parts.below("docs/").paths:
         server.write_file(run, path, storage.read_bytes(*manifest.file(path)))
@@ -118,15 +119,15 @@ def log_evaluation(
 
 
 def _log_pretrained(server: Server, of_stage: Run, document: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-    """Log what the pre-trained model reached to a run beside that of the stage, under the same names."""
-    if any(model["role"] == "pretrained" for model in document["models"]):
+    """Log what the pre-trained model reached, where it is the second, to a run beside that of the stage."""
+    if len(document["models"]) > 1:
         kept = {name: value for name, value in of_stage.tags.items() if name in (PARENT_TAG, REVISION_TAG)}
         beside = server.create_run(of_stage.experiment_id, f"{of_stage.name} {ROLES['pretrained']}", {**kept, **tags})
         _log_document(server, beside, document, "pretrained")
         server.end(beside.run_id, "FINISHED")
 
 
-def _log_document(server: Server, run: Run, document: Mapping[str, Any], role: str = "finetuned") -> None:
+def _log_document(server: Server, run: Run, document: Mapping[str, Any], role: str) -> None:
     """Log one model's results to a run: each metric with the ID of the model and the digest of its set.
 
     Each model has a run of its own, in which its metrics have the names of ``results.metrics_of`` and

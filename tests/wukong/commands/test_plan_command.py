@@ -135,6 +135,22 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
     assert charged == pytest.approx(crawl["seconds"] / 3600 * 6 * 0.25), "the installation's own prices"
     fits = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))
     assert fits["problems"] == []
+    worker = {"template": {"spec": {"volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "12Mi"}}]}}}
+    maps[0]["data"]["template.yaml"] = yaml.safe_dump({"spec": {"rayClusterSpec": {"workerGroupSpecs": [worker]}}})
+    settings["gpu"] = {"gpus_per_pod": 2}
+    maps[0]["data"]["settings.yaml"] = yaml.safe_dump(settings)
+    file.write_text(yaml.safe_dump_all([{"kind": "ConfigMap"} | entry for entry in maps]))
+    small = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))["problems"]
+    assert len(small) == 2
+    assert "a checkpoint of pretrain takes" in small[0] and "has 6.3 MB for temporary files" in small[0]
+    text = run("--config", str(experiment), "--urls", "1000")
+    assert "While pretrain goes on, up to" in text and "is validated" not in text
+    validated = ("--set", "finetune.validation.every_steps=1", "--set", "finetune.epochs=2")
+    held = 'filter.split={held_out_captions: 0.1, holdouts: [{name: h, source: "*", captions: unseen}]}'
+    text = run("--config", str(experiment), "--urls", "2000", "--set", held, *validated)
+    assert "finetune is validated 6 times, " in text
+    few = json.loads(run("--config", str(experiment), "--urls", "1000", "--pairs", "999", "--json"))["problems"]
+    assert len(few) == 1 and "asks for 1,000 pairs and there are 999 at most" in few[0]
     assert json.loads(run("--config", str(experiment), "--overlay", str(file), "--json"))["urls"] == 4_321
 
 

@@ -29,7 +29,7 @@ filter:
         ("", [], "filter.split.holdouts.1.captionss: unknown key; allowed here: *; did you mean "
          "filter.split.holdouts.1.captions? [FILE, line 12]"),
         ("seeed: 1", [], "seeed: unknown key; *; did you mean seed? [FILE, line 13]"),
-        ("pretrain: {epochs: 0}", [], "pretrain.epochs: * (got 0) [FILE, line 13]"),
+        ("pretrain: {batch_size: 0}", [], "pretrain.batch_size: * (got 0) [FILE, line 13]"),
         ("", ["pretrain.epoch=3"], "pretrain.epoch: unknown key; *; did you mean pretrain.epochs? "
          "[--set pretrain.epoch]"),
         ("", ["model.layers=3"], "model.layers: unknown key; *; did you mean model.text.layers? [--set model.layers]"),

@@ -248,21 +248,22 @@ KEYS = {
     "demo": {
         "filter": "c462de3d2c8ea634",
         "validate": "4ae631b93a8990ce",
-        "features": "1cca57cf39fd5866",
-        "pretrain": "5c8f934b6e260415",
-        "finetune": "71f886ad26e5b580",
+        "features": "72884d56c9498f79",
+        "pretrain": "a950e4bac3e6639a",
+        "finetune": "80b350ff1ac9966e",
         "evaluate": "812e9fae03f2f0da",
     },
     "own-data": {
         "filter": "e30a4991ae896d03",
         "validate": "5a0fcaed1431191a",
-        "features": "4a544e88b5e66e3b",
-        "pretrain": "ba1b9b3fa93bd984",
-        "finetune": "88f42a975dd78fa4",
+        "features": "319998ff9f7ee5ac",
+        "pretrain": "f071b6333eb262aa",
+        "finetune": "327f2585850fda71",
         "evaluate": "40ab93d7c1c949d2",
     },
 }
-"""Keys of version 0.2.0. Where one changes, what was made under it is made anew: the stage's version says so."""
+"""Keys of version 0.2.0, and of the next one those of features and models. Where one changes, what was made under it is
+made anew: the stage's version says so."""
 
 
 def keys_of(experiment: Experiment) -> dict[str, str]:

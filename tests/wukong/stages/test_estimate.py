@@ -3,17 +3,22 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
+from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError
 from wukong.model.cost import Shape, Size, text_step_flops
+from wukong.model.dual import DualEncoder
 from wukong.stages import estimate, measured_rates
 from wukong.stages.estimate import Capacity, Estimate, Rate, RateName, Work
 from wukong.stages.measured_rates import Rates
 from wukong.stages.prices import Prices
+from wukong.store import storage
+from wukong.train import checkpoint, optimizer
 
 
 def rates(**per_second: float) -> dict[RateName, Rate]:
@@ -136,6 +141,8 @@ def test_the_data_stages_take_the_time_of_their_items_on_their_cores() -> None:
     filtered = estimate.of_filter(here)
     assert (filtered.bytes, filtered.seconds) == (2e6 * 30_000, 6 + 3e6 * 0.002 / 4)
     assert filtered.task_memory == 521 * MIB
+    marked = experiment(filter={"decontaminate": {"hashes": ["s3://b/h"], "action": "mark"}})
+    assert estimate.of_filter(work(marked)).seconds == filtered.seconds + 2e6 / 100 / 4, "pictures are decoded"
     assert estimate.of_validate(here).seconds == 7 + 2e6 * 0.001 / 4
     on_pods = work(experiment(), capacity=Capacity(1, {"crawl": 32}))
     assert (estimate.of_crawl(on_pods).seconds, estimate.of_crawl(on_pods).cores) == (5 + 3e6 * 0.004 / 32, 32)
@@ -216,6 +223,75 @@ def test_published_sets_count_in_an_evaluation(similarity: str, products: int) -
     # ImageNet has 50,000 images, so the most of its time is theirs; and 80 prompts for each of 1,000 classes.
     assert seconds(["imagenet"]) - seconds([]) > 49 * added * (similarity == "global")
     assert seconds(["imagenet", "coco-cn"]) == pytest.approx(seconds(["imagenet"]) + added)
+
+
+IMAGENET = {"evaluate": {"tasks": ["imagenet"], "sets": "file:///nowhere"}}
+TEXTS = 80 * 1_000 * ((2 * 12 * 2 * 256**2) * 22 + 4 * 2 * 256 * 22**2)
+PRODUCTS = 2 * 50_000 * 80 * 1_000 * 256
+"""Operations on ImageNet's 50,000 pictures and its 1,000 classes with 80 prompts each."""
+
+
+def test_an_evaluation_on_gpus_takes_their_speed_or_that_of_the_cores_which_decode() -> None:
+    given = {"capacity": Capacity(12, gpus={"evaluate": 4})}
+    found, nothing = (estimate.of_evaluate(work(experiment(**each), **given)) for each in (IMAGENET, {}))
+    computing = (2 * 50_000 * 2e9 + 2 * (TEXTS + PRODUCTS)) / 1e13 / 4
+    assert found.seconds - nothing.seconds == pytest.approx(max(computing, 2 * 50_000 / 100 / 12))
+    assert (found.gpus, found.cores) == (4, 12)
+    told = work(experiment(**IMAGENET), told={"gpu": 0.1}, **given)
+    slow = (2 * 50_000 * 2e9 + 2 * (TEXTS + PRODUCTS)) / 1e11 / 4
+    assert estimate.of_evaluate(told).seconds - nothing.seconds == pytest.approx(slow)
+    assert estimate.of_evaluate(work(experiment(**IMAGENET))).gpus == 0
+
+
+def test_a_model_that_is_handed_on_costs_a_copy_and_is_measured_once() -> None:
+    once, twice, none = (
+        work(experiment(finetune={"epochs": epochs, "gpus_per_worker": 1}, **more))
+        for epochs, more in ((0, IMAGENET), (1, IMAGENET), (0, {}))
+    )
+    assert estimate.of_finetune(once) == Estimate(4 * 9e6, 0)
+    added, both = (estimate.of_evaluate(each).seconds - estimate.of_evaluate(none).seconds for each in (once, twice))
+    assert both == pytest.approx(2 * added) and added > 0
+
+
+@pytest.mark.parametrize(("lock", "every", "count"), [("all", 1_000, 50), ("none", "epoch", 3)])
+def test_validations_take_their_share_of_a_training(lock: str, every: int | str, count: int) -> None:
+    """16,667 steps an epoch, three epochs; five workers share pictures, texts and scores."""
+    training = {"epochs": 3, "batch_size": 120, "workers": 5, "gpus_per_worker": 1, "store_features": False}
+    training |= {"lock": lock}
+    validation = {"tasks": ["imagenet"], "metric": "classification/imagenet/top1", "every_steps": every}
+    validated, plain = (
+        work(experiment(pretrain=training | more, evaluate={"sets": "file:///nowhere"}), pairs=16_667 * 120)
+        for more in ({"validation": validation}, {})
+    )
+    found = estimate.validations_of(validated, "pretrain")
+    assert found is not None and estimate.validations_of(plain, "pretrain") is None
+    looking, comparing = 50_000 / 5 * (2e9 / 1e13 + 1 / 100), (TEXTS + PRODUCTS) / 5 / 1e13
+    once, each = (looking, comparing) if lock == "all" else (0, looking + comparing)
+    assert (found.count, found.before, found.seconds) == (count + (lock == "all"), once, pytest.approx(each))
+    added = estimate.of_pretrain(validated).seconds - estimate.of_pretrain(plain).seconds
+    assert added == pytest.approx(once + found.count * each)
+
+
+def test_checkpoints_are_as_large_as_they_are_written(tmp_path: Path) -> None:
+    image = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
+    asked = experiment(
+        model={"embedding": 16, "image": image, "text": {"layers": 1, "heads": 2, "width": 32}},
+        pretrain={"workers": 1, "batch_size": 8, "checkpoint": {"keep": 3}},
+    )
+    size = Size.of(asked.model)
+    dual = DualEncoder(asked.model, Tokenizer.of(asked.model.text), feature_width=size.shape.width, with_weights=False)
+    steps = optimizer.build(dual, asked.pretrain)
+    for weight in dual.parameters():
+        weight.grad = torch.zeros_like(weight)
+    steps.step()
+    writer = checkpoint.Writer(storage.from_path(tmp_path))
+    writer.save(dual, steps, 1, {})
+    writer.wait()
+    writer.close()
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    found = estimate.of_pretrain(work(asked, size=size))
+    assert found.disk == pytest.approx(written, rel=0.01)
+    assert found.checkpoints == 4 * found.disk, "three, and one that is being written"
 
 
 def test_hold_outs_by_caption_count_in_an_evaluation() -> None:

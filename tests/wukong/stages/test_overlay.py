@@ -7,6 +7,8 @@ import pytest
 from kubernetes.utils import parse_quantity
 
 from wukong.config import documents
+from wukong.config.decontaminate import Decontaminate
+from wukong.config.filter import Filter
 from wukong.errors import ConfigError
 from wukong.stages import overlay
 
@@ -24,6 +26,9 @@ def test_the_pods_of_an_overlay_are_read_through_its_patches() -> None:
     assert found.of("register") == 1
     assert (found.head_memory, found.memory["pretrain"]) == (8 * GIB, 96 * GIB)
     assert found.sized_for == 166_000_000
+    assert (found.gpus["evaluate"], found.gpus.get("filter"), found.disk) == (1, None, 10 * GIB)
+    marked = experiment.model_copy(update={"filter": Filter(decontaminate=Decontaminate(hashes=("s3://b/h",)))})
+    assert overlay.read(OVERLAYS / "gpu", marked).gpus["filter"] == 8
     assert overlay.read(OVERLAYS / "kind", experiment).store == 60 * 256 * 2**20
     assert overlay.read(OVERLAYS / "external-s3", experiment).store is None, "another store does not say what it holds"
 

@@ -372,3 +372,21 @@ def test_published_sets_must_have_names_and_be_there(experiment: Callable[..., E
     preflight.check_world(named)
     with pytest.raises(ConfigError, match=r"evaluate\.tasks: COCO-CN: (?s:.*)Download(?s:.*)evaluate\.tasks: .*DTD"):
         preflight_model.check_sets(named)
+
+
+def test_a_gate_that_no_list_can_pass_is_told_before_the_crawl(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = of_list(tmp_path, 1_200)
+    preflight.warn_of_few(listed)
+    assert not caplog.messages
+    held = {"held_out_captions": 0.25, "holdouts": [{"name": "held", "source": "*", "captions": "unseen"}]}
+    preflight.warn_of_few(documents.parse(listed.model_dump() | {"filter": {"split": held}}))
+    assert "the gate asks for 1,000 pairs and there are 900 at most" in caplog.messages.pop()
+    storage.write_bytes(storage.from_path(tmp_path / "queries.txt"), "猫\n狗\n".encode())
+    words = {"queries": storage.from_path(tmp_path / "queries.txt"), "endpoint": "http://site.test"}
+    for each, is_told in ((500, True), (700, False)):  # of which 83 % are distinct
+        caplog.clear()
+        crawl = words | {"max_results_per_query": each}
+        preflight.warn_of_few(documents.parse({"name": "x", "storage": "s3://wukong", "crawl": crawl}))
+        assert bool(caplog.messages) == is_told

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
@@ -119,3 +120,34 @@ def test_a_model_without_a_manifest_is_known_by_its_files(trained: Manifest, tmp
     (folder / "model.safetensors").write_bytes(b"others!")
     assert start.stage(asked).key != made.uri.rpartition("/")[2]
     assert json.loads((folder / "config.json").read_text())["format"] == 1
+
+
+def test_without_an_epoch_of_fine_tuning_the_model_is_handed_on(trained: Manifest, tmp_path: Path) -> None:
+    """The stage is a copy whatever else its section says, takes one process without a GPU, and is measured once."""
+    asked = start.with_its_model(experiment(tmp_path, f"{trained.uri}/model"))
+    plain, other = (
+        documents.parse(asked.model_dump() | {"finetune": {"epochs": 0, **more}})
+        for more in ({}, {"workers": 8, "batch_size": 64, "gpus_per_worker": 1, "views": 2})
+    )
+    parents = {"filter": Stage(asked.root, "filter", {}).commit([]), "pretrain": start.take(asked)}
+    made = start.hand_on(plain, parents["pretrain"])
+    assert places.finished("finetune", other, parents) == made
+    assert [storage.read_bytes(f"{made.uri}/model/{name}") for name in start.FILES] == [
+        storage.read_bytes(f"{trained.uri}/model/{name}") for name in start.FILES
+    ]
+    assert [parent.digest for parent in made.parents] == [parents["pretrain"].digest] and made.counts == {"pairs": 9}
+    assert places.trained_tower(made) == parents["pretrain"]
+    settings = stages.training_of(other, "finetune")
+    assert (settings.workers, settings.gpus_per_worker, settings.batch_size) == (1, 0, 1)
+    assert places.features(plain, parents["filter"]).key == places.features(other, parents["filter"]).key
+    assert places.evaluated(parents | {"finetune": made}) == {"pretrained": "finetune"}
+    trained_on = Stage(asked.root, "finetune", {}, [made])
+    storage.write_bytes(trained_on.path("model/model.safetensors"), b"others!")
+    another = trained_on.commit([trained_on.describe("model/model.safetensors")])
+    assert places.evaluated(parents | {"finetune": another}) == {"finetuned": "finetune", "pretrained": "pretrain"}
+
+
+def test_a_model_that_nobody_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.epochs: 0 leaves no model: give at least 1, or .*from_model"):
+        experiment(tmp_path, "", pretrain={"epochs": 0})
+    assert experiment(tmp_path, "models:/x@champion", pretrain={"epochs": 0, "from_model": "models:/x@champion"})
