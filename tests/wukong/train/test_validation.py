@@ -14,6 +14,7 @@ from PIL import Image
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.evaluate import classification as classifying
 from wukong.evaluate import results, tasks
+from wukong.evaluate.blocks import Files
 from wukong.evaluate.classification import Classes
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData, WordOrderData
 from wukong.evaluate.model import Model, OwnModel
@@ -22,7 +23,7 @@ from wukong.evaluate.published import Caption
 from wukong.evaluate.vectors import Rows
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.saved_model import SavedModel
-from wukong.model.similarity import Scores
+from wukong.model.similarity import Scores, global_similarity
 from wukong.train.loop import train
 from wukong.train.validation import Task, Validator, _run, _share
 
@@ -101,6 +102,29 @@ def test_the_metrics_are_those_of_the_evaluators(tmp_path: Path, similarity: str
     found = _measure(0, 1, similarity, telling(similarity).state_dict())
     assert {f"eval/{name}": float(value) for name, value in found.items()} == wanted
     assert "retrieval/holdouts/mean_recall" in found and "classification/named/top1" in found
+
+
+def test_products_are_exact_in_a_training_that_rounds_them() -> None:
+    asked: list[str] = []
+
+    def similarity(self: DualEncoder, image: torch.Tensor, text: Texts) -> Scores:
+        asked.append(torch.get_float32_matmul_precision())
+        return global_similarity(image, text.vectors)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with patch.object(DualEncoder, "similarity", similarity):
+            validator("global")(telling("global"))
+        assert set(asked) == {"highest"} and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("similarity", ["global", "token"])
+def test_a_validation_writes_no_file(similarity: str) -> None:
+    with patch.object(Files, "write", side_effect=AssertionError):
+        assert validator(similarity)(telling(similarity))
 
 
 def _counted(
