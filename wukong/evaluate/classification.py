@@ -283,10 +283,11 @@ def judged(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str) -> 
     """
     if labels.shape != found.shape[:1]:
         raise DataError(f"{data_set}: {len(found)} images have scores and {len(labels)} have labels: they differ")
-    least, most = (int(each) for each in labels.aminmax()) if len(labels) else (0, -1)
-    if not len(labels) or least < 0 or most >= found.shape[1]:
+    counts = torch.bincount(labels.clamp_min(0), minlength=found.shape[1])
+    least = int(labels.min()) if len(labels) else 0
+    if not len(labels) or least < 0 or len(counts) > found.shape[1]:
         raise DataError(
-            f"{data_set}: labels reach from {least} to {most}, and there are {found.shape[1]} classes: the "
+            f"{data_set}: labels reach from {least} to {len(counts) - 1}, and there are {found.shape[1]} classes: the "
             "class names are of another set, or images are missing"
         )
     refuse_not_a_number(found, "image", "class")

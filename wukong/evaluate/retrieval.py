@@ -508,8 +508,9 @@ def _scores(images: Tensor, texts: Texts, tile: Tile, similarity: Callable[[Tens
     for scores in scored[: 1 if scored.image_to_text is scored.text_to_image else 2]:
         if scores.isnan().any():
             first, second = scores.isnan().nonzero()[0].tolist()
+            image, caption = tile.images.start + first, tile.texts.start + second
             raise DataError(
-                f"the similarity of image {tile.images.start + first} and caption {tile.texts.start + second} is not a "
-                "number: the weights or the features are damaged"
+                f"the similarity of image {image} and caption {caption} is not a number: the weights or the features "
+                "are damaged"
             )
     return Scores(scored.image_to_text.float(), scored.text_to_image.float())
