@@ -27,9 +27,10 @@ from wukong.config.training import Validating
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
-from wukong.evaluate import holdouts, image_text, results, set_folders, sets, tasks
+from wukong.evaluate import holdouts, results, set_folders, sets, tasks
 from wukong.evaluate.blocks import InMemory, Sizes, Work
 from wukong.evaluate.data_set import Data
+from wukong.evaluate.image_text import TEXTS
 from wukong.evaluate.model import CollapsedError, OwnModel, square, token_ids
 from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.evaluate.results import Outcome
@@ -115,8 +116,8 @@ def prepared(
                 continue  # the log says so
             features = None
             if computed is not None and name in experiment.held_out_tasks:
-                # A copy, because a slice alone would keep the features of all in memory.
-                features = holdouts.features(experiment, filtered, computed, data)[_share(len(data))].clone()
+                rows = _share(len(data))
+                features = holdouts.features(experiment, filtered, computed, data)[rows]
             elif locked is not None:
                 features = _run(locked, model, data, protocol)
             measured.append(Task(data, protocol, features))
@@ -173,7 +174,7 @@ def _measure(model: "_SharedModel", task: Task) -> Outcome:
     own, workers = _share(len(data)), world()[1]
     if workers > 1:
         each = math.ceil(len(data) / workers)
-        sizes = Sizes(each, each, image_text.TEXTS)
+        sizes = Sizes(each, each, TEXTS)
         if protocol.retrieval_ties == "topk":  # needs the scores of all images in one place
             protocol = replace(protocol, retrieval_ties="against")
     encoded = model.encode_share(task)
@@ -259,20 +260,20 @@ class _SharedModel(OwnModel):
         return Texts(whole[0], whole[1].to(torch.bool))
 
 
-def _share(count: int) -> slice:
+def _share(count: int) -> range:
     """Return this worker's share of some images; where they do not suffice for all, the last workers have the same."""
     rank, workers = world()
     each = math.ceil(count / workers)
     start = min(rank, (count - 1) // each) * each
-    return slice(start, min(start + each, count))
+    return range(start, min(start + each, count))
 
 
 def _pictures(data: Data) -> Iterator[list[Image.Image]]:
     """Decode this worker's share of the images, a batch at a time."""
-    own = _share(len(data))
+    rows = _share(len(data))
     with ThreadPoolExecutor(_READERS) as readers:
-        for start in range(own.start, own.stop, _BATCH):
-            yield list(readers.map(data.image, range(start, min(start + _BATCH, own.stop))))
+        for start in range(0, len(rows), _BATCH):
+            yield list(readers.map(data.image, rows[start : start + _BATCH]))
 
 
 @torch.inference_mode()
