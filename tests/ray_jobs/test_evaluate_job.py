@@ -235,7 +235,7 @@ def test_each_damaged_part_of_an_evaluation_is_refused_and_made_again(tmp_path: 
 
 @pytest.mark.usefixtures("played")
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("tuxpaint", {"images", "classes"}), ("coco-cn", {"images", "texts", "scores"})]
+    ("name", "kinds"), [("tuxpaint", {"scores", "classes"}), ("coco-cn", {"images", "texts", "scores"})]
 )
 def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
     name: str, kinds: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -265,7 +265,7 @@ def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
         shutil.rmtree(output)
         shutil.copytree(kept, output)
         if kind == "classes":  # read for pictures alone
-            (output / one_of_each["images"]).unlink()
+            (output / one_of_each["scores"]).unlink()
         damaged = storage.from_path(output / one_of_each[kind])
         cut(damaged)
         again, told = made_again(lambda: evaluate.run(settings, parents))
@@ -426,7 +426,7 @@ else:
 
 def on_ray(folder: Path, cards: int) -> list[str]:
     here = Path(__file__)
-    path = os.pathsep.join([str(here.parents[2]), str(here.parent)])
+    path = os.pathsep.join([str(here.parents[2]), str(here.parent), str(here.parents[1] / "wukong" / "store")])
     ran = subprocess.run(
         [sys.executable, "-c", ON_RAY, str(folder), str(cards)],
         capture_output=True, text=True, check=False, cwd=here.parents[2], env={**os.environ, "PYTHONPATH": path},
