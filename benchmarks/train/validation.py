@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -25,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.evaluate import best_words, prompts, tasks
+from wukong.evaluate import best_words, classification, prompts, retrieval
 from wukong.evaluate import model as evaluated
-from wukong.evaluate.blocks import Block, Work
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.protocol import OWN, PROTOCOLS
 from wukong.evaluate.published import Caption
@@ -63,10 +63,14 @@ def first_tokens_of_pairs(image: Tensor, text: Tensor, *_more: object) -> Scores
     return Scores(scores, scores.clone())
 
 
-def make_until_scores(work: Work, block: Block, make: Callable[[Work, Block], None] = tasks.make) -> None:
-    make(work, block)
-    if block.kind == "scores":
+def stopped(function: Callable[..., Any]) -> Callable[..., None]:
+    """Stop behind a function: the blocks that follow hold as much as the first one."""
+
+    def once(*arguments: object, **named: object) -> None:
+        function(*arguments, **named)
         raise _ComparedError
+
+    return once
 
 
 def memory(images: int, tokens: int, texts: int, workers: int) -> None:
@@ -94,7 +98,8 @@ def memory(images: int, tokens: int, texts: int, workers: int) -> None:
             patch.object(DualEncoder, "similarity", first_tokens),
             patch.object(evaluated, "token_similarity_of_pairs", first_tokens_of_pairs),
             patch.object(best_words, "exact", lambda image, text, _with_first: image[:, 0] @ text.vectors[:, 0].T),
-            patch.object(tasks, "make", make_until_scores),
+            patch.object(retrieval, "search_tile", stopped(retrieval.search_tile)),
+            patch.object(classification, "_compute_again", stopped(classification._compute_again)),
             torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
             suppress(_ComparedError),
         ):
