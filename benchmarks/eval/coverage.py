@@ -87,7 +87,8 @@ def classes(title: str, counts: npt.ArrayLike, truths: npt.ArrayLike, *, coarse:
         scores = torch.zeros(len(labels), len(truth))
         best = torch.where(torch.from_numpy(right), labels, (labels + 1) % len(truth))
         scores[torch.arange(len(labels)), best] = 1.0
-        found = classification.measured(scores, labels, RULES, "caltech101")
+        judged = classification.judged(scores, labels, RULES, "caltech101")
+        found = classification.measured(judged, len(truth), RULES, "caltech101")
         return {"mean per class": holds(found.mean_per_class, float(truth.mean()))}
 
     return Case(title, simulated, coarse=coarse)

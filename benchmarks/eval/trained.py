@@ -90,7 +90,8 @@ def embedded(names: Sequence[str], limit: int, cache: Path) -> dict[str, Measure
             called = [each.chinese for each in data_set.classes]
             classes = classification.embed(model, called, prompts.of(protocol.prompts, name), protocol, Files(cache))
             scores = classification.scores(model, shown, classes, protocol)
-            results = classification.measured(scores, torch.from_numpy(data.labels[:size]), protocol, name)
+            judged = classification.judged(scores, torch.from_numpy(data.labels[:size]), protocol, name)
+            results = classification.measured(judged, len(called), protocol, name)
             return {"top-1": results.top1, "mean per class": results.mean_per_class}
 
         found[data_set.title] = measure

@@ -240,7 +240,7 @@ def test_each_damaged_part_of_an_evaluation_is_refused_and_made_again(tmp_path: 
 
 @pytest.mark.usefixtures("played")
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("tuxpaint", {"images", "classes"}), ("coco-cn", {"images", "texts", "scores"})]
+    ("name", "kinds"), [("tuxpaint", {"scores", "classes"}), ("coco-cn", {"images", "texts", "scores"})]
 )
 def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
     name: str, kinds: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -270,7 +270,7 @@ def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
         shutil.rmtree(output)
         shutil.copytree(kept, output)
         if kind == "classes":  # read for pictures alone
-            (output / one_of_each["images"]).unlink()
+            (output / one_of_each["scores"]).unlink()
         damaged = storage.from_path(output / one_of_each[kind])
         cut(damaged)
         again, told = made_again(lambda: evaluate.run(settings, parents))

@@ -20,6 +20,11 @@ _ROUGH_TOKENS = 1024
 _LARGEST = 127
 
 
+def half_is_quicker(device: torch.device) -> bool:
+    """Whether a device has units for products of 16-bit numbers: a GPU, on which they do ten times as many."""
+    return device.type == "cuda"
+
+
 def rough_is_quicker() -> bool:
     """Whether this processor has instructions for products of 8-bit integers (VNNI)."""
     return torch.cpu._is_vnni_supported()

@@ -61,10 +61,12 @@ class Sizes:
     Attributes:
         images: number of images of a block.
         side: number of images, and of texts, of a block of scores.
+        texts: number of its texts, where they are not as many as the images.
     """
 
     images: int = _MOST_IMAGES
     side: int = _SIDE_STEP
+    texts: int | None = None
 
     @classmethod
     def of(cls, image_flops: float, pair_flops: float, image_bytes: int, *, gpu: bool = False) -> "Sizes":
@@ -144,6 +146,34 @@ class Files:
         return storage.join(self.uri, f"{name}.safetensors")
 
 
+class InMemory(Files):
+    """Files of tensors in this process's memory.
+
+    Args:
+        tensors: the tensors of each file.
+        folder: what stands before the names.
+    """
+
+    def __init__(self, tensors: dict[str, dict[str, Tensor]] | None = None, folder: str = "") -> None:
+        self.tensors, self._folder = {} if tensors is None else tensors, folder
+
+    def below(self, name: str) -> "InMemory":
+        """Return a folder in this folder."""
+        return InMemory(self.tensors, f"{self._folder}{name}/")
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of this name."""
+        return f"{self._folder}{name}" in self.tensors
+
+    def read(self, name: str, *, mapped: bool = False) -> dict[str, Tensor]:
+        """Return a file's tensors."""
+        return self.tensors[f"{self._folder}{name}"]
+
+    def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the tensors of a file."""
+        self.tensors[f"{self._folder}{name}"] = dict(tensors)
+
+
 @dataclass(frozen=True)
 class Work:
     """A task, the models that are measured on it, and what its blocks have left.
@@ -156,6 +186,7 @@ class Work:
         files: the files of its blocks.
         classes: embedded classes, which other tasks and runs may share.
         sizes: how it is divided.
+        examples: whether a search of all images finds examples for the report.
     """
 
     data: Any
@@ -165,6 +196,7 @@ class Work:
     files: Files
     classes: Files
     sizes: Sizes = Sizes()
+    examples: bool = True
 
 
 def cut(size: int, step: int) -> list[tuple[int, int]]:

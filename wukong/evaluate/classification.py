@@ -1,21 +1,21 @@
 """Zero-shot classification with prompts (section 5.2), of any ``wukong.evaluate.model.Model``.
 
-``embed`` encodes the classes, ``scores`` compares images with them, ``measured`` gives results with intervals. All work
-in pieces that fit in memory.
+``embed`` encodes the classes, ``scores`` compares images with them, ``judged`` says which count as right, ``measured``
+gives results with intervals. All work in pieces that fit in memory.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wukong.errors import DataError
-from wukong.evaluate import interval
+from wukong.evaluate import candidates, interval
 from wukong.evaluate.blocks import Files
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model, refuse_collapsed, refuse_not_finite
@@ -29,8 +29,8 @@ PIECE_CLASSES = 50
 _BLOCK_PRODUCTS = 2**23
 """The most products of image tokens and text tokens in a block: 32 MiB in float32."""
 _BEST = 5
-_COMPUTED_AGAIN, _ERRORS, _WORTH_WHILE = 16, 4096, 1 / 4
-"""Rough scores computed again at least: of an image, and in all; and the share of the classes that the first may be."""
+_COMPUTED_AGAIN = 16
+"""Rough scores of an image that are computed again at least."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,9 @@ def scores(model: Model, images: Rows, classes: Classes, protocol: Protocol) -> 
     similarity of image to text, s^I, or of its softmax over classes, as the protocol says. One block of images and of
     texts at a time is in memory.
 
-    Many token-wise scores are computed roughly first (``best_words.rough``). Then those that may be among an image's
-    best five are computed again in float32. The largest difference between a rough score and its float32 score is the
-    error, which thousands of scores show. A score may be among the best five if it lies below the fifth best float32
-    score by twice the error or less. So the best five, their order and their scores are those of float32; the scores
-    further down stay rough.
+    Many token-wise scores are computed roughly first (``Model.rough_image_to_text``). Then those that may be among an
+    image's best five are computed again in float32 (``wukong.evaluate.candidates``). So the best five, their order and
+    their scores are those of float32; the scores further down stay rough.
 
     Args:
         model: the model that encoded both.
@@ -162,20 +160,19 @@ def compare(model: Model, images: Rows, classes: Classes, protocol: Protocol) ->
 
 def _mean_similarity(model: Model, images: Tensor, classes: Classes) -> Tensor:
     """Mean over prompts of the similarity, of some images; of the best classes in float32."""
-    names = len(classes.names)
-    again = max(_COMPUTED_AGAIN, math.ceil(_ERRORS / len(images)))
-    scores = None if again > names * _WORTH_WHILE else _rough(model, images, classes)
-    if scores is None:
+    again = candidates.first(len(images), len(classes.names), _COMPUTED_AGAIN)
+    rough = None if again is None else _rough(model, images, classes)
+    if again is None or rough is None:
         columns = [_mean_of_prompts(model.image_to_text(images, texts), classes) for texts in classes.texts()]
         return torch.cat(columns, 1)
-    done = torch.zeros_like(scores, dtype=torch.bool)
-    wanted = done.scatter(1, scores.topk(again, 1).indices, True)
-    error = 0.0
-    while wanted.any():
-        error = max(error, _compute_again(model, images, classes, wanted, scores))
-        done |= wanted
-        fifth = scores.masked_fill(~done, -torch.inf).topk(_BEST, 1).values[:, -1:]
-        wanted = (scores >= fifth - 2 * error) & ~done
+    scores = rough
+
+    def near(exact: Tensor, margin: float) -> Tensor:
+        fifth = scores.masked_fill(~exact, -torch.inf).topk(_BEST, 1).values[:, -1:]
+        return scores >= fifth - margin
+
+    wanted = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(again, 1).indices, True)
+    candidates.decide(wanted, lambda asked: _compute_again(model, images, classes, asked, scores), near)
     return scores
 
 
@@ -220,6 +217,22 @@ def _mean_softmax(model: Model, images: Tensor, classes: Classes) -> Tensor:
     return torch.cat(parts)
 
 
+class Judged(NamedTuple):
+    """Which images count as right; that of parts of a set is joined.
+
+    Attributes:
+        labels: the right classes, int64 [images].
+        right: whether each image's class is the best, and whether it is among the best five, bool [images, 2].
+        mean: whether it is the best for the mean over classes, bool [images].
+        best: what each image is taken for; where the right class ties with another, the other, int64 [images].
+    """
+
+    labels: Tensor
+    right: Tensor
+    mean: Tensor
+    best: Tensor
+
+
 @dataclass(frozen=True)
 class Measured:
     """Results of a classification set, with intervals.
@@ -229,7 +242,6 @@ class Measured:
         top1: share of images whose class is the best.
         top5: share of images whose class is among the best five; None with fewer than five classes.
         mean_per_class: mean over classes of the share of its images whose class is the best.
-        right: bool [images], whether each image's class is the best, for comparing two models.
         classes: top-1 of each class, whose mean is ``mean_per_class``; NaN for a class without images.
     """
 
@@ -237,7 +249,6 @@ class Measured:
     top1: Interval
     top5: Interval | None
     mean_per_class: Interval
-    right: Tensor
     classes: tuple[float, ...]
 
 
@@ -258,19 +269,17 @@ def right(found: Tensor, labels: Tensor, ties: Ties) -> Tensor:
     return hits(found, wanted, ties, cutoffs=(1, best)) > 0
 
 
-def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, *, every_class: bool = True) -> Measured:
-    """Compute top-1, top-5 and the mean over classes, with intervals.
+def judged(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str) -> Judged:
+    """Judge images by their scores.
 
     Args:
         found: scores, [images, classes].
         labels: the right classes, int64 [images].
-        protocol: fixes the metric and how equal scores rank.
+        protocol: fixes how equal scores rank.
         data_set: name of the set.
-        every_class: whether a class without an image is an error. If not, the mean is over the classes with images.
 
     Raises:
-        DataError: there are not as many labels as images, a label is no class, a class has no image though it must, or
-            a score is NaN.
+        DataError: there are not as many labels as images, a label is no class, or a score is NaN.
     """
     if labels.shape != found.shape[:1]:
         raise DataError(f"{data_set}: {len(found)} images have scores and {len(labels)} have labels: they differ")
@@ -281,18 +290,37 @@ def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, *
             f"{data_set}: labels reach from {least} to {len(counts) - 1}, and there are {found.shape[1]} classes: the "
             "class names are of another set, or images are missing"
         )
-    if every_class and not counts.all():
-        raise DataError(f"{data_set}: class {int((counts == 0).nonzero()[0])} has no image: images are missing")
     refuse_not_a_number(found, "image", "class")
     answers = right(found, labels, protocol.classification_ties)
-    best = right(found, labels, protocol.mean_ties)[:, 0]
-    top1, top5 = interval.of(answers.double().numpy())
-    shares = torch.bincount(labels, best.double(), minlength=found.shape[1]) / counts
+    same = protocol.mean_ties == protocol.classification_ties
+    mean = answers if same else right(found, labels, protocol.mean_ties)
+    wrong = found.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    return Judged(labels, answers, mean[:, 0].clone(), torch.where(answers[:, 0], labels, wrong))
+
+
+def measured(images: Judged, classes: int, protocol: Protocol, data_set: str, *, every_class: bool = True) -> Measured:
+    """Compute top-1, top-5 and the mean over classes, with intervals.
+
+    Args:
+        images: what ``judged`` returned.
+        classes: number of classes.
+        protocol: fixes the metric.
+        data_set: name of the set.
+        every_class: whether a class without an image is an error. If not, the mean is over the classes with images.
+
+    Raises:
+        DataError: a class has no image though it must.
+    """
+    labels, best = images.labels, images.mean
+    counts = torch.bincount(labels, minlength=classes)
+    if every_class and not counts.all():
+        raise DataError(f"{data_set}: class {int((counts == 0).nonzero()[0])} has no image: images are missing")
+    top1, top5 = interval.of(images.right.double().numpy())
+    shares = torch.bincount(labels, best.double(), minlength=classes) / counts
     return Measured(
         protocol.metric(data_set),
         top1,
-        top5 if found.shape[1] >= _BEST else None,
+        top5 if classes >= _BEST else None,
         interval.mean_per_class(best.numpy(), labels.unique(return_inverse=True)[1].numpy()),
-        answers[:, 0],
         tuple(shares.tolist()),
     )

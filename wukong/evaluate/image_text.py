@@ -12,15 +12,15 @@ from wukong.errors import DataError
 from wukong.evaluate import answers, examples, retrieval, vectors
 from wukong.evaluate.blocks import Block, Sizes, Work, cut
 from wukong.evaluate.data_set import RetrievalData, WordOrderData
-from wukong.evaluate.model import Model, Spread, concatenate, count_cut, refuse_collapsed
+from wukong.evaluate.model import Spread, concatenate, count_cut, refuse_collapsed
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.results import Candidate, Outcome, Query
 from wukong.evaluate.retrieval import Tile
-from wukong.evaluate.vectors import Pieces, Rows, StoredTexts
+from wukong.evaluate.vectors import Pieces, StoredTexts
 
 DATA = RetrievalData
 _SHOWN = 5  # images of a query
-_TEXTS = 4096  # captions of a block
+TEXTS = 4096  # captions of a block
 
 
 def blocks(data: RetrievalData, protocol: Protocol, roles: Sequence[str], sizes: Sizes) -> list[list[Block]]:
@@ -57,6 +57,7 @@ def make(work: Work, block: Block) -> None:
         both=both,
         image_ids=work.data.image_ids,
         text_ids=[str(number) for number in range(pairs.texts)],
+        quick=getattr(model, "quick", None),
     )
     files.write(block.name, best)
 
@@ -86,13 +87,15 @@ def _asked(data: RetrievalData, protocol: Protocol) -> tuple[bool, retrieval.Pai
 
 def _parts(texts: int) -> list[tuple[int, int]]:
     # Parts of one size: a model refuses texts of which it knows few words, and a part of few texts may be of such.
-    count = math.ceil(texts / _TEXTS)
+    count = math.ceil(texts / TEXTS)
     edges = [texts // count * number + min(number, texts % count) for number in range(count + 1)]
     return list(pairwise(edges))
 
 
 def _tiles(role: str, both: bool, pairs: retrieval.Pairs, protocol: Protocol, sizes: Sizes) -> list[Block]:
-    tiles = retrieval.tiles(pairs.texts, pairs.images, protocol.retrieval_ties, both=both, side=sizes.side)
+    tiles = retrieval.tiles(
+        pairs.texts, pairs.images, protocol.retrieval_ties, both=both, side=sizes.side, captions=sizes.texts
+    )
     return [
         Block(
             "scores", role, (each.texts.start, each.texts.stop), (each.images.start, each.images.stop), each.direction
@@ -137,9 +140,8 @@ def captions_cut(work: Work, role: str) -> dict[str, int]:
 
 def measure(work: Work, role: str) -> Outcome:
     """Measure Recall@1, @5 and @10 in each direction and their mean; see ``wukong.evaluate.tasks.Measure``."""
-    model, data, protocol, files = work.models[role], work.data, work.protocol, work.files.below(role)
+    data, protocol, files = work.data, work.protocol, work.files.below(role)
     both, pairs = _asked(data, protocol)
-    images, texts = images_of(work, role), texts_of(work, role)
     refuse_equal(work, role)
     tiles = _tiles(role, both, pairs, protocol, work.sizes)
     hits = retrieval.found(
@@ -178,17 +180,16 @@ def measure(work: Work, role: str) -> Outcome:
         EVALUATORS["retrieval"].main,
         answered.intervals(),
         chance,
-        examples=_queries(model, data, images, texts, examples.chosen(hits.text_to_image[:, 0] > 0)),
+        examples=_queries(work, role, examples.chosen(hits.text_to_image[:, 0] > 0)) if work.examples else (),
         answers=answered,
     )
 
 
-def _queries(
-    model: Model, data: RetrievalData, images: Rows, texts: StoredTexts, numbers: Sequence[int]
-) -> tuple[Query, ...]:
+def _queries(work: Work, role: str, numbers: Sequence[int]) -> tuple[Query, ...]:
     """Search images by some of the captions, for the report. A caption of each image stands with it."""
     if not numbers:
         return ()
+    model, data, images, texts = work.models[role], work.data, images_of(work, role), texts_of(work, role)
     asked = concatenate([vectors.block(texts, slice(number, number + 1)) for number in numbers])
     blocks = [model.similarity(images[rows], asked).text_to_image.T.float() for rows in vectors.slices(len(images))]
     scores = torch.cat(blocks, 1)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from wukong.config.evaluators import CUTOFFS
 from wukong.errors import DataError
+from wukong.evaluate import candidates
+from wukong.evaluate.best import Best
+from wukong.evaluate.model import Quick
 from wukong.evaluate.protocol import Ties
 from wukong.evaluate.vectors import Rows, StoredTexts, slices
 from wukong.evaluate.vectors import block as text_block
@@ -22,6 +25,8 @@ from wukong.model.dual import Texts
 from wukong.model.similarity import Scores
 
 _BLOCK, _BLOCK_OF_TOKENS = 2048, 512
+_PAIRS = 256
+"""Images and captions whose vectors stand side by side for exact scores."""
 Captions: TypeAlias = Literal["distinct", "all", "first"]
 
 
@@ -171,62 +176,6 @@ class Pairs:
         return is_right
 
 
-class _Best:
-    """The best candidates of each query, of all blocks added so far, in an order without ties.
-
-    A candidate is one integer: its score's bits in an order that integers compare as floats do, then its place among
-    equal scores, then whether it is right. So the best K of two blocks are exactly the best K of both together.
-    """
-
-    def __init__(self, queries: int, kept: int, device: torch.device | None = None) -> None:
-        self.keys = torch.full((queries, kept), torch.iinfo(torch.int64).min, device=device)
-
-    def add(self, rows: slice, scores: Tensor, right: Tensor, places: Tensor | None) -> None:
-        """Add candidates: float32 scores [rows, candidates], which are right, and places of equal ones."""
-        kept = self.keys.shape[1]
-        scores = scores.contiguous()
-        # Only candidates that reach the worst one held can be among the best of all.
-        least = _score_of(self.keys[rows, -1])
-        if least.isneginf().any():
-            least = scores.topk(min(kept, scores.shape[1]), 1).values[:, -1]
-        row, column = (scores >= least[:, None]).nonzero(as_tuple=True)
-        counts = torch.bincount(row, minlength=len(scores))
-        if not len(row):
-            return
-        is_right = right[row, column]
-        position = (~is_right).long() if places is None else places[column]
-        keys = torch.full((len(scores), int(counts.max())), torch.iinfo(torch.int64).min, device=scores.device)
-        before = (counts.cumsum(0) - counts)[row]
-        keys[row, torch.arange(len(row), device=row.device) - before] = _keys(scores[row, column], is_right, position)
-        self.join(rows, keys)
-
-    def join(self, rows: slice, keys: Tensor) -> None:
-        """Add the best candidates that another has found, of some queries."""
-        self.keys[rows] = torch.cat([self.keys[rows], keys], 1).topk(self.keys.shape[1], 1).values
-
-    def found(self, cutoffs: Sequence[int]) -> Tensor:
-        """Count the right candidates among the first K, int64 [queries, cutoffs]."""
-        held = self.keys > torch.iinfo(torch.int64).min
-        right = ((self.keys & 1).bool() & held).cumsum(1)
-        return torch.stack([right[:, min(k, right.shape[1]) - 1] for k in cutoffs], 1).cpu()
-
-
-def _keys(scores: Tensor, right: Tensor, place: Tensor) -> Tensor:
-    bits = (scores + 0.0).contiguous().view(torch.int32)  # -0.0 becomes 0.0, its equal
-    return (_ordered(bits).long() << 32) | (place << 1) | right.long()
-
-
-def _score_of(keys: Tensor) -> Tensor:
-    """Return the scores of candidates; minus infinity where there is none."""
-    scores = _ordered((keys >> 32).to(torch.int32)).view(torch.float32)
-    return scores.masked_fill(keys == torch.iinfo(torch.int64).min, -torch.inf)
-
-
-def _ordered(bits: Tensor) -> Tensor:
-    """Turn a float's bits into an integer in the floats' order, and back."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
 def hits(
     scores: Tensor,
     right: Tensor,
@@ -256,7 +205,7 @@ def hits(
     refuse_not_a_number(scores, "query", "candidate")
     if ties == "topk":
         return _topk_hits(scores, right, cutoffs)
-    best = _Best(len(scores), max(cutoffs), scores.device)
+    best = Best(len(scores), max(cutoffs), scores.device)
     best.add(slice(0, len(scores)), scores, right, _places(ties, ids, scores.shape[1], scores.device))
     return best.found(cutoffs)
 
@@ -309,10 +258,10 @@ class Tile(NamedTuple):
     direction: Literal["both", "text_to_image", "image_to_text"] = "both"
 
 
-def tiles(texts: int, images: int, ties: Ties, *, both: bool, side: int) -> list[Tile]:
-    """Divide all scores of captions and images into tiles of about ``side`` captions and images."""
+def tiles(texts: int, images: int, ties: Ties, *, both: bool, side: int, captions: int | None = None) -> list[Tile]:
+    """Divide all scores into tiles of ``side`` images and as many captions, or ``captions``; for ``topk`` of about."""
     if ties != "topk":
-        return [Tile(column, row) for column in slices(texts, side) for row in slices(images, side)]
+        return [Tile(column, row) for column in slices(texts, captions or side) for row in slices(images, side)]
     step = max(1, side * side // max(texts, images))
     searched = [Tile(column, slice(0, images), "text_to_image") for column in slices(texts, step)]
     turned = [Tile(slice(0, texts), row, "image_to_text") for row in slices(images, step)] if both else []
@@ -334,8 +283,12 @@ def search_tile(
     cutoffs: Sequence[int] = CUTOFFS,
     block: int | None = None,
     device: torch.device | str | None = None,
+    quick: Quick | None = None,
 ) -> dict[str, Tensor]:
     """Find the best candidates of a tile; for the arguments and errors see ``search``.
+
+    With ``quick``, scores that may be among a query's best are computed again exactly (``wukong.evaluate.candidates``).
+    The rule ``topk`` does not use it.
 
     Returns:
         What ``found`` joins: by direction int64 [queries, K], the best candidates, or for the rule ``topk`` how many
@@ -350,19 +303,74 @@ def search_tile(
     text_places = _places(ties, text_ids, pairs.texts, where) if both else None
     # What is read from files is read once.
     held, asked = images[tile.images], text_block(texts, tile.texts)
-    of_text = _Best(len(asked.vectors), max(cutoffs), where)
-    of_image = _Best(len(held), max(cutoffs), where)
-    for column in slices(len(asked.vectors), block):
-        for row in slices(len(held), block):
-            scores = _scores(held, asked, row, column, similarity, where, tile)
-            whole = _moved(column, tile.texts), _moved(row, tile.images)
-            right = pairs.block(*whole, where)
-            of_text.add(column, scores.text_to_image.T, right, None if image_places is None else image_places[whole[1]])
+    of_text = Best(len(asked.vectors), max(cutoffs), where)
+    of_image = Best(len(held), max(cutoffs), where)
+    error: float | None = None
+    for row in slices(len(held), block):
+        shown = held[row].to(where)  # once, because the vectors of images are the larger ones
+        for column in slices(len(asked.vectors), block):
+            part = Texts(*(each.to(where) for each in text_block(asked, column)))
+            whole = Tile(_moved(column, tile.texts), _moved(row, tile.images))
+            sides = [_Side(of_text, column, True), _Side(of_image, row, False)][: 1 + both]
+            side = min(len(shown), len(part.counted))
+            first = None if quick is None else candidates.first(side, side, max(cutoffs), error)
+            scores = _scores(shown, part, whole, similarity if quick is None or first is None else quick.rough)
+            if quick is not None and first is not None:
+                error = _decide(scores, shown, part, sides, first, quick, error)
+            right = pairs.block(whole.texts, whole.images, where)
+            of_text.add(
+                column, scores.text_to_image.T, right, None if image_places is None else image_places[whole.images]
+            )
             if both:
-                places = None if text_places is None else text_places[whole[0]]
+                places = None if text_places is None else text_places[whole.texts]
                 of_image.add(row, scores.image_to_text, right.T, places)
     best = {"text_to_image": of_text.keys.cpu()}
     return best | ({"image_to_text": of_image.keys.cpu()} if both else {})
+
+
+class _Side(NamedTuple):
+    """A direction of a block: the best candidates so far, the block's queries, and whether these are texts."""
+
+    best: Best
+    queries: slice
+    by_text: bool
+
+    def of(self, scores: Scores) -> Tensor:
+        """Return the block's scores, [queries, candidates]."""
+        return scores.text_to_image.T if self.by_text else scores.image_to_text
+
+    def turned(self, each: Tensor) -> Tensor:
+        """Turn [images, texts] into [queries, candidates], and back."""
+        return each.T if self.by_text else each
+
+
+def _decide(
+    scores: Scores, images: Tensor, texts: Texts, sides: Sequence[_Side], first: int, quick: Quick, error: float | None
+) -> float:
+    """Put exact scores in a block of rough ones wherever they may be among the best; return the largest change yet."""
+
+    def compute(wanted: Tensor) -> float:
+        changes = [0.0]
+        row, column = wanted.nonzero(as_tuple=True)
+        for some in slices(len(row), _PAIRS):
+            i, t = row[some], column[some]
+            for rough, exact in zip(
+                scores, quick.of_pairs(images[i], Texts(texts.vectors[t], texts.counted[t])), strict=True
+            ):
+                changes.append(float((rough[i, t] - exact).abs().max()))
+                rough[i, t] = exact
+        return max(changes)
+
+    def near(exact: Tensor, margin: float) -> Tensor:
+        found = [each.best.may_enter(each.queries, each.of(scores), each.turned(exact), margin) for each in sides]
+        return torch.stack([each.turned(one) for each, one in zip(sides, found, strict=True)]).any(0)
+
+    wanted = torch.zeros_like(scores.image_to_text, dtype=torch.bool)
+    for each in sides:
+        each.turned(wanted).scatter_(1, each.of(scores).topk(first, 1).indices, True)
+    if error is not None:
+        wanted &= near(torch.zeros_like(wanted), 2 * error)
+    return candidates.decide(wanted, compute, near, error or 0.0)
 
 
 def _block_of(texts: Texts | StoredTexts) -> int:
@@ -385,17 +393,18 @@ def _whole_rows(
 ) -> Tensor:
     """Count the right candidates of a tile by ``torch.topk`` over all candidates; few queries at a time."""
     by_text = tile.direction == "text_to_image"
-    queries, candidates = (tile.texts, tile.images) if by_text else (tile.images, tile.texts)
+    queries, searched = (tile.texts, tile.images) if by_text else (tile.images, tile.texts)
     pairs = pairs if by_text else pairs.turned()
     parts = []
-    for part in slices(queries.stop - queries.start, max(1, block * block // (candidates.stop - candidates.start))):
+    for part in slices(queries.stop - queries.start, max(1, block * block // (searched.stop - searched.start))):
         asked = _moved(part, queries)
         rows = []
-        for some in slices(candidates.stop, block):
+        for some in slices(searched.stop, block):
             row, column = (some, asked) if by_text else (asked, some)
-            scores = _scores(images, texts, row, column, similarity, device)
+            part_of = Texts(*(each.to(device) for each in text_block(texts, column)))
+            scores = _scores(images[row].to(device), part_of, Tile(column, row), similarity)
             rows.append(scores.text_to_image.T if by_text else scores.image_to_text)
-        parts.append(_topk_hits(torch.cat(rows, 1), pairs.block(asked, candidates, device), cutoffs))
+        parts.append(_topk_hits(torch.cat(rows, 1), pairs.block(asked, searched, device), cutoffs))
     return torch.cat(parts)
 
 
@@ -409,7 +418,7 @@ def found(
 ) -> Found:
     """Join what ``search_tile`` found in all tiles; for the arguments see ``search``."""
     counts = {"text_to_image": pairs.texts} | ({"image_to_text": pairs.images} if both else {})
-    best = {direction: _Best(count, max(cutoffs)) for direction, count in counts.items()}
+    best = {direction: Best(count, max(cutoffs)) for direction, count in counts.items()}
     hits = {direction: torch.zeros(count, len(cutoffs), dtype=torch.int64) for direction, count in counts.items()}
     for tile, results in searched:
         for direction, result in results.items():
@@ -489,27 +498,17 @@ def search(
     return found(searched, pairs, ties, both=both, cutoffs=cutoffs)
 
 
-def _scores(
-    images: Rows,
-    texts: Texts | StoredTexts,
-    row: slice,
-    column: slice,
-    similarity: Callable[[Tensor, Texts], Scores],
-    device: torch.device,
-    inside: Tile | None = None,
-) -> Scores:
-    """Compute the scores of a block, float32 [images, texts]; those of a tile if ``inside``.
+def _scores(images: Tensor, texts: Texts, tile: Tile, similarity: Callable[[Tensor, Texts], Scores]) -> Scores:
+    """Compute the scores of a tile, float32 [images, texts].
 
     Raises:
         DataError: a score is NaN.
     """
-    part = Texts(*(each.to(device) for each in text_block(texts, column)))
-    scored = similarity(images[row].to(device), part)
+    scored = similarity(images, texts)
     for scores in scored[: 1 if scored.image_to_text is scored.text_to_image else 2]:
         if scores.isnan().any():
             first, second = scores.isnan().nonzero()[0].tolist()
-            image = row.start + first + (inside.images.start if inside else 0)
-            caption = column.start + second + (inside.texts.start if inside else 0)
+            image, caption = tile.images.start + first, tile.texts.start + second
             raise DataError(
                 f"the similarity of image {image} and caption {caption} is not a number: the weights or the features "
                 "are damaged"

@@ -12,8 +12,9 @@ from torch import Tensor
 from wukong.config.evaluators import EVALUATORS
 from wukong.evaluate import answers, examples, image_text, vectors
 from wukong.evaluate.answers import Answers
-from wukong.evaluate.blocks import Block, Sizes, Work
+from wukong.evaluate.blocks import Block, Sizes, Work, cut
 from wukong.evaluate.data_set import WordOrderData
+from wukong.evaluate.model import concatenate
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.results import Candidate, Outcome, Query
 from wukong.evaluate.retrieval import refuse_not_a_number
@@ -28,12 +29,34 @@ of the six choices of two of four."""
 
 def blocks(data: WordOrderData, _protocol: Protocol, roles: Sequence[str], sizes: Sizes) -> list[list[Block]]:
     """Divide the work; see ``wukong.evaluate.tasks.blocks``."""
-    return [image_text.encoding_blocks(data, roles, sizes)]
+    compared = [block for role in roles for block in _compared(data, role, sizes)]
+    return [image_text.encoding_blocks(data, roles, sizes), compared]
 
 
 def make(work: Work, block: Block) -> None:
-    """Make a block's files; see ``wukong.evaluate.tasks.make``."""
-    image_text.encode(work, block)
+    """Make a block's files; see ``wukong.evaluate.tasks.make``. Images are compared with their pairs' captions."""
+    if block.kind != "scores":
+        image_text.encode(work, block)
+        return
+    shown = [caption.images[0] for caption in work.data.captions]
+    own = [number for number, image in enumerate(shown) if image in range(*block.columns)]
+    images, texts = image_text.images_of(work, block.role), image_text.texts_of(work, block.role)
+    parts = [torch.empty(2, 0, 2)]
+    for some in vectors.slices(len(own), 2 * _PAIRS):
+        numbers = own[some]
+        pairs, place = torch.tensor([number // 2 for number in numbers]).unique(return_inverse=True)
+        held = torch.cat([images[i : i + 1] for i in (shown[number] for number in numbers)])
+        asked = concatenate([vectors.block(texts, slice(2 * pair, 2 * pair + 2)) for pair in pairs.tolist()])
+        found = [each.float().cpu().view(len(held), -1, 2) for each in work.models[block.role].similarity(held, asked)]
+        parts.append(torch.stack([each[torch.arange(len(held)), place] for each in found]))
+    by_image, by_text = torch.cat(parts, 1)
+    scores = {"captions": torch.tensor(own, dtype=torch.int64), "by_image": by_image, "by_text": by_text}
+    work.files.below(block.role).write(block.name, scores)
+
+
+def _compared(data: WordOrderData, role: str, sizes: Sizes) -> list[Block]:
+    """Return the blocks that compare images with captions."""
+    return [Block("scores", role, (0, len(data.captions)), images) for images in cut(len(data), sizes.images)]
 
 
 def measure(work: Work, role: str) -> Outcome:
@@ -77,19 +100,14 @@ def scored(similarities: Scores) -> dict[str, Tensor]:
 
 
 def _similarities(work: Work, role: str) -> Scores:
-    data, model = work.data, work.models[role]
-    images, texts = image_text.images_of(work, role), image_text.texts_of(work, role)
-    parts: list[tuple[Tensor, Tensor]] = []
-    for rows in vectors.slices(len(data.captions), 2 * _PAIRS):
-        held = torch.cat([images[i : i + 1] for caption in data.captions[rows] for i in caption.images])
-        found = model.similarity(held, vectors.block(texts, rows))
-        pairs = torch.arange(len(held) // 2)
-        both = [each.float().cpu().view(len(pairs), 2, len(pairs), 2)[pairs, :, pairs] for each in found]
-        parts.append((both[0], both[1]))
-    by_image, by_text = (torch.cat(each) for each in zip(*parts, strict=True))
-    for each in (by_image, by_text):
+    """Return the similarities of each pair's images and captions in both directions, [pairs, 2, 2]."""
+    made = [work.files.below(role).read(block.name) for block in _compared(work.data, role, work.sizes)]
+    order = torch.cat([each["captions"] for each in made]).argsort()
+    by_image, by_text = (torch.cat([each[side] for each in made])[order] for side in ("by_image", "by_text"))
+    found = Scores(by_image.view(-1, 2, 2), by_text.view(-1, 2, 2))
+    for each in found:
         refuse_not_a_number(each.flatten(1), "pair", "similarity")
-    return Scores(by_image, by_text)
+    return found
 
 
 def _answers(data: WordOrderData, right: dict[str, Tensor]) -> Answers:

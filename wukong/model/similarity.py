@@ -96,6 +96,16 @@ def _warn_once(problem: str) -> None:
     log.warning("the token-wise similarity runs without Triton's kernels, slower and with more memory: %s", problem)
 
 
+def token_similarity_of_pairs(image: Tensor, text: Tensor, counted: Tensor, with_first: bool = False) -> Scores:
+    """Compute the token-wise similarity of each image with one caption, [pairs]; arguments as ``token_similarity``."""
+    matched = counted.clone()
+    matched[:, 0] |= with_first
+    products = image @ text.mT
+    best = products.masked_fill(~matched[:, None], -torch.inf).amax(2)
+    words = products.amax(1).masked_fill(~counted, 0.0)
+    return Scores(best.mean(1), words.sum(1) / counted.sum(1))
+
+
 class _TokenSimilarity(torch.autograd.Function):
     """``token_similarity`` in blocks; ``counted`` is bool [2, texts, n2]: what a patch may match, and what counts."""
 

@@ -29,6 +29,17 @@ def ask(*, deterministic: bool) -> None:
 
 
 @contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply numbers of 32 bits exactly meanwhile, also where a training rounds them to TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn torch's error about an operation without a deterministic version into one that says how to mend it.
 

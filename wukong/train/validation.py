@@ -1,8 +1,9 @@
 """Validation while a model is trained: the evaluators of ``wukong.evaluate`` on all workers together.
 
-Each worker encodes its share of the images and texts, and gets the vectors of the others. What a locked image tower
-gives for the images never changes, so it is computed once and kept in memory. All workers compute the metrics; those of
-the first count, so that all workers decide alike.
+Each worker encodes its share of the images and texts. It gets the texts of the others, compares its own images with
+them, and tells the others what was found, never the images' vectors. What a locked image tower gives for the images
+never changes, so it is computed once and kept in memory. All workers compute the metrics from what all have found;
+those of the first count, so that all workers decide alike.
 """
 
 import logging
@@ -10,8 +11,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -25,16 +28,21 @@ from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.evaluate import holdouts, packed, results, tasks
+from wukong.evaluate.blocks import InMemory, Sizes, Work
 from wukong.evaluate.data_set import Data
+from wukong.evaluate.image_text import TEXTS
 from wukong.evaluate.model import CollapsedError, OwnModel, square, token_ids
 from wukong.evaluate.protocol import OWN, Protocol, named
+from wukong.evaluate.results import Outcome
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
-from wukong.model.loss import world
+from wukong.model.loss import gathered_constant, world
 from wukong.model.saved_model import SavedModel
 from wukong.store.manifest import Manifest
+from wukong.train import determinism
 from wukong.train.loop import Validate
 
+_ROLE = "finetuned"
 _BATCH = 64
 _READERS = 4
 """Images that are decoded at a time."""
@@ -141,20 +149,72 @@ class Validator:
         """
         shared = _SharedModel(model, self._tokenizer)
         entries, all_measured = [], True
-        for task in self._tasks:
-            encoded = shared.encode_share(task)
-            try:
-                outcome = tasks.measure(shared, task.data, task.protocol, encoded=encoded)
-                entries.append(outcome.as_json("finetuned"))
-            except CollapsedError as error:
-                all_measured = False
-                log.warning("%s is not measured: %s", task.data.name, error)
+        with determinism.exact_products():
+            for task in self._tasks:
+                try:
+                    entries.append(_measure(shared, task).as_json(_ROLE))
+                except CollapsedError as error:
+                    all_measured = False
+                    log.warning("%s is not measured: %s", task.data.name, error)
         metrics = {
             name.removeprefix("eval/"): value
-            for name, value in results.metrics_of(entries, "finetuned").items()
+            for name, value in results.metrics_of(entries, _ROLE).items()
             if all_measured or name.split("/")[2] != HOLDOUTS
         }
         return _of_the_first(metrics, model)
+
+
+def _measure(model: "_SharedModel", task: Task) -> Outcome:
+    """Measure a task on all workers together.
+
+    Raises:
+        CollapsedError: the vectors of all images, texts or classes are equal.
+        DataError: a vector is not finite.
+    """
+    data, protocol, sizes, files = task.data, task.protocol, Sizes(), InMemory()
+    own, workers = _share(len(data)), world()[1]
+    if workers > 1:
+        each = math.ceil(len(data) / workers)
+        sizes = Sizes(each, each, TEXTS)
+        if protocol.retrieval_ties == "topk":  # needs the scores of all images in one place
+            protocol = replace(protocol, retrieval_ties="against")
+    encoded = model.encode_share(task)
+
+    def encode(rows: slice) -> Mapping[str, Tensor]:
+        return {_ROLE: encoded[rows.start - own.start : rows.stop - own.start]}
+
+    work = Work(data, protocol, {_ROLE: model}, encode, files, files.below("classes"), sizes, examples=False)
+    made = []
+    for block in chain(*tasks.blocks(data, protocol, [_ROLE], sizes)):
+        images = block.columns if block.kind == "scores" else block.rows
+        # All encode the texts together.
+        if block.kind == "texts" or workers == 1 or images == (own.start, own.stop):
+            tasks.make(work, block)
+            made += [block.name] if block.kind != "texts" else []
+    _exchange(files.below(_ROLE), made, model.device)
+    return tasks.outcome(work, _ROLE)
+
+
+def _exchange(files: InMemory, made: Sequence[str], device: torch.device) -> None:
+    """Give all workers what each has found, from the files that it has made, without the images' vectors."""
+    if world()[1] == 1:
+        return
+    found = {
+        f"{name} {key}": each.contiguous()
+        for name in made
+        for key, each in files.read(name).items()
+        if key != "vectors"
+    }
+    data = torch.frombuffer(bytearray(safetensors.torch.save(found)), dtype=torch.uint8).to(device)
+    for worker, size in enumerate(gathered_constant(torch.tensor([len(data)], device=device)).tolist()):
+        sent = data if worker == world()[0] else data.new_empty(size)
+        dist.broadcast(sent, worker)
+        others: dict[str, dict[str, Tensor]] = {}
+        for path, each in safetensors.torch.load(bytes(sent.cpu().numpy())).items():
+            name, _, key = path.partition(" ")
+            others.setdefault(name, {})[key] = each
+        for name, each in others.items():
+            files.write(name, each)
 
 
 class _SharedModel(OwnModel):
@@ -166,37 +226,47 @@ class _SharedModel(OwnModel):
         self.token_wise = model.token_wise
         self.scale = float(model.scale.detach())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._saved.device
+
     def encode_share(self, task: Task) -> Tensor:
-        """Encode the images of a task: unit vectors, float32 [images, (tokens,) d], on the CPU."""
+        """Encode this worker's share of the images: unit vectors, float32 [share, (tokens,) d], on the CPU."""
         parts = []
         if task.features is not None:
             parts = [self.encode_features(block) for block in task.features.split(_BATCH)]
         else:
             for pictures in _pictures(task.data):
                 parts.append(self.encode_images(pictures, task.protocol))
-        return _gathered(torch.cat(parts), self._saved.device)[: len(task.data)]
+        return torch.cat(parts)
 
     def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
         """Encode texts; see ``wukong.evaluate.model.Model``."""
         # What is unknown to the vocabulary is judged by all texts, not by a worker's few.
         cut = token_ids(self._saved.tokenizer, [protocol.written(text) for text in texts], protocol.context)
-        mine = self.encode_ids([cut[row] for row in _share(len(texts))])
-        if world()[1] == 1:
-            return mine
+        rank, workers = world()
+        if workers == 1:
+            return self.encode_ids(cut)
+        # All workers have as many; the last text fills up what is missing.
+        each = math.ceil(len(cut) / workers)
+        mine = self.encode_ids([cut[min(row, len(cut) - 1)] for row in range(rank * each, (rank + 1) * each)])
         device = self._saved.device
         longest = torch.tensor(mine.counted.shape[1], device=device)
         dist.all_reduce(longest, dist.ReduceOp.MAX)
         missing = int(longest) - mine.counted.shape[1]
         vectors = F.pad(mine.vectors, (0, 0, 0, missing)) if mine.vectors.ndim == 3 else mine.vectors
         counted = F.pad(mine.counted, (0, missing)).to(torch.uint8)
-        return Texts(_gathered(vectors, device)[: len(texts)], _gathered(counted, device)[: len(texts)].to(torch.bool))
+        whole = [gathered_constant(part.to(device)).cpu()[: len(texts)] for part in (vectors, counted)]
+        return Texts(whole[0], whole[1].to(torch.bool))
 
 
-def _share(count: int) -> list[int]:
-    """Return this worker's share of some rows. All workers have as many; the last row fills up what is missing."""
+def _share(count: int) -> range:
+    """Return this worker's share of some images; where they do not suffice for all, the last workers have the same."""
     rank, workers = world()
     each = math.ceil(count / workers)
-    return [min(row, count - 1) for row in range(rank * each, (rank + 1) * each)]
+    start = min(rank, (count - 1) // each) * each
+    return range(start, min(start + each, count))
 
 
 def _pictures(data: Data) -> Iterator[list[Image.Image]]:
@@ -222,17 +292,6 @@ def _run(tower: ImageEncoder, model: DualEncoder, data: Data, protocol: Protocol
         views = [images.evaluation_view(picture, settings.image_size, settings.view) for picture in shown]
         parts.append(model.select(tower(images.to_tensor(views).to(device))).to(torch.float16).cpu())
     return torch.cat(parts)
-
-
-def _gathered(mine: Tensor, device: torch.device) -> Tensor:
-    """Join the rows of all workers, on the CPU; each has as many."""
-    workers = world()[1]
-    if workers == 1:
-        return mine
-    local = mine.to(device).contiguous()
-    parts = [torch.empty_like(local) for _ in range(workers)]
-    dist.all_gather(parts, local)
-    return torch.cat(parts).cpu()
 
 
 def _of_the_first(metrics: Mapping[str, float], model: DualEncoder) -> dict[str, float]:

@@ -11,9 +11,10 @@ from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.evaluate import classification
 from wukong.evaluate.blocks import Files
+from wukong.evaluate.classification import Measured
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.prompts import PROMPTS
-from wukong.evaluate.protocol import OWN
+from wukong.evaluate.protocol import OWN, Protocol
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
 from wukong.runtime.installed import installed_file
@@ -81,13 +82,20 @@ def test_a_token_wise_class_score_is_the_mean_over_its_prompts(with_cls: bool, t
             torch.testing.assert_close(scores[:, column], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
 
 
+def measured(
+    scores: torch.Tensor, labels: torch.Tensor, rules: Protocol, name: str, *, every_class: bool = True
+) -> Measured:
+    judged = classification.judged(scores, labels, rules, name)
+    return classification.measured(judged, scores.shape[1], rules, name, every_class=every_class)
+
+
 def test_accuracy_of_images_and_of_classes() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3], [0.2, 0.3, 0.25], [1.0, 1.0, 1.0]])
     labels = torch.tensor([1, 2, 2, 0])
-    found = classification.measured(scores, labels, OWN, "x")
+    found = measured(scores, labels, OWN, "x")
     assert found.top1.value == pytest.approx(0.25)  # a tie is not won
     assert found.classes == (0.0, 1.0, 0.0) and found.mean_per_class.value == pytest.approx(1 / 3)
-    few = classification.measured(scores[:3], labels[:3], OWN, "x", every_class=False)
+    few = measured(scores[:3], labels[:3], OWN, "x", every_class=False)
     assert math.isnan(few.classes[0]) and few.classes[1:] == (1.0, 0.0) and few.mean_per_class.value == 0.5
 
 
@@ -96,4 +104,4 @@ def test_a_score_that_is_no_number_is_refused(row: int, column: int) -> None:
     scores = torch.rand(4, 3)
     scores[row, column] = torch.nan
     with pytest.raises(DataError, match=f"image {row} to class {column}"):
-        classification.measured(scores, torch.tensor([0, 1, 2, 0]), OWN, "x")
+        measured(scores, torch.tensor([0, 1, 2, 0]), OWN, "x")

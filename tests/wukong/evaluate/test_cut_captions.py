@@ -106,7 +106,7 @@ def retrieval(captions: Sequence[str]) -> RetrievalData:
 
 
 def test_a_result_says_how_many_captions_were_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wukong.evaluate.image_text._TEXTS", 4)  # several blocks of captions
+    monkeypatch.setattr("wukong.evaluate.image_text.TEXTS", 4)  # several blocks of captions
     captions = [f"{chr(ord('甲') + n)}{long(10 if n % 3 else 31)}" for n in range(10)]
     outcome = tasks.measure(Counting(captions), retrieval(captions), PROTOCOLS["paper"])
     assert outcome.sizes == {"images": 10, "captions": 10, "captions_cut": 4}

@@ -15,8 +15,9 @@ from torchvision import transforms
 from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
-from wukong.evaluate import best_words, classification, model, prompts, protocol, sets
+from wukong.evaluate import best_words, candidates, classification, model, prompts, protocol, sets
 from wukong.evaluate.blocks import Files
+from wukong.evaluate.classification import Measured
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
@@ -123,7 +124,7 @@ def test_the_best_five_of_many_classes_are_those_of_a_loop_in_float64(
 ) -> None:
     """The smaller ``apart`` is, the nearer are the scores: then rounding to 8 bits changes the order of most."""
     monkeypatch.setattr(classification, "_COMPUTED_AGAIN", 6)
-    monkeypatch.setattr(classification, "_ERRORS", 300)
+    monkeypatch.setattr(candidates, "_ERRORS", 300)
 
     class Near(Fake):
         def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
@@ -171,22 +172,27 @@ def test_classes_are_found_again_by_model_names_prompts_and_protocol(tmp_path: P
         assert fake.encoded > before
 
 
+def measured(scores: Tensor, labels: Tensor, rules: Protocol, name: str, *, every_class: bool = True) -> Measured:
+    judged = classification.judged(scores, labels, rules, name)
+    return classification.measured(judged, scores.shape[1], rules, name, every_class=every_class)
+
+
 def test_a_perfect_a_random_and_an_adversarial_model() -> None:
     torch.manual_seed(0)
     labels = torch.arange(600) % 20
     own = F.one_hot(labels, 20).float()
     for rules in PROTOCOLS.values():
-        perfect = classification.measured(own, labels, rules, "caltech101")
+        perfect = measured(own, labels, rules, "caltech101")
         assert perfect.top5 is not None
         for each in (perfect.top1, perfect.top5, perfect.mean_per_class):
             assert (each.value, each.high) == (1.0, 1.0) and 0.98 < each.low < 1
-        adversarial = classification.measured(-own - 0.01 * torch.rand(600, 20), labels, rules, "caltech101")
+        adversarial = measured(-own - 0.01 * torch.rand(600, 20), labels, rules, "caltech101")
         assert adversarial.top5 is not None
         for each in (adversarial.top1, adversarial.top5, adversarial.mean_per_class):
             assert (each.value, each.low) == (0.0, 0.0)
         held = {"top1": 0, "top5": 0, "mean_per_class": 0}
         for _ in range(10):
-            random = classification.measured(torch.rand(600, 20), labels, rules, "caltech101")
+            random = measured(torch.rand(600, 20), labels, rules, "caltech101")
             assert random.top5 is not None
             held["top1"] += random.top1.low <= 0.05 <= random.top1.high
             held["top5"] += random.top5.low <= 0.25 <= random.top5.high
@@ -198,18 +204,16 @@ def test_a_perfect_a_random_and_an_adversarial_model() -> None:
 def test_the_protocol_chooses_the_metric() -> None:
     scores = torch.eye(2)[torch.tensor([0, 0, 0, 0])]
     labels = torch.tensor([0, 0, 0, 1])
-    measured = {name: classification.measured(scores, labels, PROTOCOLS[name], "pets") for name in PROTOCOLS}
-    found = {name: getattr(each, each.metric).value for name, each in measured.items()}
+    each = {name: measured(scores, labels, PROTOCOLS[name], "pets") for name in PROTOCOLS}
+    found = {name: getattr(of, of.metric).value for name, of in each.items()}
     assert found == {"paper": 0.75, "cn-clip": 0.5, "clip-benchmark": 0.75}
 
 
 def test_equal_scores_of_classes_rank_by_the_protocol() -> None:
     equal, labels = torch.ones(4, 3), torch.tensor([0, 1, 2, 0])
-    found = classification.measured(equal, labels, PAPER, "x")
+    found = measured(equal, labels, PAPER, "x")
     assert (found.top1.value, found.top5) == (0.0, None)
-    assert classification.measured(equal, labels, PROTOCOLS["cn-clip"], "x").mean_per_class.value == pytest.approx(
-        1 / 3
-    )
+    assert measured(equal, labels, PROTOCOLS["cn-clip"], "x").mean_per_class.value == pytest.approx(1 / 3)
 
 
 def test_damaged_collapsed_and_miscounted_inputs_are_errors(tmp_path: Path) -> None:
@@ -224,14 +228,14 @@ def test_damaged_collapsed_and_miscounted_inputs_are_errors(tmp_path: Path) -> N
         classification.scores(fake, broken, classes, PAPER)
     scores, labels = torch.rand(9, 7), torch.arange(9) % 7
     with pytest.raises(DataError, match="9 images have scores and 8 have labels"):
-        classification.measured(scores, labels[:8], PAPER, "x")
+        measured(scores, labels[:8], PAPER, "x")
     with pytest.raises(DataError, match="there are 7 classes"):
-        classification.measured(scores, labels + 1, PAPER, "x")
+        measured(scores, labels + 1, PAPER, "x")
     with pytest.raises(DataError, match="class 6 has no image"):
-        classification.measured(scores, labels % 6, PAPER, "x")
+        measured(scores, labels % 6, PAPER, "x")
     with pytest.raises(DataError, match="image 2 to class 3"):
         scores[2, 3] = torch.nan
-        classification.measured(scores, labels, PAPER, "x")
+        measured(scores, labels, PAPER, "x")
     with pytest.raises(DataError, match="two or more classes"):
         classification.embed(fake, NAMES[:1], PROMPTS, PAPER, Files(tmp_path))
     with pytest.raises(DataError, match="prompts with one"):

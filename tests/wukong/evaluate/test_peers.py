@@ -53,7 +53,9 @@ def test_accuracy_is_that_of_clip_benchmark(name: str) -> None:
         pytest.skip("torch.topk may order equal scores differently in another version")
     case = RECORDED["cases"][name]
     scores, labels = torch.tensor(case["class_scores"]), torch.tensor(case["labels"])
-    found = classification.measured(scores, labels, PROTOCOLS["clip-benchmark"], "made up")
+    rules = PROTOCOLS["clip-benchmark"]
+    judged = classification.judged(scores, labels, rules, "made up")
+    found = classification.measured(judged, scores.shape[1], rules, "made up")
     top5 = found.top5
     assert top5 is not None
     assert [found.top1.value, top5.value] == case["peers"]["clip_benchmark"]["classes"][:2]

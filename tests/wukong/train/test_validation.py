@@ -1,6 +1,8 @@
 """Validation by real evaluators: the numbers are those of the evaluators alone, on one worker and on two."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,13 +12,18 @@ import workers
 from PIL import Image
 
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.evaluate import classification as classifying
 from wukong.evaluate import results, tasks
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
-from wukong.evaluate.model import OwnModel
-from wukong.evaluate.protocol import OWN
+from wukong.evaluate.blocks import Files
+from wukong.evaluate.classification import Classes
+from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData, WordOrderData
+from wukong.evaluate.model import Model, OwnModel
+from wukong.evaluate.protocol import OWN, PROTOCOLS, Protocol
 from wukong.evaluate.published import Caption
-from wukong.model.dual import DualEncoder
+from wukong.evaluate.vectors import Rows
+from wukong.model.dual import DualEncoder, Texts
 from wukong.model.saved_model import SavedModel
+from wukong.model.similarity import Scores, global_similarity
 from wukong.train.loop import train
 from wukong.train.validation import Task, Validator, _run, _share
 
@@ -61,10 +68,17 @@ def telling(similarity: str) -> DualEncoder:
     return dual.eval()
 
 
-def validator(similarity: str) -> Validator:
+def word_order() -> WordOrderData:
+    """Four pairs; the last picture is in none."""
+    ids = [f"k{number}" for number in range(len(CAPTIONS))]
+    captions = [Caption(text, (number,)) for number, text in enumerate(CAPTIONS[:8])]
+    return WordOrderData("ordered", "test", ["c", "a", "d", "b"], ids, captions, Squares(), "ordered")
+
+
+def validator(similarity: str, protocol: Protocol = OWN, of: Sequence[Data] = ()) -> Validator:
     stored = features(similarity)[_share(len(CAPTIONS))]
     tokenizer = Tokenizer(packaged_vocabulary())
-    return Validator([Task(data, OWN, stored) for data in (retrieval(), classification())], tokenizer)
+    return Validator([Task(data, protocol, stored) for data in of or (retrieval(), classification())], tokenizer)
 
 
 def expected(similarity: str, folder: Path) -> dict[str, float]:
@@ -90,17 +104,90 @@ def test_the_metrics_are_those_of_the_evaluators(tmp_path: Path, similarity: str
     assert "retrieval/holdouts/mean_recall" in found and "classification/named/top1" in found
 
 
-@pytest.mark.long
+def test_products_are_exact_in_a_training_that_rounds_them() -> None:
+    asked: list[str] = []
+
+    def similarity(self: DualEncoder, image: torch.Tensor, text: Texts) -> Scores:
+        asked.append(torch.get_float32_matmul_precision())
+        return global_similarity(image, text.vectors)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with patch.object(DualEncoder, "similarity", similarity):
+            validator("global")(telling("global"))
+        assert set(asked) == {"highest"} and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("similarity", ["global", "token"])
-def test_workers_measure_together_what_one_measures(tmp_path: Path, similarity: str) -> None:
-    """Nine images and captions, and two or four workers: their shares are not equal."""
+def test_a_validation_writes_no_file(similarity: str) -> None:
+    with patch.object(Files, "write", side_effect=AssertionError):
+        assert validator(similarity)(telling(similarity))
+
+
+def _counted(
+    _rank: int, _count: int, similarity: str, state: dict[str, torch.Tensor], protocol: str
+) -> dict[str, torch.Tensor]:
+    """What a worker finds of all kinds of tasks, and how many pairs of images and texts it compares for each."""
+    compared = {"retrieval": 0, "classification": 0}
+    similarity_of, compare = DualEncoder.similarity, classifying.compare
+
+    def similarities(self: DualEncoder, image: torch.Tensor, text: Texts) -> Scores:
+        compared["retrieval"] += len(image) * len(text.vectors)
+        return similarity_of(self, image, text)
+
+    def classes(model: Model, images: Rows, of: Classes, rules: Protocol) -> torch.Tensor:
+        compared["classification"] += len(images) * len(of.names)
+        return compare(model, images, of, rules)
+
+    dual, _ = small.make(similarity=similarity)
+    dual.load_state_dict(state)
+    with patch.object(DualEncoder, "similarity", similarities), patch.object(classifying, "compare", classes):
+        found = {**validator(similarity, PROTOCOLS.get(protocol, OWN))(dual.eval())}
+    found |= validator(similarity, of=[word_order()])(dual)
+    for head in ("image_head", "text_head"):  # all workers go on with the next task
+        collapsed, _ = small.make(similarity=similarity)
+        torch.nn.init.zeros_(getattr(collapsed, head).weight)
+        torch.nn.init.ones_(getattr(collapsed, head).bias)
+        assert validator(similarity)(collapsed.eval()) == {}
+    numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+    return numbers | {f"compared {kind}": torch.tensor(number) for kind, number in compared.items()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("protocol", ["own", "clip-benchmark"])
+@pytest.mark.parametrize("similarity", ["global", "token"])
+def test_workers_share_the_scores_and_find_together_what_one_finds(
+    tmp_path: Path, similarity: str, protocol: str
+) -> None:
+    """Nine images and captions, and two or four workers: their shares are not equal, and the fourth has none."""
     state = telling(similarity).state_dict()
-    alone = _measure(0, 1, similarity, state)
+    refuse_near_scores(similarity)
+    alone = _counted(0, 1, similarity, state, protocol)
     for count in (2, 4):
-        for found in workers.run(count, tmp_path, _measure, similarity, state):
-            assert {name: float(value) for name, value in found.items()} == pytest.approx(
-                {name: float(value) for name, value in alone.items()}
-            )
+        workers_found = workers.run(count, tmp_path, _counted, similarity, state, protocol)
+        for found in workers_found:
+            for name, value in alone.items():
+                if name.startswith("compared"):
+                    share = int(value) * -(-len(CAPTIONS) // count) / len(CAPTIONS)
+                    assert 0 < found[name] <= share
+                else:
+                    assert found[name].item() == value.item(), name
+        if count == 2:
+            for kind, pairs in (("retrieval", 81), ("classification", 27)):
+                assert sum(int(found[f"compared {kind}"]) for found in workers_found) == pairs
+
+
+def refuse_near_scores(similarity: str) -> None:
+    """Scores that differ by rounding alone may be in another order."""
+    model = OwnModel(SavedModel(telling(similarity), Tokenizer(packaged_vocabulary())), "model")
+    images = model.encode_features(features(similarity))
+    with torch.inference_mode():
+        for scores in model.similarity(images, model.encode_texts(CAPTIONS, OWN)):
+            for rows in (scores, scores.T):
+                assert rows.sort(1).values.diff(dim=1).min() > 1e-5
 
 
 def test_a_locked_tower_runs_once_and_gives_the_same_vectors() -> None:
