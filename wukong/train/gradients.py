@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wukong.config.training import Training
 from wukong.model.dual import DualEncoder, Embedded, Texts
+from wukong.model.text_encoder import packed_size
 from wukong.train.batches import Batch
 
 
@@ -41,7 +42,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
     size = settings.micro_batch or len(batch.ids)
     pieces = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
     if len(pieces) == 1:
-        loss = model.loss(_embed(replica, batch.features, batch.ids, settings), captions, settings.label_smoothing)
+        loss = model.loss(_embed(replica, batch.features, batch, settings), captions, settings.label_smoothing)
         loss.backward()
         _clip(model, settings)
         return loss.detach()
@@ -52,7 +53,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
         for piece in pieces:
             states.append(_random_state(model.log_scale.device))
             inputs.append(_without_locked_tower(model, batch.features[piece], settings))
-            parts.append(_embed(model, inputs[-1], batch.ids[piece], settings))
+            parts.append(_embed(model, inputs[-1], batch, settings, piece))
         # The second pass updates the running statistics, so undo the update of the first.
         for buffer, value in zip(model.buffers(), kept, strict=True):
             buffer.copy_(value)
@@ -65,7 +66,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
         wait = replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext()
         with wait:
             _set_random_state(model.log_scale.device, state)
-            embedded = _embed(replica, features, batch.ids[piece], settings)
+            embedded = _embed(replica, features, batch, settings, piece)
             back = [
                 (embedded.image, _gradient(whole.image)[piece]),
                 (embedded.text.vectors, _gradient(whole.text.vectors)[piece]),
@@ -110,10 +111,14 @@ def norm(model: nn.Module) -> Tensor:
     return nn.utils.get_total_norm(of(model))
 
 
-def _embed(model: nn.Module, features: Tensor, ids: Tensor, settings: Training) -> Embedded:
-    device = next(model.parameters()).device
+def _embed(
+    model: nn.Module, features: Tensor, batch: Batch, settings: Training, piece: slice = slice(None)
+) -> Embedded:
+    """Embed a piece of a batch, whose image features or images are given."""
+    device, ids = next(model.parameters()).device, batch.ids[piece]
+    packed = None if batch.lengths is None else packed_size(int(batch.lengths[piece].sum()), ids.numel())
     with _precision(device, settings):
-        embedded: Embedded = model(features.to(device, non_blocking=True), ids.to(device, non_blocking=True))
+        embedded: Embedded = model(features.to(device, non_blocking=True), ids.to(device, non_blocking=True), packed)
     return embedded
 
 

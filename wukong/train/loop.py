@@ -31,7 +31,7 @@ from wukong.runtime import events, progress
 from wukong.runtime.events import Measured
 from wukong.runtime.language import message
 from wukong.train import checkpoint, gradients, looks, optimizer
-from wukong.train.batches import Batch
+from wukong.train.batches import Batch, onto
 from wukong.train.looks import Look, Recent
 from wukong.train.pairs import Pairs
 from wukong.train.state import Epoch, State, Validated
@@ -65,7 +65,8 @@ def train(
     model has the last weights; the best are in the checkpoint that ``Validations`` names.
 
     Args:
-        model: the model to train, on its device, with equal weights on every worker; locked layers stay locked.
+        model: the model to train, on its device, with equal weights on every worker; locked layers stay locked. On a
+            GPU an image tower that is locked as a whole takes its form for inference, and cannot be saved afterwards.
         pairs: the training data, equal on every worker; each worker takes its share of every batch.
         settings: settings of the training.
         seed: seed of the order of the pairs, the choice among stored views and dropout.
@@ -157,12 +158,20 @@ class _Run:
     def begin(self) -> None:
         """Put the model into training mode, on all workers together."""
         tower = self.model.image
+        if tower is not None and tower.is_locked and self.device.type != "cpu":
+            tower.for_inference(torch.bfloat16 if self.settings.precision == "bfloat16" else None)
         if self.workers > 1:
             if tower is not None:
                 tower.synchronise_batch_norm()
             # An image tower that is trained may have layers that this similarity does not use.
             trains_tower = tower is not None and not tower.is_locked
-            self.replica = DistributedDataParallel(self.model, find_unused_parameters=trains_tower)
+            self.replica = DistributedDataParallel(
+                self.model,
+                find_unused_parameters=trains_tower,
+                gradient_as_bucket_view=True,
+            )
+            # Only batch norms that are trained change buffers. On GPUs their statistics are equal on all workers.
+            self.replica.broadcast_buffers = trains_tower and self.device.type == "cpu"
         self.model.train()
         if not self.rank:
             log.info("training on %d workers, step %d to %d", self.workers, self.first + 1, self.last)
@@ -170,9 +179,10 @@ class _Run:
         self.recent = Recent(self.looked)
 
     def batches(self) -> closing[Generator[Batch]]:
-        """Read this worker's share of the batches ahead, until the block ends."""
-        size = self.settings.batch_size
-        return closing(self.pairs.batches(size, self.seed, self.first, self.rank, self.workers, self.last))
+        """Read this worker's share of the batches ahead and onto its device, until the block ends."""
+        size, text = self.settings.batch_size, self.model.text
+        batches = self.pairs.batches(size, self.seed, self.first, self.rank, self.workers, self.last)
+        return closing(onto(self.device, batches, text.padding, text.positions.num_embeddings))
 
     def progress(self) -> AbstractContextManager[Callable[[int], None]]:
         """Report the pairs that the block counts; the first worker does so for all."""
@@ -215,7 +225,7 @@ class _Run:
         if self.checkpoints is not None and self.taken == self.first + 1:
             self.checkpoints.prepare(self.model, self.optimiser)
         began = time.monotonic()
-        batch = next(batches).to(self.device)
+        batch = next(batches)
         self.recent.add(batch, time.monotonic() - began)
         torch.manual_seed((self.seed * 1_000_003 + self.taken) * self.workers + self.rank)
         if self.settings.token_dropout:
