@@ -19,11 +19,8 @@ from wukong.model.loss import gathered_constant
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "train" / "rehearsal.py"
 SMALL = (
-    "model.text.layers=1",
-    "pretrain.workers=8",
-    "pretrain.batch_size=256",
-    "model.text.width=128",
-    "model.text.heads=8",
+    *("model.text.layers=1", "model.text.width=128", "model.text.heads=8"),
+    *("pretrain.workers=8", "pretrain.batch_size=256"),
 )
 """Of a step that is planted: what it is about does not depend on sizes."""
 
