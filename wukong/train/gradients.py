@@ -10,6 +10,7 @@ A locked image tower needs no graph, so it runs once: its features are kept for 
 """
 
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,15 @@ from wukong.model.text_encoder import packed_size
 from wukong.train.batches import Batch
 
 
-def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training) -> Tensor:
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Scaling: TypeAlias = tuple[torch.amp.GradScaler, torch.optim.Optimizer]
+"""What scales the loss, and the optimiser of the gradients that are scaled back."""
+
+
+def backward(
+    model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training, scaling: Scaling | None = None
+) -> Tensor:
     """Compute the loss of a batch and add its gradients to the parameters' gradients, then clip their norm.
 
     With several workers, the loss is that of this worker's pairs; the gradients are averaged over the workers. Batch
@@ -34,6 +43,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
         batch: this worker's share of the batch.
         settings: settings of the training; ``micro_batch``, ``precision``, ``clip_gradient_norm`` and the options of
             the loss are used.
+        scaling: see ``Scaling``; None to scale nothing.
 
     Returns:
         The loss, a scalar without a graph.
@@ -43,8 +53,8 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
     pieces = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
     if len(pieces) == 1:
         loss = model.loss(_embed(replica, batch.features, batch, settings), captions, settings.label_smoothing)
-        loss.backward()
-        _clip(model, settings)
+        _scaled(loss, scaling).backward()
+        _clip(model, settings, scaling)
         return loss.detach()
 
     kept = [buffer.clone() for buffer in model.buffers()]
@@ -59,7 +69,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
             buffer.copy_(value)
     whole = _joined(parts)
     loss = model.loss(whole, captions, settings.label_smoothing)
-    loss.backward()
+    _scaled(loss, scaling).backward()
 
     for piece, state, features in zip(pieces, states, inputs, strict=True):
         last = piece is pieces[-1]
@@ -77,7 +87,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
                     back.append((output, _gradient(leaf) if last else torch.zeros_like(leaf)))
             trained = [(output, gradient) for output, gradient in back if output.requires_grad]
             torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
-    _clip(model, settings)
+    _clip(model, settings, scaling)
     return loss.detach()
 
 
@@ -117,7 +127,7 @@ def _embed(
     """Embed a piece of a batch, whose image features or images are given."""
     device, ids = next(model.parameters()).device, batch.ids[piece]
     packed = None if batch.lengths is None else packed_size(int(batch.lengths[piece].sum()), ids.numel())
-    with _precision(device, settings):
+    with autocast(device, settings.precision):
         embedded: Embedded = model(features.to(device, non_blocking=True), ids.to(device, non_blocking=True), packed)
     return embedded
 
@@ -127,15 +137,27 @@ def _without_locked_tower(model: DualEncoder, features: Tensor, settings: Traini
     if features.dtype != torch.uint8 or model.image is None or not model.image.is_locked:
         return features
     device = model.log_scale.device
-    with _precision(device, settings):
+    with autocast(device, settings.precision):
         return model.select(model.image(features.to(device, non_blocking=True)))
 
 
-def _precision(device: torch.device, settings: Training) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the block in which a device computes in a precision of ``Training``."""
+    return torch.autocast(device.type, _PRECISIONS.get(precision), enabled=precision in _PRECISIONS)
 
 
-def _clip(model: nn.Module, settings: Training) -> None:
+def half(precision: str) -> torch.dtype | None:
+    """Return the type of 16 bits of a precision of ``Training``; None if it has another."""
+    return _PRECISIONS.get(precision)
+
+
+def _scaled(loss: Tensor, scaling: Scaling | None) -> Tensor:
+    return loss if scaling is None else scaling[0].scale(loss)
+
+
+def _clip(model: nn.Module, settings: Training, scaling: Scaling | None) -> None:
+    if scaling is not None:
+        scaling[0].unscale_(scaling[1])
     if settings.clip_gradient_norm:
         factor = settings.clip_gradient_norm / (norm(model) + 1e-6)
         torch._foreach_mul_(of(model), factor.clamp(max=1.0))

@@ -142,6 +142,7 @@ class _Run:
         self.device = model.log_scale.device
         self.replica: nn.Module = model
         self.optimiser = optimizer.build(model, settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.checkpoints = None if self.rank else checkpoints
         self.state = State(pairs.digest, len(pairs))
         self.first = self.taken = 0
@@ -151,6 +152,8 @@ class _Run:
     def resume(self, uri: str) -> None:
         """Take up the weights and the state of a checkpoint."""
         self.state = self.state.restored(checkpoint.load(uri, self.model, self.optimiser), uri)
+        if self.scaler.is_enabled() and self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
         seen, epoch, epochs = self.state.sample, self.state.epoch, self.settings.epochs
         log.info("continuing after %d pairs of epoch %d of %d", seen, epoch + 1, epochs)
         self.first = self.taken = epoch * self.epoch_steps + seen // self.settings.batch_size
@@ -159,7 +162,7 @@ class _Run:
         """Put the model into training mode, on all workers together."""
         tower = self.model.image
         if tower is not None and tower.is_locked and self.device.type != "cpu":
-            tower.for_inference(torch.bfloat16 if self.settings.precision == "bfloat16" else None)
+            tower.for_inference(gradients.half(self.settings.precision))
         if self.workers > 1:
             if tower is not None:
                 tower.synchronise_batch_norm()
@@ -233,8 +236,10 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = optimizer.learning_rate(self.taken, self.last, self.settings) * group.get("rate", 1.0)
         self.optimiser.zero_grad()
-        self.recent.losses.append(gradients.backward(self.model, self.replica, batch, self.settings))
-        self.optimiser.step()
+        scaling = (self.scaler, self.optimiser)
+        self.recent.losses.append(gradients.backward(self.model, self.replica, batch, self.settings, scaling))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.model.clamp_temperature()
         self.taken += 1
 
@@ -307,6 +312,7 @@ class _Run:
         is_kept = is_best and self.settings.validation.keep == "best"
         if is_kept or self.has_ended or (is_due and not is_soon and not self.checkpoints.busy):
             uri, validations = self.checkpoints.place(self.taken), self.state.validations
+            self.state.scaler = self.scaler.state_dict()
             validations.checkpoint = uri if is_kept else validations.checkpoint
             self.checkpoints.save(
                 self.model, self.optimiser, self.taken, asdict(self.state), uri, validations.checkpoint
