@@ -21,7 +21,6 @@ from wukong.model.dual import DualEncoder, Embedded, Texts
 from wukong.model.text_encoder import packed_size
 from wukong.train.batches import Batch
 
-
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Scaling: TypeAlias = tuple[torch.amp.GradScaler, torch.optim.Optimizer]
