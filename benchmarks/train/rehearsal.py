@@ -91,6 +91,7 @@ class Watch(TorchDispatchMode):
     """Refuses what waits for the device, and counts collectives.
 
     Attributes:
+        refuses: whether it refuses what waits; it counts in any case.
         pinned: the tensors that lie in pinned memory.
         held: bytes of the device's memory now.
         peak: most bytes of it so far.
@@ -98,6 +99,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.refuses = False
         self.pinned = WeakIdKeyDictionary()
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -119,16 +121,8 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name, first = function._schema.name, next(iter(args), None)
-        if name == "aten::_local_scalar_dense" and _on_device(first):
-            raise WaitError("a number is read from the device")
-        if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
-            self._check_indices(first, args[1])
-        if name in ("aten::_to_copy", "aten::copy_"):
-            source, target = (
-                (first, kwargs.get("device") or first.device) if name == "aten::_to_copy" else (args[1], first.device)
-            )
-            blocking = not (kwargs.get("non_blocking") or (name == "aten::copy_" and args[2:3] == (True,)))
-            self._check_copy(source, torch.device(target), blocking=blocking)
+        if self.refuses:
+            self._check(name, args, kwargs)
         if name.startswith("c10d::"):
             given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
             sent = given[len(given) // 2 :] if len(given) > 1 else given  # after the outputs
@@ -146,6 +140,19 @@ class Watch(TorchDispatchMode):
         for value in tree_flatten(result)[0]:
             self.hold(value)
         return result
+
+    def _check(self, name: str, args: Any, kwargs: Any) -> None:
+        first = next(iter(args), None)
+        if name == "aten::_local_scalar_dense" and _on_device(first):
+            raise WaitError("a number is read from the device")
+        if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+            self._check_indices(first, args[1])
+        if name in ("aten::_to_copy", "aten::copy_"):
+            source, target = (
+                (first, kwargs.get("device") or first.device) if name == "aten::_to_copy" else (args[1], first.device)
+            )
+            blocking = not (kwargs.get("non_blocking") or (name == "aten::copy_" and args[2:3] == (True,)))
+            self._check_copy(source, torch.device(target), blocking=blocking)
 
     def _check_indices(self, indexed: Tensor, indices: Any) -> None:
         for index in indices:
@@ -280,11 +287,12 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         model = model.to_empty(device=DEVICE)
         run = loop._Run(model, _Named(), settings, 0, None, None)
-        with mock.patch.object(torch.nn.Module, "_apply", _converted):
-            run.begin()
-        run.pairs.batches = lambda *_: (batch for _ in range(2))
         for value in (*model.parameters(), *model.buffers()):
             watch.hold(value)
+        with watch, mock.patch.object(torch.nn.Module, "_apply", _converted):
+            run.begin()
+        watch.refuses = True
+        run.pairs.batches = lambda *_: (batch for _ in range(2))
         with watch, Pinning(watch), run.batches() as steps:
             # After a first step the reducer divides its bucket, which takes no fakes.
             replica, run.replica = run.replica, model
