@@ -187,7 +187,13 @@ class Pinning(TorchFunctionMode):
             pinned = args[0].clone()
             self._pinned[pinned] = True
             return pinned
-        return function(*args, **(kwargs or {}))
+        try:
+            return function(*args, **(kwargs or {}))
+        except NotImplementedError as error:
+            if f"from the '{DEVICE}' backend" not in str(error):
+                raise
+            # Torch makes tensors of numbers and lists in memory that is not pinned, and copies them beside all modes.
+            raise WaitError("a number or a list of Python is copied to the device") from error
 
 
 def _on_device(value: Any) -> bool:
