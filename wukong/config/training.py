@@ -151,9 +151,10 @@ class Training(Strict):
     micro_batch: int = Field(
         0, ge=0, description="pairs a worker encodes at once; the gradients stay the batch's. 0 for all of its share"
     )
-    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
         "float32",
-        description="of the towers' and heads' arithmetic; 'tf32' lets GPUs round the factors of float32 products",
+        description="of the towers' and heads' arithmetic; 'tf32' lets GPUs round the factors of float32 products; "
+        "'float16' is for GPUs without bfloat16: it scales the loss, and leaves out steps whose gradient is not finite",
     )
     clip_gradient_norm: float = Field(
         0.0, ge=0, description="the largest norm of a step's gradient, over all parameters; 0 for no limit"

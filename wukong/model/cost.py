@@ -123,8 +123,8 @@ def text_flops(model: Model, tokens: int) -> float:
 def text_step_flops(model: Model, settings: Training, shape: Shape, caption_tokens: int) -> float:
     """Return the floating-point operations for one pair of a step on stored features, forward and backward.
 
-    The backward pass has twice as many as the forward pass (Kaplan et al. 2020, section 2.1). Those of the similarity
-    with all captions of the batch are counted in the same way. Embeddings, norms and the optimiser are left out.
+    The backward pass has twice as many as the forward pass (Kaplan et al. 2020, section 2.1). Embeddings, norms and the
+    optimiser are left out.
     """
     text = model.text
     embedding = model.embedding or text.width
@@ -132,5 +132,14 @@ def text_step_flops(model: Model, settings: Training, shape: Shape, caption_toke
     tokens = compared_vectors(model, shape)
     projected = tokens if model.image.pooling == "areas" else shape.tokens
     heads = 2 * embedding * (projected * shape.width + words * text.width)
-    similarity = 2 * tokens * words * embedding * settings.batch_size
-    return 3.0 * (text_flops(model, caption_tokens) + heads + similarity)
+    return 3.0 * (text_flops(model, caption_tokens) + heads) + loss_flops(model, settings, shape, caption_tokens)
+
+
+def loss_flops(model: Model, settings: Training, shape: Shape, caption_tokens: int) -> float:
+    """Return the floating-point operations of one pair's similarities with all captions of the batch and back.
+
+    They are counted as products forward and twice as many backward. On GPUs captions are padded to ``max_tokens``.
+    """
+    words = (model.text.max_tokens if settings.gpus_per_worker else caption_tokens) if model.is_token_wise else 1
+    compared = compared_vectors(model, shape) * words * settings.batch_size
+    return 3.0 * 2 * compared * (model.embedding or model.text.width)

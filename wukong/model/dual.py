@@ -203,6 +203,8 @@ class DualEncoder(nn.Module):
             [images, d], or [images, tokens, d].
         """
         pooling = self.image_pooling
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.log_scale.dtype)  # stored features, and those of a tower in half precision
         if isinstance(pooling, AttentionMaps):
             patches = self.image_head(features)
             return self._unit(pooling(patches) if pool else pooling.values(patches))
@@ -215,15 +217,15 @@ class DualEncoder(nn.Module):
             raise ValueError("this model holds no image tower: give it features")
         return self.embed_features(self.select(self.image(pixels)), pool=pool)
 
-    def embed_text(self, ids: Tensor) -> Texts:
-        """Encode token ids, int64 [texts, tokens], to unit vectors."""
+    def embed_text(self, ids: Tensor, packed: int | None = None) -> Texts:
+        """Encode token ids, int64 [texts, tokens], to unit vectors; for ``packed`` see ``TextEncoder.forward``."""
         pad, cls = self.special
         if self.token_wise:
-            taken = self.text(ids)
+            taken = self.text(ids, packed=packed)
         elif self.settings.text.pooling == "cls":
-            taken = self.text(ids, first=True)
+            taken = self.text(ids, first=True, packed=packed)
         else:
-            taken = self.text(ids).sum(1) / (ids != pad).sum(1, keepdim=True)
+            taken = self.text(ids, packed=packed).sum(1) / (ids != pad).sum(1, keepdim=True)
         return Texts(self._unit(self.text_head(taken)), (ids != pad) & (ids != cls))
 
     def _unit(self, vectors: Tensor) -> Tensor:
@@ -245,19 +247,24 @@ class DualEncoder(nn.Module):
             return token_similarity(image, *text, self.settings.match_text_cls)
         return global_similarity(image, text.vectors)
 
-    def forward(self, features: Tensor, ids: Tensor) -> Embedded:
+    def forward(self, features: Tensor, ids: Tensor, packed: int | None = None) -> Embedded:
         """Embed the images and captions of a batch; ``loss`` takes the result.
 
         Args:
             features: uint8 images [pairs, 3, size, size], or image features that were computed before.
             ids: token ids, int64 [pairs, tokens].
+            packed: see ``TextEncoder.forward``.
         """
         image = self.embed_pixels(features) if features.dtype == torch.uint8 else self.embed_features(features)
-        return Embedded(image, self.embed_text(ids), self.scale, self.bias)
+        return Embedded(image, self.embed_text(ids, packed), self.scale, self.bias)
 
     def loss(self, pairs: Embedded, captions: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
         """Compute the loss of this worker's pairs against the pairs of all workers; see ``wukong.model.loss``."""
         image, text, scale, bias = pairs
         if self.token_wise:
-            return token_loss(image, *text, scale, captions, label_smoothing, bias, self.settings.match_text_cls)
+            # To ask the others for the longest caption of a batch, a processor would wait for its GPU.
+            longest = None if image.device.type == "cpu" else self.text.positions.num_embeddings
+            return token_loss(
+                image, *text, scale, captions, label_smoothing, bias, self.settings.match_text_cls, longest
+            )
         return global_loss(image, text.vectors, scale, captions, label_smoothing, bias)

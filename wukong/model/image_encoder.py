@@ -77,6 +77,7 @@ class ImageEncoder(nn.Module):
         )
         self._locked_groups = 0
         self._checkpoint_activations = False
+        self._precision: torch.dtype | None = None
         self._pointwise: list[_Pointwise] = []
         with torch.inference_mode():
             sample = torch.zeros(1, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
@@ -98,7 +99,8 @@ class ImageEncoder(nn.Module):
                 f"pictures as {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}: "
                 f"{self.settings.name} reads uint8 [pictures, 3, {size}, {size}], RGB"
             )
-        return self.from_normalised((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        scaled = (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return self.from_normalised(scaled if self._precision is None else scaled.to(self._precision))
 
     def from_normalised(self, scaled: Tensor) -> ImageFeatures:
         """Encode images whose values are floats, normalised by ``mean`` and ``std``, [images, 3, size, size]."""
@@ -227,14 +229,18 @@ class ImageEncoder(nn.Module):
     def _numbered_groups(self) -> str:
         return ", ".join(f"{number} {name}" for number, name in enumerate(self.groups))
 
-    def for_inference(self) -> "ImageEncoder":
+    def for_inference(self, precision: torch.dtype | None = None) -> "ImageEncoder":
         """Make the forward pass faster, in place: fold batch norms into convolutions, use the channels-last layout.
 
         The outputs stay equal up to rounding. Afterwards the encoder cannot be trained or saved.
+
+        Args:
+            precision: type of the weights and of what is computed; None to leave it.
         """
         self.lock()
         _fold_batch_norm(self.backbone)
-        self.backbone.to(memory_format=torch.channels_last)
+        self._precision = precision
+        self.backbone.to(dtype=precision, memory_format=torch.channels_last)
         if not any(isinstance(module, nn.Linear) for module in self.backbone.modules()):
             self._pointwise = _replace_pointwise(self.backbone)
         return self

@@ -42,9 +42,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
-        return own
+        whole = _exact(gradient).contiguous()
+        own = whole.new_empty(ctx.rows, *whole.shape[1:])
+        dist.reduce_scatter_tensor(own, whole)
+        return own.to(gradient.dtype)
 
 
 def gathered_constant(local: Tensor) -> Tensor:
@@ -194,6 +195,7 @@ def token_loss(
     label_smoothing: float = 0.0,
     bias: Tensor | None = None,
     with_first: bool = False,
+    longest: int | None = None,
 ) -> Tensor:
     """Compute the loss of this worker's pairs with the token-wise similarity (FILIP); see ``global_loss``.
 
@@ -209,12 +211,16 @@ def token_loss(
         label_smoothing: see ``contrastive`` and ``pairwise``.
         bias: see ``global_loss``.
         with_first: whether a patch may also match the first token of a text, [CLS]; see ``token_similarity``.
+        longest: number of tokens that no worker's texts exceed, to which several workers pad them; None to ask all for
+            the longest, for which the processor waits.
 
     Returns:
         A scalar.
     """
     excluded = None if captions is None else same_caption(captions)
-    missing = _longest(text.shape[1], text.device) - text.shape[1]
+    if world()[1] == 1:
+        longest = text.shape[1]
+    missing = (longest or _longest(text.shape[1], text.device)) - text.shape[1]
     text, counted = F.pad(text, (0, 0, 0, missing)), F.pad(counted, (0, missing))
     scores = token_similarity(image, gathered(text), gathered_constant(counted), with_first)
     if bias is not None:
@@ -231,6 +237,5 @@ def token_loss(
 def _longest(length: int, device: torch.device) -> int:
     """Return the largest length of all workers."""
     longest = torch.tensor(length, device=device)
-    if world()[1] > 1:
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
     return int(longest)

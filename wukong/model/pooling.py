@@ -49,7 +49,7 @@ class AreaMeans(nn.Module):
         Raises:
             ConfigError: the patches are no square, or fewer than the areas.
         """
-        return shares(tokens.shape[1], self.count).to(tokens) @ tokens
+        return _shares_on(tokens.device, tokens.shape[1], self.count).to(tokens.dtype) @ tokens
 
 
 @cache
@@ -68,6 +68,13 @@ def shares(patches: int, areas: int) -> Tensor:
     with torch.inference_mode(mode=False):  # it is kept for trainings too
         each = torch.eye(patches, device="cpu").view(patches, side, side)
         return F.adaptive_avg_pool2d(each, wanted).flatten(1).T.contiguous()
+
+
+@cache
+def _shares_on(device: torch.device, patches: int, areas: int) -> Tensor:
+    """Return ``shares`` on a device; it is kept there, because a GPU waits for a copy."""
+    with torch.inference_mode(mode=False):
+        return shares(patches, areas).to(device)
 
 
 class AttentionMaps(nn.Module):

@@ -80,12 +80,14 @@ class TextEncoder(nn.Module):
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()
 
-    def forward(self, ids: Tensor, first: bool = False) -> Tensor:
+    def forward(self, ids: Tensor, first: bool = False, packed: int | None = None) -> Tensor:
         """Encode captions.
 
         Args:
             ids: token ids, int64 [captions, tokens]; the first of each row is [CLS].
             first: return only the hidden state of [CLS]; the last layer then skips the other tokens.
+            packed: number of tokens to compute, the real ones and some of padding, for instance from ``packed_size``;
+                None for the real ones alone: to count them, the processor waits for a GPU.
 
         Returns:
             Hidden states of the last layer, [captions, tokens, width], zero at padding; if ``first``,
@@ -101,7 +103,7 @@ class TextEncoder(nn.Module):
                 "let its own tokenizer cut them"
             )
         real = ids != self.padding
-        layout = _Layout(real)
+        layout = _Layout(real, packed)
         places = torch.arange(length, device=ids.device).expand(rows, -1)
         hidden: Tensor = self.tokens(layout.pack(ids)) + self.positions(layout.pack(places))
         hidden = self.dropout(self.norm(hidden))
@@ -116,16 +118,37 @@ class TextEncoder(nn.Module):
         return layout.pad(hidden).masked_fill(~real[:, :, None], 0.0)
 
 
+def packed_size(real: int, places: int) -> int:
+    """Return a number of tokens to compute that differs little from step to step: a multiple of a part of all places.
+
+    Args:
+        real: number of real tokens of a batch.
+        places: number of its tokens with padding.
+    """
+    step = max(1, places // _SIZES)
+    return min(-(-real // step) * step, places)
+
+
+_SIZES = 32
+"""Numbers of tokens to which those of a batch are rounded up."""
+
+
 class _Layout:
-    """The positions of the real tokens in a padded batch.
+    """The positions of the tokens of a padded batch that are computed: the real ones, and some of padding if asked.
 
     In an exported graph, shapes may depend only on other shapes, not on values. So during export nothing is packed and
     padding is processed too.
     """
 
-    def __init__(self, real: Tensor) -> None:
+    def __init__(self, real: Tensor, packed: int | None = None) -> None:
         self.rows, self.length = real.shape
         self.keys: Tensor | None = real[:, None, None, :]
+        self.where: Tensor | None
+        if packed is not None and not torch.compiler.is_exporting():
+            # The real tokens in their order, and then as many of padding as are missing.
+            order = (~real).flatten().byte().argsort(stable=True)
+            self.where = order[:packed] if packed < real.numel() else None
+            return
         self.where = None if torch.compiler.is_exporting() else real.flatten().nonzero().squeeze(1)
         if self.where is not None and len(self.where) == real.numel():
             self.where = self.keys = None  # no padding, nothing to hide

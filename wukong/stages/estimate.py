@@ -16,7 +16,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.curate import rules
-from wukong.model.cost import Size, compared_vectors, text_flops, text_step_flops
+from wukong.model.cost import Size, compared_vectors, loss_flops, text_flops, text_step_flops
 from wukong.stages.measured_rates import Rates
 from wukong.stages.prices import GIB, Prices
 
@@ -108,6 +108,7 @@ class Capacity:
         head_memory: bytes of the pod in which a stage's driver runs; None if it is not known.
         store: bytes that the object store holds; None if it is not known.
         sized_for: number of URLs that all of this is for; None if it does not say.
+        gpus_per_pod: GPUs of a training's pod, or "node" for as many as a node has; None if it is not known.
         prices: the operator's, as ``wukong.stages.prices`` reads them; empty if there are none.
     """
 
@@ -120,6 +121,7 @@ class Capacity:
     head_memory: int | None = None
     store: int | None = None
     sized_for: int | None = None
+    gpus_per_pod: int | str | None = None
     prices: str = ""
 
     def of(self, stage: str) -> int:
@@ -428,6 +430,16 @@ def rates_of(work: Work, settings: Training) -> dict[RateName, Rate]:
         sources |= {"text_step": "computed", "tower": "computed"}
     rates = {name: Rate(per_second[name], sources[name]) for name in RATES}
     return rates | dict(work.measured) | {name: Rate(work.told[name], "told") for name in RATES if name in work.told}
+
+
+def step_operations(work: Work, settings: Training) -> dict[str, float]:
+    """Return the floating-point operations of a worker and step on pictures: of its towers, and of the loss."""
+    model, size = work.experiment.model, work.size
+    loss = loss_flops(model, settings, size.shape, work.caption_tokens)
+    text = text_step_flops(model, settings, size.shape, work.caption_tokens) - loss
+    image = size.tower_flops * (1 if settings.lock == "all" else 3)
+    pairs = settings.batch_size / settings.workers
+    return {"image": image * pairs, "text": text * pairs, "loss": loss * pairs}
 
 
 def feature_bytes(tokens: int, width: int, dtype: Dtype) -> int:

@@ -69,6 +69,7 @@ def read(place: Path, experiment: Experiment) -> Capacity:
         head_memory=head_memory,
         store=int(amount_of(capacity)) if capacity else None,
         sized_for=None if urls is None else int(urls),
+        gpus_per_pod=settings.get("gpu", {}).get("gpus_per_pod", 1),
         prices=of_all.get("data", {}).get(prices.VARIABLE, ""),
     )
 

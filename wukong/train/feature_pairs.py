@@ -109,7 +109,7 @@ class FeaturePairs(Pairs):
 
 
 def _chosen_views(samples: Sequence[Sample[Loaded]]) -> Tensor:
-    """Return the features of one view of each sample, float [samples, ...]."""
+    """Return the features of one view of each sample, float16 [samples, ...]."""
     by_piece: dict[int, list[int]] = {}
     for number, sample in enumerate(samples):
         by_piece.setdefault(id(sample.piece), []).append(number)
@@ -120,6 +120,6 @@ def _chosen_views(samples: Sequence[Sample[Loaded]]) -> Tensor:
         assert isinstance(stored, Tensor)  # noqa: S101 - for mypy
         views, rows = [sample.drawn % len(stored) for sample in chosen], [sample.row for sample in chosen]
         if not len(features):
-            features = torch.empty(len(samples), *stored.shape[2:])
-        features[numbers] = stored[views, rows].float()
+            features = torch.empty(len(samples), *stored.shape[2:], dtype=stored.dtype)
+        features[numbers] = stored[views, rows]
     return features

@@ -18,6 +18,7 @@ from wukong.errors import DataError
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
 from wukong.store import damage, fence, storage
+from wukong.train.gradients import autocast
 
 _BATCH = 32
 """Images of a forward pass on processors; on GPUs more, see ``compute``."""
@@ -105,8 +106,7 @@ def _joined(shown: Sequence[Tensor | str]) -> Tensor:
 
 
 def _features(encoder: ImageEncoder, views: Tensor, model: Model, precision: str, device: torch.device) -> Tensor:
-    bfloat16 = precision == "bfloat16"
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+    with torch.inference_mode(), autocast(device, precision):
         pooled, tokens = encoder.in_pieces(views.to(device, non_blocking=True))
         features: Tensor = tokens if model.is_token_wise else pooled
         return features.to(torch.float16).cpu()

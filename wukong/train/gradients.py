@@ -10,6 +10,7 @@ A locked image tower needs no graph, so it runs once: its features are kept for 
 """
 
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wukong.config.training import Training
 from wukong.model.dual import DualEncoder, Embedded, Texts
+from wukong.model.text_encoder import packed_size
 from wukong.train.batches import Batch
 
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
-def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training) -> Tensor:
+Scaling: TypeAlias = tuple[torch.amp.GradScaler, torch.optim.Optimizer]
+"""What scales the loss, and the optimiser of the gradients that are scaled back."""
+
+
+def backward(
+    model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training, scaling: Scaling | None = None
+) -> Tensor:
     """Compute the loss of a batch and add its gradients to the parameters' gradients, then clip their norm.
 
     With several workers, the loss is that of this worker's pairs; the gradients are averaged over the workers. Batch
@@ -33,6 +42,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
         batch: this worker's share of the batch.
         settings: settings of the training; ``micro_batch``, ``precision``, ``clip_gradient_norm`` and the options of
             the loss are used.
+        scaling: see ``Scaling``; None to scale nothing.
 
     Returns:
         The loss, a scalar without a graph.
@@ -41,9 +51,9 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
     size = settings.micro_batch or len(batch.ids)
     pieces = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
     if len(pieces) == 1:
-        loss = model.loss(_embed(replica, batch.features, batch.ids, settings), captions, settings.label_smoothing)
-        loss.backward()
-        _clip(model, settings)
+        loss = model.loss(_embed(replica, batch.features, batch, settings), captions, settings.label_smoothing)
+        _scaled(loss, scaling).backward()
+        _clip(model, settings, scaling)
         return loss.detach()
 
     kept = [buffer.clone() for buffer in model.buffers()]
@@ -52,20 +62,20 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
         for piece in pieces:
             states.append(_random_state(model.log_scale.device))
             inputs.append(_without_locked_tower(model, batch.features[piece], settings))
-            parts.append(_embed(model, inputs[-1], batch.ids[piece], settings))
+            parts.append(_embed(model, inputs[-1], batch, settings, piece))
         # The second pass updates the running statistics, so undo the update of the first.
         for buffer, value in zip(model.buffers(), kept, strict=True):
             buffer.copy_(value)
     whole = _joined(parts)
     loss = model.loss(whole, captions, settings.label_smoothing)
-    loss.backward()
+    _scaled(loss, scaling).backward()
 
     for piece, state, features in zip(pieces, states, inputs, strict=True):
         last = piece is pieces[-1]
         wait = replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext()
         with wait:
             _set_random_state(model.log_scale.device, state)
-            embedded = _embed(replica, features, batch.ids[piece], settings)
+            embedded = _embed(replica, features, batch, settings, piece)
             back = [
                 (embedded.image, _gradient(whole.image)[piece]),
                 (embedded.text.vectors, _gradient(whole.text.vectors)[piece]),
@@ -76,7 +86,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
                     back.append((output, _gradient(leaf) if last else torch.zeros_like(leaf)))
             trained = [(output, gradient) for output, gradient in back if output.requires_grad]
             torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
-    _clip(model, settings)
+    _clip(model, settings, scaling)
     return loss.detach()
 
 
@@ -110,10 +120,14 @@ def norm(model: nn.Module) -> Tensor:
     return nn.utils.get_total_norm(of(model))
 
 
-def _embed(model: nn.Module, features: Tensor, ids: Tensor, settings: Training) -> Embedded:
-    device = next(model.parameters()).device
-    with _precision(device, settings):
-        embedded: Embedded = model(features.to(device, non_blocking=True), ids.to(device, non_blocking=True))
+def _embed(
+    model: nn.Module, features: Tensor, batch: Batch, settings: Training, piece: slice = slice(None)
+) -> Embedded:
+    """Embed a piece of a batch, whose image features or images are given."""
+    device, ids = next(model.parameters()).device, batch.ids[piece]
+    packed = None if batch.lengths is None else packed_size(int(batch.lengths[piece].sum()), ids.numel())
+    with autocast(device, settings.precision):
+        embedded: Embedded = model(features.to(device, non_blocking=True), ids.to(device, non_blocking=True), packed)
     return embedded
 
 
@@ -122,15 +136,27 @@ def _without_locked_tower(model: DualEncoder, features: Tensor, settings: Traini
     if features.dtype != torch.uint8 or model.image is None or not model.image.is_locked:
         return features
     device = model.log_scale.device
-    with _precision(device, settings):
+    with autocast(device, settings.precision):
         return model.select(model.image(features.to(device, non_blocking=True)))
 
 
-def _precision(device: torch.device, settings: Training) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the block in which a device computes in a precision of ``Training``."""
+    return torch.autocast(device.type, _PRECISIONS.get(precision), enabled=precision in _PRECISIONS)
 
 
-def _clip(model: nn.Module, settings: Training) -> None:
+def half(precision: str) -> torch.dtype | None:
+    """Return the type of 16 bits of a precision of ``Training``; None if it has another."""
+    return _PRECISIONS.get(precision)
+
+
+def _scaled(loss: Tensor, scaling: Scaling | None) -> Tensor:
+    return loss if scaling is None else scaling[0].scale(loss)
+
+
+def _clip(model: nn.Module, settings: Training, scaling: Scaling | None) -> None:
+    if scaling is not None:
+        scaling[0].unscale_(scaling[1])
     if settings.clip_gradient_norm:
         factor = settings.clip_gradient_norm / (norm(model) + 1e-6)
         torch._foreach_mul_(of(model), factor.clamp(max=1.0))

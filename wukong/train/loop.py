@@ -31,7 +31,7 @@ from wukong.runtime import events, progress
 from wukong.runtime.events import Measured
 from wukong.runtime.language import _
 from wukong.train import checkpoint, gradients, looks, optimizer
-from wukong.train.batches import Batch
+from wukong.train.batches import Batch, onto
 from wukong.train.looks import Look, Recent
 from wukong.train.pairs import Pairs
 from wukong.train.state import Epoch, State, Validated
@@ -65,7 +65,8 @@ def train(
     model has the last weights; the best are in the checkpoint that ``Validations`` names.
 
     Args:
-        model: the model to train, on its device, with equal weights on every worker; locked layers stay locked.
+        model: the model to train, on its device, with equal weights on every worker; locked layers stay locked. On a
+            GPU an image tower that is locked as a whole takes its form for inference, and cannot be saved afterwards.
         pairs: the training data, equal on every worker; each worker takes its share of every batch.
         settings: settings of the training.
         seed: seed of the order of the pairs, the choice among stored views and dropout.
@@ -141,6 +142,7 @@ class _Run:
         self.device = model.log_scale.device
         self.replica: nn.Module = model
         self.optimiser = optimizer.build(model, settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self.checkpoints = None if self.rank else checkpoints
         self.state = State(pairs.digest, len(pairs))
         self.first = self.taken = 0
@@ -150,6 +152,8 @@ class _Run:
     def resume(self, uri: str) -> None:
         """Take up the weights and the state of a checkpoint."""
         self.state = self.state.restored(checkpoint.load(uri, self.model, self.optimiser), uri)
+        if self.scaler.is_enabled() and self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
         seen, epoch, epochs = self.state.sample, self.state.epoch, self.settings.epochs
         log.info("continuing after %d pairs of epoch %d of %d", seen, epoch + 1, epochs)
         self.first = self.taken = epoch * self.epoch_steps + seen // self.settings.batch_size
@@ -157,12 +161,20 @@ class _Run:
     def begin(self) -> None:
         """Put the model into training mode, on all workers together."""
         tower = self.model.image
+        if tower is not None and tower.is_locked and self.device.type != "cpu":
+            tower.for_inference(gradients.half(self.settings.precision))
         if self.workers > 1:
             if tower is not None:
                 tower.synchronise_batch_norm()
             # An image tower that is trained may have layers that this similarity does not use.
             trains_tower = tower is not None and not tower.is_locked
-            self.replica = DistributedDataParallel(self.model, find_unused_parameters=trains_tower)
+            self.replica = DistributedDataParallel(
+                self.model,
+                find_unused_parameters=trains_tower,
+                gradient_as_bucket_view=True,
+            )
+            # Only batch norms that are trained change buffers. On GPUs their statistics are equal on all workers.
+            self.replica.broadcast_buffers = trains_tower and self.device.type == "cpu"
         self.model.train()
         if not self.rank:
             log.info("training on %d workers, step %d to %d", self.workers, self.first + 1, self.last)
@@ -170,9 +182,10 @@ class _Run:
         self.recent = Recent(self.looked)
 
     def batches(self) -> closing[Generator[Batch]]:
-        """Read this worker's share of the batches ahead, until the block ends."""
-        size = self.settings.batch_size
-        return closing(self.pairs.batches(size, self.seed, self.first, self.rank, self.workers, self.last))
+        """Read this worker's share of the batches ahead and onto its device, until the block ends."""
+        size, text = self.settings.batch_size, self.model.text
+        batches = self.pairs.batches(size, self.seed, self.first, self.rank, self.workers, self.last)
+        return closing(onto(self.device, batches, text.padding, text.positions.num_embeddings))
 
     def progress(self) -> AbstractContextManager[Callable[[int], None]]:
         """Report the pairs that the block counts; the first worker does so for all."""
@@ -213,7 +226,7 @@ class _Run:
         if self.checkpoints is not None and self.taken == self.first + 1:
             self.checkpoints.prepare(self.model, self.optimiser)
         began = time.monotonic()
-        batch = next(batches).to(self.device)
+        batch = next(batches)
         self.recent.add(batch, time.monotonic() - began)
         torch.manual_seed((self.seed * 1_000_003 + self.taken) * self.workers + self.rank)
         if self.settings.token_dropout:
@@ -221,8 +234,10 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = optimizer.learning_rate(self.taken, self.last, self.settings) * group.get("rate", 1.0)
         self.optimiser.zero_grad()
-        self.recent.losses.append(gradients.backward(self.model, self.replica, batch, self.settings))
-        self.optimiser.step()
+        scaling = (self.scaler, self.optimiser)
+        self.recent.losses.append(gradients.backward(self.model, self.replica, batch, self.settings, scaling))
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.model.clamp_temperature()
         self.taken += 1
 
@@ -295,6 +310,7 @@ class _Run:
         is_kept = is_best and self.settings.validation.keep == "best"
         if is_kept or self.has_ended or (is_due and not is_soon and not self.checkpoints.busy):
             uri, validations = self.checkpoints.place(self.taken), self.state.validations
+            self.state.scaler = self.scaler.state_dict()
             validations.checkpoint = uri if is_kept else validations.checkpoint
             self.checkpoints.save(
                 self.model, self.optimiser, self.taken, asdict(self.state), uri, validations.checkpoint

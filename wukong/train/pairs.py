@@ -136,7 +136,7 @@ class Pairs(ABC):
         self._seed = 0
         self.firsts: list[int] = np.cumsum([0, *rows]).tolist()
         self._tokenizer = tokenizer
-        self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
+        self._special = (tokenizer.pad, tokenizer.cls, tokenizer.sep)
 
     def __len__(self) -> int:
         return sum(self.rows)
@@ -265,7 +265,9 @@ class Pairs(ABC):
 
         The random numbers come from torch's global generator of the device of the token ids.
         """
-        chosen = (torch.rand(ids.shape, device=ids.device) < share) & ~torch.isin(ids, self._special.to(ids.device))
+        chosen = torch.rand(ids.shape, device=ids.device) < share
+        for special in self._special:  # numbers: a tensor of them would have to be copied to a GPU
+            chosen &= ids != special
         return ids.masked_fill(chosen, self._tokenizer.mask)
 
     def loaded(

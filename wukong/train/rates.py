@@ -168,8 +168,7 @@ def _tower(model: Model, settings: Training, device: torch.device) -> Callable[[
     pixels = torch.randint(0, 256, (_IMAGES, 3, size, size), dtype=torch.uint8, device=device)
 
     def forward() -> None:
-        bfloat16 = settings.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.inference_mode(), gradients.autocast(device, settings.precision):
             encoder.in_pieces(pixels)
 
     return forward

@@ -116,6 +116,7 @@ class State:
         lost: numbers of the shards that could not be read.
         history: the epochs that have ended.
         validations: what the validations have given.
+        scaler: the state of what scales the loss in float16; empty in another precision.
     """
 
     data: str
@@ -128,6 +129,7 @@ class State:
     lost: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     validations: Validations = field(default_factory=Validations)
+    scaler: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, progress: Mapping[str, Any]) -> "State":

@@ -367,10 +367,12 @@ class _StageJob:
         data = self.api.read_config_map(settings.CONFIG_MAP)
         template, found = settings.parse(data, self.api.namespace)
         self.settings = kept_images.of_run(found, self.experiment, self.run_name)
+        listed = self.api.nodes() if self.settings.gpu.gpus_per_pod == "node" else None
+        nodes = [Node.when_empty(node) for node in listed or ()]
 
         def of_size(size: int | None) -> dict[str, Any]:
             given = (self.settings, self.experiment, self.run_name, self.stage, entrypoint, environment)
-            return make_ray_job(template, *given, size)
+            return make_ray_job(template, *given, size, nodes)
 
         self.of_size = of_size
         return of_size(None)

@@ -2,20 +2,24 @@
 
 import copy
 import hashlib
+import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from ray_jobs.launch.kuberay.errors import RayJobError
+from ray_jobs.launch.kuberay.room import Node, Pod
 from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.stages import access, overlay, run_paths
+
+log = logging.getLogger(__name__)
 
 _LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 """Taints of a node that does not answer. Kubernetes has each pod tolerate them for 300 seconds if it says nothing."""
@@ -71,6 +75,7 @@ def make_ray_job(
     entrypoint: Sequence[str],
     environment: Mapping[str, str],
     size: int | None = None,
+    nodes: Sequence[Node] = (),
 ) -> dict[str, Any]:
     """Make the RayJob of a stage from the cluster's template. The caller adds name and namespace.
 
@@ -83,6 +88,7 @@ def make_ray_job(
         entrypoint: the command that the head runs.
         environment: variables of every Ray container, in addition to the template's.
         size: how many workers a training stage has; None for as many as the experiment says.
+        nodes: those of the cluster as they are when nothing runs there, for ``gpus_per_pod: node``.
 
     Raises:
         ConfigError: the template is no RayJob with a head and one group of workers.
@@ -108,7 +114,18 @@ def make_ray_job(
             f"{error!r}"
         ) from error
     of_stage = settings.stages.get(stage, StageSettings())
-    groups = _groups(stage, of_stage, settings.gpu, experiment, size)
+    together = settings.gpu.gpus_per_pod
+    if together == "node":
+        one = _worker_group(workers, name, stage, settings, _Group(1, 1, 1))["template"]["spec"]
+        together = _room_of_a_node(Pod.of(stage, "worker", one), nodes, settings.gpu)
+    groups = _groups(stage, of_stage, together, experiment, size)
+    if sum(group.gpus * group.pods for group in groups) > 1 and together == 1 and stages.of(stage).trains:
+        log.warning(
+            "%s: its GPUs are in a pod each, so they exchange by the network, not by NVLink; gpus_per_pod of the "
+            "ConfigMap %s lets those of a node share a pod",
+            stage,
+            CONFIG_MAP,
+        )
     spec = body["spec"]
     spec["entrypoint"] = shlex.join(entrypoint)
     spec["backoffLimit"] = 0  # KubeRay repeats every failure, also a stage's own; the launcher repeats what may help
@@ -214,7 +231,7 @@ class _Group:
 
 
 def _groups(
-    stage: str, settings: StageSettings, gpu: GpuSettings, experiment: Experiment, size: int | None
+    stage: str, settings: StageSettings, gpus_per_pod: int, experiment: Experiment, size: int | None
 ) -> list[_Group]:
     """The pods of a stage's workers.
 
@@ -226,10 +243,20 @@ def _groups(
         return [_Group(settings.workers, 1, settings.gpus if stages.of(stage).runs_model(experiment) else 0)]
     training = stages.training_of(experiment, stage)
     each = training.gpus_per_worker
-    together = gpu.gpus_per_pod if each else 1
+    together = gpus_per_pod if each else 1
     full, left = divmod(size or training.workers, together)
     groups = [_Group(full, together, together * each), _Group(1, left, left * each)]
     return [group for group in groups if group.pods and group.workers]
+
+
+def _room_of_a_node(worker: Pod, nodes: Sequence[Node], gpu: GpuSettings) -> int:
+    """Return how many workers with a GPU each can share a pod, on the node that has room for the most; at least 1.
+
+    What a pod asks for besides is for all of its workers.
+    """
+    asked = {name: amount for name, amount in worker.requests.items() if name not in gpu.resources}
+    alone = replace(worker, requests=asked)
+    return max([1, *(node.holds(alone) for node in nodes if node.allows(alone))])
 
 
 def _labels(manifest: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ brings ``keys.yaml``, whose settings count where ``settings.yaml`` does not name
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -77,7 +77,8 @@ class GpuSettings(Strict):
         node_selector: labels that the workers' nodes must have.
         tolerations: taints that the workers tolerate.
         gpus_per_pod: GPUs of a training's pod, with a worker for each, so that those of a pod exchange by NVLink where
-            the node has it; the last pod has what is left. At most what a node has.
+            the node has it; the last pod has what is left. At most what a node has; ``node`` takes as many as the nodes
+            have room for, or 1 where they cannot be listed.
         topology_key: label of nodes; pods of one training go to nodes with the same value if there is room. None leaves
             them where there is room.
         topology_required: whether they wait until there is room on such nodes.
@@ -91,7 +92,7 @@ class GpuSettings(Strict):
     runtime_class: str | None = None
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, Any], ...] = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
-    gpus_per_pod: Positive = 1
+    gpus_per_pod: Positive | Literal["node"] = 1
     topology_key: str | None = None
     topology_required: bool = False
     resources: dict[str, str] = Field(default_factory=dict)

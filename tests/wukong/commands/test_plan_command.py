@@ -54,6 +54,40 @@ def test_the_output_says_which_rates_are_which(experiment: Path, monkeypatch: py
     assert [line.split()[0] for line in measured if line.rstrip().endswith("measured here")] == ["augment"]
 
 
+PAPER = Path(__file__).parents[3] / "configs" / "paper"
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "tokens", "outweighs"),
+    [("vit-l", 10_240, 256, False), ("vit-l", 32_800, 256, True), ("vit-l", 32_800, 9, False)],
+)
+def test_a_loss_that_outweighs_the_tower_is_said(name: str, batch: int, tokens: int, outweighs: bool) -> None:
+    """By hand: each of 32 words with each patch, 256 numbers, forward and twice backward, two operations each."""
+    changed = ["--set", f"pretrain.batch_size={batch}", "--set", f"finetune.batch_size={batch}"]
+    if tokens != 256:
+        changed += ["--set", f"model.image.tokens={tokens}"]
+    found = json.loads(run("--config", str(PAPER / f"{name}.yaml"), "--pairs", "100000000", *changed, "--json"))
+    loss = 3 * 2 * (batch / 40) * batch * tokens * 32 * 256
+    assert found["operations"]["loss"] == pytest.approx(loss)
+    assert found["operations"]["image"] == pytest.approx(
+        batch / 40 * 162e9, rel=0.05
+    )  # ViT-L/14, 81 GMAC at 224 pixels
+    said = [note for note in found["notes"] if "pretrain: the token-wise loss" in note and "model.image.tokens" in note]
+    assert bool(said) == outweighs
+
+
+@pytest.mark.parametrize(("together", "said"), [(1, 2), (8, 0), ("node", 0)])
+def test_gpus_in_a_pod_each_are_said(experiment: Path, tmp_path: Path, together: int | str, said: int) -> None:
+    settings = {"head": {"memory": "1Gi"}, "stages": {"pretrain": {"cpus": 4}}, "gpu": {"gpus_per_pod": together}}
+    metadata = {"name": "ray-job", "namespace": "wukong"}
+    manifest = {"kind": "ConfigMap", "metadata": metadata, "data": {"settings.yaml": yaml.safe_dump(settings)}}
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(manifest))
+    given = ("--config", str(experiment), "--pairs", "1000", "--overlay", str(tmp_path / "overlay.yaml"), *TOLD)
+    found = json.loads(run(*given, "--gpus", "4", "--json"))
+    assert len([note for note in found["notes"] if "are in a pod each" in note]) == said
+    assert "are in a pod each" not in run(*given, "--gpus", "1")
+
+
 @pytest.mark.parametrize("value", ["tower", "tower=fast", "tower=0", "tower=-3", "tower=inf", "cpu=3"])
 def test_a_wrong_rate_is_named_with_what_is_allowed(value: str) -> None:
     with pytest.raises(ConfigError, match=r"text_step, tower, decode, augment, gpu, store") as said:

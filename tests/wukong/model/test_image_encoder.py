@@ -208,6 +208,21 @@ def test_folding_batch_norm_changes_nothing(name: str, block: int | None) -> Non
     torch.testing.assert_close(folded.tokens, plain.tokens, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", RN50])
+def test_a_tower_for_inference_in_bfloat16_gives_the_same_directions(name: str) -> None:
+    size = 224 if name == RN50 else 32
+    encoder = random_encoder(name, image_size=size)
+    with torch.inference_mode():
+        plain = encoder(pictures(size))
+        low = encoder.for_inference(torch.bfloat16)(pictures(size))
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(encoder(pictures(size)).tokens, low.tokens, rtol=0.1, atol=0.1)
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.bfloat16}
+    for found, exact in zip(low, plain, strict=True):
+        cosines = torch.cosine_similarity(found.float(), exact, dim=-1)
+        assert cosines.min() > 0.999
+
+
 @pytest.mark.parametrize("locked", ["all", 8, 5, 1, "none", 0])
 def test_training_changes_only_groups_that_are_not_locked(locked: int | str) -> None:
     encoder = ImageEncoder(Settings(image_size=96))

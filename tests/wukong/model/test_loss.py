@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import workers
 
-from wukong.model.loss import contrastive, exchanged, global_loss, pairwise, token_loss
+from wukong.model.loss import contrastive, exchanged, gathered, global_loss, pairwise, token_loss
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -215,3 +215,18 @@ def test_workers_exchange_only_text_tokens_and_scores(tmp_path: Path) -> None:
         assert 2 * text < sent["sigmoid"] < sent["softmax"] < 3 * (text + scores) + 5_000 < image / 10
         # A worker sends the scores of the other's captions, not also those of its own.
         assert 1 <= sent["exchange"] / (4 * SCORES**2) < 1.1
+
+
+def _gathered_gradient(rank: int, count: int) -> dict[str, torch.Tensor]:
+    local = torch.zeros(1, 64, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.randn(count, count, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (gathered(local) * weights[rank]).sum().backward()
+    assert local.grad is not None
+    return {"found": local.grad[0], "expected": weights[:, rank].double().sum(0).bfloat16()}
+
+
+@pytest.mark.slow
+def test_gradients_of_gathered_vectors_are_summed_in_float32(tmp_path: Path) -> None:
+    """In bfloat16, four workers' sums would be rounded three times."""
+    for found in workers.run(4, tmp_path, _gathered_gradient):
+        assert torch.equal(found["found"], found["expected"])

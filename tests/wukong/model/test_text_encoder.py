@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaModel
 
 from wukong.errors import ConfigError, DataError, StorageError
 from wukong.model import bert
-from wukong.model.text_encoder import TextEncoder
+from wukong.model.text_encoder import TextEncoder, packed_size
 from wukong.store import storage
 
 LAYERS, HEADS, WIDTH, VOCABULARY = 3, 4, 32, 50
@@ -201,3 +203,28 @@ def test_a_config_with_text_instead_of_a_number_is_named(theirs: BertModel, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config | {key: "16"}))
     with pytest.raises(DataError, match=f"{key} '16', which is not a whole number"):
         bert.start_from(encoder(), storage.from_path(tmp_path))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("packed", [24, 30, 45])  # exactly the real tokens, some of padding, all places
+def test_packed_padding_changes_neither_states_nor_gradients(ours: TextEncoder, packed: int, first: bool) -> None:
+    """BERT computes all places, so their number is no matter there either."""
+    ids = batch()
+    assert int((ids != 0).sum()) == 24
+    found = []
+    for number in (None, packed):
+        ours.zero_grad()
+        states = ours.double()(ids, first, number)
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        found.append([states, *(weight.grad for weight in ours.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+@given(st.integers(1, 600), st.integers(1, 64), st.floats(0, 1))
+def test_packed_sizes_are_few_and_enough(rows: int, length: int, share: float) -> None:
+    places = rows * length
+    real = round(share * places)
+    size = packed_size(real, places)
+    assert real <= size <= places
+    assert size - real < max(1, places // 32)
+    assert len({packed_size(each, places) for each in range(0, places + 1, max(1, places // 200))}) <= 66

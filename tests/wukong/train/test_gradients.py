@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wukong.config.training import Training
 from wukong.model.dual import DualEncoder, Embedded, Texts
-from wukong.train import gradients
+from wukong.train import gradients, optimizer
 from wukong.train.batches import Batch
 from wukong.train.pairs import Pairs
 
@@ -194,3 +194,18 @@ def test_activation_checkpointing_works_with_pieces() -> None:
         gradients.backward(model, model, share(pairs), Training(micro_batch=4))
         results.append(found(model))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4])
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_gradients_in_float16_are_scaled_back_before_they_are_clipped(micro_batch: int, limit: float) -> None:
+    found = []
+    for precision in ("float32", "float16"):
+        model, pairs = small.make(similarity="token")
+        settings = Training(precision=precision, micro_batch=micro_batch, clip_gradient_norm=limit)
+        optimiser = optimizer.build(model.train(), settings)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=precision == "float16")
+        gradients.backward(model, model, next(pairs.batches(16, 0, 0)), settings, (scaler, optimiser))
+        found.append(torch.cat([gradient.flatten() for gradient in gradients.of(model)]))
+    exact, low = found
+    assert (exact - low).norm() < 0.02 * exact.norm()

@@ -194,6 +194,30 @@ def test_checkpoints_are_not_written_too_often(
     assert len(stored) >= 48 // between
 
 
+def test_a_run_in_float16_leaves_out_steps_that_overflow_and_goes_on_with_its_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scalers = []
+
+    class Large(torch.amp.GradScaler):
+        def __init__(self, device: str, enabled: bool) -> None:
+            super().__init__(device, init_scale=2.0**28, enabled=enabled)
+            scalers.append(self)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", Large)
+    settings = small.SETTINGS.model_copy(update={"precision": "float16"})
+    writer = checkpoint.Writer(storage.from_path(tmp_path), keep=9)
+    model, pairs = small.make()
+    train(model, pairs, settings, 0, checkpoints=writer)
+    writer.close()
+    resumed, pairs = small.make()
+    first = min(file.parent for file in tmp_path.rglob("checkpoint.json"))
+    train(resumed, pairs, settings, 0, resume=storage.from_path(first))
+    assert scalers[0].get_scale() == scalers[1].get_scale() < 2.0**28
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, weights(model)[name]), name
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("similarity", "count"), [("global", 2), ("token", 2), ("pooled", 2), ("global", 4)])
 def test_workers_train_the_same_model_as_one_worker(tmp_path: Path, similarity: str, count: int) -> None:

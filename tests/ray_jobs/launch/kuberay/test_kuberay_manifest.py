@@ -1,6 +1,7 @@
 """The RayJob that is made of a stage."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from played_ray_job import FAST, experiment_at, installed_config_map
 
 from ray_jobs.launch.kuberay import RayJobError, run_job
 from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
+from ray_jobs.launch.kuberay.room import Node
 from ray_jobs.launch.kuberay.settings import Settings
 from wukong import stages
 from wukong.config.experiment import Experiment
@@ -26,13 +28,14 @@ def test_a_name_that_a_shell_would_change_is_refused(server: ApiServer, experime
     assert not server.jobs
 
 
-def made(root: str, gpu: dict[str, Any], **training: int) -> dict[str, Any]:
+def made(root: str, gpu: dict[str, Any], nodes: Sequence[Node] = (), **training: int) -> dict[str, Any]:
     """The RayJob of pre-training, with settings of the section ``gpu`` beside those of the base."""
     data = installed_config_map()["data"]
     template, settings = yaml.safe_load(data["template.yaml"]), yaml.safe_load(data["settings.yaml"])
     settings["gpu"] |= gpu
     experiment = experiment_at(root, pretrain={"batch_size": 840, **training})
-    body = make_ray_job(template, Settings.model_validate(settings), experiment, "r", "pretrain", ["python"], {})
+    given = (template, Settings.model_validate(settings), experiment, "r", "pretrain", ["python"], {})
+    body = make_ray_job(*given, nodes=nodes)
     assert crd.errors(body) == []
     return body
 
@@ -87,6 +90,31 @@ def test_gpus_of_a_training_share_pods(
         (shared,) = (volume for volume in pod["volumes"] if volume["name"] == "shared-memory")
         assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": f"{5 * gpus}Gi"}
         assert group["rayStartParams"]["num-gpus"] == str(gpus)
+
+
+def node(name: str, gpus: int, cores: int = 256, **labels: str) -> Node:
+    allocatable = {"cpu": str(cores), "memory": "2Ti", "nvidia.com/gpu": str(gpus)}
+    sent = {"metadata": {"name": name, "labels": labels}, "spec": {}, "status": {"allocatable": allocatable}}
+    return Node.when_empty(sent)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pods"),
+    [
+        ([node("a", 8, pool="gpu"), node("b", 4, pool="gpu")], [(1, 8), (1, 2)]),
+        ([node("a", 8, cores=9, pool="gpu")], [(5, 2)]),  # four cores a worker
+        ([node("a", 8)], [(10, 1)]),  # it lacks the label
+        ([], [(10, 1)]),  # they cannot be listed
+    ],
+)
+def test_a_pod_has_as_many_gpus_as_a_node_has_room_for(
+    tmp_path: Path, nodes: list[Node], pods: list[tuple[int, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = {"gpus_per_pod": "node", "node_selector": {"pool": "gpu"}, "resources": {"rdma/a": "1"}}
+    body = made(storage.from_path(tmp_path), gpu, nodes, workers=10, gpus_per_worker=1)
+    found = [(each["replicas"], int(each["rayStartParams"]["num-gpus"])) for each in groups(body)]
+    assert found == pods
+    assert ("are in a pod each" in caplog.text) == (pods == [(10, 1)])
 
 
 @pytest.mark.parametrize("required", [False, True])

@@ -1,0 +1,129 @@
+"""The rehearsal of a training step on a GPU: what turns it red, and its figures beside sums of their own."""
+
+import importlib.util
+import multiprocessing
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from wukong.model.cost import Size
+from wukong.model.dual import DualEncoder
+from wukong.model.loss import gathered_constant
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "train" / "rehearsal.py"
+SMALL = (
+    *("model.text.layers=1", "model.text.width=128", "model.text.heads=8"),
+    *("pretrain.workers=8", "pretrain.batch_size=256"),
+)
+"""Of a step that is planted: what it is about does not depend on sizes."""
+
+
+def _bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rehearsal", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rehearsal"] = module  # for its dataclasses
+    spec.loader.exec_module(module)
+    module.register()
+    return module
+
+
+def _pinned(values: torch.Tensor) -> torch.Tensor:
+    return values.pin_memory()
+
+
+PLANTS: dict[str, Callable[[torch.Tensor], object]] = {
+    "number": lambda loss: loss.item(),
+    "nonzero": lambda loss: loss.expand(3).nonzero(),
+    "mask": lambda loss: loss.expand(3)[loss.expand(3) > 0],
+    "masked write": lambda loss: loss.detach().repeat(3).__setitem__(loss.expand(3) > 0, loss.expand(3)),
+    "list as index": lambda loss: loss.expand(3)[[0, 2]],
+    "tensor of the processor": lambda loss: loss + torch.ones(2),
+    "copy from": lambda loss: loss.to("cpu", non_blocking=True),
+    "tensor of a number": lambda loss: torch.tensor(3, device=loss.device),
+    "unpinned": lambda loss: torch.ones(3).to(loss.device, non_blocking=True),
+    "blocking": lambda loss: _pinned(torch.ones(3)).to(loss.device),
+    "nothing": lambda _loss: None,
+    "proper copy": lambda loss: _pinned(torch.ones(3)).to(loss.device, non_blocking=True),
+    "second all-gather": lambda loss: gathered_constant(loss.detach().expand(4)),
+}
+ALLOWED = ("nothing", "proper copy", "second all-gather")
+
+
+def rehearsed_in_process(names: tuple[str, ...], plants: tuple[str, ...]) -> dict[str, Any]:
+    """Rehearse in a process of its own: the fake device stays registered."""
+    bench, found = _bench(), {}
+    for name in names:
+        once = bench.rehearse(name, bench.experiment_of(name))
+        found[name] = (once.peak, once.collectives, once.fits)
+    whole = DualEncoder.loss
+    for plant in plants:
+
+        def planted(self: DualEncoder, *args: Any, plant: str = plant, **settings: Any) -> torch.Tensor:
+            loss = whole(self, *args, **settings)
+            PLANTS[plant](loss)
+            return loss
+
+        with mock.patch.object(DualEncoder, "loss", planted):
+            try:
+                found[plant] = bench.rehearse("vit-b-32", bench.experiment_of("vit-b-32", SMALL)).collectives
+            except Exception as error:  # noqa: BLE001 - which one is what the tests ask
+                found[plant] = f"{type(error).__name__}: {error}"
+    return found
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(rehearsed_in_process, ("vit-l", "swin-l"), tuple(PLANTS)).result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", [name for name in PLANTS if name not in ALLOWED])
+def test_what_waits_for_the_device_is_refused(found: dict[str, Any], plant: str) -> None:
+    refused = found[plant]
+    assert isinstance(refused, str), f"{plant} was let through"
+    kinds = ("WaitError", "DataDependentOutput", "DynamicOutputShape", "FakeTensorDeviceMismatch")
+    assert refused.startswith(kinds), refused
+
+
+@pytest.mark.slow
+def test_a_second_all_gather_is_counted(found: dict[str, Any]) -> None:
+    assert isinstance(found["nothing"], dict), found["nothing"]
+    assert found["proper copy"] == found["nothing"]
+    kind = "allgather_base float32"
+    (calls, size), (more, larger) = found["nothing"][kind], found["second all-gather"][kind]
+    assert (calls, size) == (2, 2 * 32 * 256 * 4)  # images and captions: 32 of a rank, 256 numbers
+    assert (more, larger) == (3, size + 4 * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ranks", "patches"), [("vit-l", 40, 256), ("swin-l", 64, 49)])
+def test_memory_and_collectives_of_the_papers_columns(
+    found: dict[str, Any], name: str, ranks: int, patches: int
+) -> None:
+    from wukong.config import documents
+
+    model = documents.load(PATH.parents[2] / "configs" / "paper" / f"{name}.yaml").model
+    size, (peak, collectives, fits) = Size.of(model), found[name]
+    trained, rows, words = size.weights - size.image, 10240 // ranks, 32
+    assert peak["gradients"] == pytest.approx(4 * trained, rel=2e-3)
+    assert peak["moments"] == pytest.approx(8 * trained, rel=2e-3)
+    assert peak["weights"] == pytest.approx(4 * trained + 2 * size.image, rel=5e-3)
+    # The best match of each word and patch, a byte each, and the gathered gradient of the texts in float32.
+    gathered = 10240 * words * 256
+    assert peak["activations"] > 10240 * rows * (patches + words) + 4 * gathered
+    assert fits == [40, 80]
+    assert collectives["allgather_base bfloat16"] == (1, rows * words * 256 * 2)
+    assert collectives["reduce_scatter_base float32"] == (1, gathered * 4)
+    assert collectives["alltoall_base float32"] == (2, 2 * rows * 10240 * 4)
+    assert collectives["allreduce float32"][1] == pytest.approx(4 * trained, rel=1e-3)
+    assert not [kind for kind in collectives if kind.startswith("broadcast")]
