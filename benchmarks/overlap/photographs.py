@@ -229,7 +229,8 @@ def main() -> int:
     measured |= {"false_hits": false, "interval": interval(rows), "recall": shares}
     measured["mean"] = float(np.mean([each["found"] for each in shares.values()]))
     command = [sys.executable, __file__, "--cost", "--folder", str(asked.folder)]
-    measured |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    costs = parts.get(f"{results}/cost", lambda: pl.read_ndjson(subprocess.check_output(command)))
+    measured |= costs.to_dicts()[0]
     print(json.dumps(measured))
     return 0 if false <= GOAL and measured["peak_bytes"] <= MEMORY else 1
 
