@@ -97,7 +97,7 @@ class Search:
             self._readable = np.flatnonzero(np.isfinite(tests.vectors).all(axis=1))
         if tests.vectors is not None and len(self._readable):
             self._index = _index(tests.vectors[self._readable])
-            self._coarse = _index(_coarse(alignment.pixels(tests.thumbnails[row]) for row in self._readable))
+            self._coarse = _index(_coarse(alignment.pixels(tests.thumbnails[row]) for row in self._readable.tolist()))
 
     def found(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """Find the training pairs that show a picture of the set.
