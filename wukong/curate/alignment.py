@@ -26,11 +26,18 @@ _SIZES = (1, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.78, 0.74, 0.70, 0.66, 0.62, 0
 _HALF = (0.5, 0.53)
 """Two tall pictures side by side are as wide as one is high."""
 
+COARSE = 6 * 6 * 3
+"""Numbers of a picture's coarse points."""
+
 _MIDDLE = 0.88
 _LEAST = 16
 _WINDOW = 9
 _OUTLINE = 12.0
 _NOISE = 4.0
+_FULL = 1 - 1e-6
+_OF_DETAILS = 1 / 4
+_PARTS = 20
+"""Of so many distinct parts is a usual photograph; where there are fewer, a picture must agree better."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -54,7 +61,9 @@ def pixels(small: bytes) -> Pixels:
 def agreement(one: Pixels, other: Pixels) -> float:
     """How well two small pictures agree where one lies best over the other: 1 where they are equal.
 
-    It is the mean of two correlations: of their colours, and of their details in small windows.
+    Two correlations are averaged: of their colours, and of their details in small windows. The fewer distinct parts
+    two pictures have (two areas, a shape on white), the better they agree by chance. So the correlation is taken by
+    Fisher's transformation, whose error falls with the number of parts, and weighed by a root of that number.
     """
     best, pair = -1.0, None
     for fixed, moved in _placements(one, other):
@@ -65,7 +74,22 @@ def agreement(one: Pixels, other: Pixels) -> float:
             best, pair = score, (fixed[upper : upper + height, left : left + width], moved)
     if pair is None:
         return -1.0
-    return min(1.0, (best + _details(*pair)) / 2)
+    correlation = (1 - _OF_DETAILS) * best + _OF_DETAILS * _details(*pair)
+    parts = min(_parts(each) for each in pair)
+    return float(np.tanh(np.arctanh(np.clip(correlation, -1, _FULL)) * (parts / _PARTS) ** 0.25))
+
+
+def coarse(small: Pixels) -> Pixels:
+    """A vector of length 1: a few points of a small picture, whose colours have mean 0. Encoding hardly moves it."""
+    points = cv2.resize(small, (6, 6), interpolation=cv2.INTER_AREA)
+    points = (points - points.mean((0, 1))).ravel()
+    return np.asarray(points / max(float(np.linalg.norm(points)), 1e-6), np.float32)
+
+
+def _parts(image: Pixels) -> float:
+    """The number of independent parts of which a picture with these frequencies could be made: 1 is a single wave."""
+    power = (np.abs(np.fft.fft2(image - image.mean((0, 1)), axes=(0, 1))) ** 2).sum(2)
+    return float(power.sum() ** 2 / max((power**2).sum(), 1e-6))
 
 
 def _placements(one: Pixels, other: Pixels) -> Iterator[tuple[Pixels, Pixels]]:

@@ -2,15 +2,17 @@
 
 Two pictures are nearly equal if their PDQ hashes differ in few bits, as they are or mirrored (level ``hash``). Those
 that were cut, framed, turned or put beside others are found in two steps (level ``vector``): a few test pictures are
-nearest by vectors, and of those count the ones that agree when one picture is laid over the other.
+nearest by vectors, or by a few coarse points, which a smooth picture keeps; and of those count the ones that agree when
+one picture is laid over the other.
 
 Each set is searched by itself. A task holds the sets' hashes, vectors and small pictures, about 3 KB a picture.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,7 @@ COLUMNS = ("key", "pdq", "vector", "halves", "thumbnail")
 """What is compared of training pairs; the last three only where vectors are."""
 
 _NEAREST = 5
+_LEAST_COARSE = 0.95
 _FORMS = 2  # a picture as it is, and mirrored
 
 
@@ -91,12 +94,10 @@ class Search:
         self._hashes = HashSearch(np.ascontiguousarray(forms).reshape(-1, pdq.BYTES))
         self._readable, self._least = np.empty(0, np.intp), settings.min_cosine or 0.0
         if tests.vectors is not None and settings.min_cosine is not None:
-            import faiss
-
             self._readable = np.flatnonzero(np.isfinite(tests.vectors).all(axis=1))
-            kind = faiss.ScalarQuantizer.QT_fp16
-            self._index = faiss.IndexScalarQuantizer(tests.vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-            self._index.add(tests.vectors[self._readable].astype(np.float32))
+        if tests.vectors is not None and len(self._readable):
+            self._index = _index(tests.vectors[self._readable])
+            self._coarse = _index(_coarse(alignment.pixels(tests.thumbnails[row]) for row in self._readable.tolist()))
 
     def found(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """Find the training pairs that show a picture of the set.
@@ -145,10 +146,20 @@ class Search:
         rows = np.concatenate([np.arange(len(pairs)), np.repeat(np.arange(len(pairs)), 2)])
         queries = np.concatenate([whole, halves]).astype(np.float32)
         known = np.isfinite(queries).all(axis=1)
-        cosines, tests = self._index.search(queries[known], min(_NEAREST, len(self._readable)))
-        query, place = np.nonzero(cosines >= self._least)
-        near = np.stack([rows[known][query], self._readable[tests[query, place]]], axis=1)
-        return [(int(row), int(test)) for row, test in np.unique(near, axis=0)]
+        near = [self._nearest(self._index, queries[known], rows[known], self._least)]
+        told = np.flatnonzero(known[: len(pairs)])
+        shown = [alignment.pixels(pairs["thumbnail"][int(row)]) for row in told]
+        for forms in (shown, [each[:, ::-1] for each in shown]):
+            near.append(self._nearest(self._coarse, _coarse(forms), told, _LEAST_COARSE))
+        return [(int(row), int(test)) for row, test in np.unique(np.concatenate(near), axis=0)]
+
+    def _nearest(
+        self, index: Any, queries: npt.NDArray[np.float32], rows: npt.NDArray[np.intp], least: float
+    ) -> npt.NDArray[np.intp]:
+        """The rows of queries and of the nearest test pictures of an index, from a cosine on."""
+        cosines, tests = index.search(queries, min(_NEAREST, len(self._readable)))
+        query, place = np.nonzero(cosines >= least)
+        return np.stack([rows[query], self._readable[tests[query, place]]], axis=1)
 
     def _laid_over(
         self, pairs: pl.DataFrame, near: Sequence[tuple[int, int]]
@@ -163,6 +174,19 @@ class Search:
                 agreement = alignment.agreement(shown, alignment.pixels(self._tests.thumbnails[test]))
                 if agreement >= self._settings.min_agreement:
                     yield (row, test), 1 - agreement
+
+
+def _coarse(small: Iterable[alignment.Pixels]) -> npt.NDArray[np.float32]:
+    return np.array([alignment.coarse(each) for each in small], np.float32).reshape(-1, alignment.COARSE)
+
+
+def _index(vectors: npt.NDArray[Any]) -> Any:
+    """An index that finds what is nearest by comparing all."""
+    import faiss
+
+    index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    index.add(vectors.astype(np.float32, copy=False))
+    return index
 
 
 def read(uri: str) -> Tests:

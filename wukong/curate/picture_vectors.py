@@ -93,7 +93,7 @@ def _of_tower(images: Sequence[Image.Image], device: str) -> npt.NDArray[np.floa
     with torch.inference_mode():
         for start in range(0, len(images), _BATCH):
             seen = [each.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for each in images[start : start + _BATCH]]
-            parts.append(tower(to_tensor(seen).to(device)).pooled.float().cpu().numpy())
+            parts.append(tower.in_pieces(to_tensor(seen).to(device)).pooled.float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -106,4 +106,4 @@ def _tower(device: str) -> Any:
 
     if device == "cpu":
         torch.set_num_threads(1)  # tasks run side by side
-    return ImageEncoder(Settings.model_validate(TOWER | {"weights": "package"})).eval().to(device)
+    return ImageEncoder(Settings.model_validate(TOWER | {"weights": "package"})).for_inference().to(device)

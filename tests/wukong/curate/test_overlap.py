@@ -90,7 +90,7 @@ def test_of_pictures_near_by_vectors_those_that_agree_are_found_and_no_others():
     found = overlap.Search(known, Decontaminate(sets=("all",))).found(pairs)
     assert found.select("key", "picture", "level").rows() == [("cut", "0", "vector"), ("wide", "3", "vector")]
     assert ((found["distance"] >= 0) & (found["distance"] <= 0.2)).all()
-    stricter = overlap.Search(known, Decontaminate(sets=("all",), min_agreement=0.999)).found(pairs)
+    stricter = overlap.Search(known, Decontaminate(sets=("all",), min_agreement=0.9999)).found(pairs)
     assert stricter["key"].to_list() == ["wide"], "its half is an equal picture"
 
 
@@ -102,10 +102,13 @@ def test_vectors_that_are_no_numbers_are_compared_with_nothing():
     pq.write_table(pl.DataFrame({"vector": series}).to_arrow(), stream)
     stored = pl.DataFrame(pq.read_table(stream))["vector"]
     assert np.array_equal(stored.to_numpy(), rows, equal_nan=True)
-    known = overlap.Tests("set", ["a", "b"], np.zeros((2, 8, 32), np.uint8), np.zeros(2, np.uint8), rows, [b"", b""])
+    small = alignment.thumbnail(shapes(0))
+    known = overlap.Tests("set", ["a", "b"], np.zeros((2, 8, 32), np.uint8), np.zeros(2, np.uint8), rows, [small] * 2)
     pairs = pl.DataFrame({"key": ["k"], "pdq": [bytes(33)]})
     pairs = pairs.with_columns(
-        vector=picture_vectors.column(rows[1:]), halves=picture_vectors.column(rows[1:].repeat(2, 1))
+        vector=picture_vectors.column(rows[1:]),
+        halves=picture_vectors.column(rows[1:].repeat(2, 1)),
+        thumbnail=pl.Series([small]),
     )
     assert overlap.Search(known, Decontaminate(sets=("all",))).found(pairs).is_empty()
 
@@ -168,6 +171,53 @@ def test_an_unchanged_smooth_picture_agrees_with_itself_and_with_no_other():
         copied = alignment.pixels(alignment.thumbnail(Image.open(stream).convert("RGB")))
         agreement = [alignment.agreement(copied, each) for each in small]
         assert agreement.pop(number) >= LEAST > max(agreement)
+
+
+def horizon(seed):
+    """Two areas of slowly changing colour, one above the other, and grain."""
+    random = np.random.default_rng(seed)
+    edge, pixels = int(random.uniform(72, 168)), np.empty((240, 240, 3))
+    for rows in (slice(0, edge), slice(edge, 240)):
+        ends, share = random.uniform(30, 225, (2, 3)), np.linspace(0, 1, rows.stop - rows.start)[:, None]
+        pixels[rows] = ((1 - share) * ends[0] + share * ends[1])[:, None]
+    return Image.fromarray((pixels + random.normal(0, 2, (240, 240, 1))).clip(0, 255).astype(np.uint8))
+
+
+def encoded_at_30(image):
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=30)
+    return alignment.thumbnail(Image.open(stream).convert("RGB"))
+
+
+def test_two_horizons_do_not_agree_though_each_agrees_with_its_copy():
+    pictures = [horizon(seed) for seed in (6, 9, 18, 21, 22, 23)]  # of alike heights
+    small = [alignment.pixels(alignment.thumbnail(each)) for each in pictures]
+    for number, picture in enumerate(pictures):
+        copied = alignment.pixels(encoded_at_30(picture))
+        agreement = [alignment.agreement(copied, each) for each in small]
+        assert agreement.pop(number) >= LEAST > max(agreement)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_smooth_picture_is_found_though_encoding_moved_its_vector_away(mirrored):
+    tests, random = [smooth(seed) for seed in range(12)], np.random.default_rng(0)
+    vectors = np.linalg.qr(random.normal(size=(24, 24)))[0].astype(np.float16)  # each at a right angle to all others
+    known = overlap.Tests(
+        "set", [str(n) for n in range(12)], np.zeros((12, 8, 32), np.uint8), np.zeros(12, np.uint8),
+        vectors[:12], [alignment.thumbnail(image) for image in tests],
+    )  # fmt: skip
+    copies = [each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else each for each in tests]
+    pairs = pl.DataFrame(
+        {
+            "key": [str(n) for n in range(12)],
+            "pdq": [bytes(33)] * 12,
+            "vector": picture_vectors.column(vectors[12:]),
+            "halves": picture_vectors.column(np.full((12, 48), np.nan, np.float16)),
+            "thumbnail": [encoded_at_30(image) for image in copies],
+        }
+    )
+    found = overlap.Search(known, Decontaminate(sets=("all",))).found(pairs)
+    assert found.select("key", "picture").rows() == [(str(n), str(n)) for n in range(12)]
 
 
 @pytest.mark.parametrize("size", [(31, 115), (32, 32), (60, 24)])
