@@ -436,7 +436,7 @@ else:
 
 def on_ray(folder: Path, cards: int) -> list[str]:
     here = Path(__file__)
-    path = os.pathsep.join(map(str, (here.parents[2], here.parent, here.parents[1] / "wukong" / "store")))
+    path = os.pathsep.join([str(here.parents[2]), str(here.parent), str(here.parents[1] / "wukong" / "store")])
     ran = subprocess.run(
         [sys.executable, "-c", ON_RAY, str(folder), str(cards)],
         capture_output=True, text=True, check=False, cwd=here.parents[2], env={**os.environ, "PYTHONPATH": path},
