@@ -187,12 +187,6 @@ def scenario(place: Place, write: int) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("write", [0, 1, 2, 3, 10, 30])
-def test_a_takedown_killed_beside_everything_ends_without_a_trace(place: Place, write: int) -> None:
-    scenario(place, write)
-
-
-@pytest.mark.long
 def test_a_takedown_killed_at_each_write_beside_everything_ends_without_a_trace(place: Place) -> None:
     write = 0
     while scenario(place, write):
