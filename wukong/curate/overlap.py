@@ -5,7 +5,7 @@ that were cut, framed, turned or put beside others are found in two steps (level
 nearest by vectors, or by a few coarse points, which a smooth picture keeps; and of those count the ones that agree when
 one picture is laid over the other.
 
-Each set is searched by itself. A task holds the sets' hashes, vectors and small pictures, about 3 KB a picture.
+Each set is searched by itself. A task holds the sets' hashes, vectors and small pictures.
 """
 
 import hashlib
@@ -147,7 +147,7 @@ class Search:
         queries = np.concatenate([whole, halves]).astype(np.float32)
         known = np.isfinite(queries).all(axis=1)
         near = [self._nearest(self._index, queries[known], rows[known], self._least)]
-        told = np.flatnonzero(known[: len(pairs)])
+        told = np.flatnonzero(np.isfinite(whole).all(axis=1))
         shown = [alignment.pixels(pairs["thumbnail"][int(row)]) for row in told]
         for forms in (shown, [each[:, ::-1] for each in shown]):
             near.append(self._nearest(self._coarse, _coarse(forms), told, _LEAST_COARSE))
