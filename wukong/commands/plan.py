@@ -257,7 +257,7 @@ def notes(work: Work) -> list[str]:
                     "{name}: the token-wise loss takes {loss:,.1f} TFLOP of a worker's step, more than the image "
                     "tower with {image:,.1f}: compare fewer tokens of a picture, such as model.image.tokens: 9, "
                     "or take a smaller batch_size"
-                ).format(name=name, loss=needed["loss"] / 1000000000000.0, image=needed["image"] / 1000000000000.0)
+                ).format(name=name, loss=needed["loss"] / 1e12, image=needed["image"] / 1e12)
             )
     return said
 

@@ -17,7 +17,7 @@ from wukong.errors import ConfigError
 from wukong.stages import estimate
 from wukong.stages.estimate import Estimate, Work
 
-_FILTER_VERSION = 8
+_FILTER_VERSION = 9
 """Shared with ``look``, which holds the pairs that the filter's rules kept: another rule changes both."""
 
 
