@@ -161,7 +161,7 @@ def test_loader_processes_have_cores(
 def test_a_job_reaches_the_workers_as_it_is() -> None:
     asked = experiment("file:///root", every_steps=4)
     corpus = Corpus("file:///filter", ("00000",), (96,), "digest")
-    validation = Validation(asked, Manifest(stage="filter", uri="file:///filter", config={}), None)
+    validation = Validation(asked, Manifest(stage="filter", uri="file:///filter", config={}), None, {})
     job = Job("pretrain", asked.model, asked.pretrain, 1, corpus, "file:///features", None, "file:///c", validation)
     sent = cloudpickle.loads(cloudpickle.dumps(partial(work, job)))
     assert sent.func is work and sent.args == (job,)

@@ -75,7 +75,7 @@ def make_ray_job(
     entrypoint: Sequence[str],
     environment: Mapping[str, str],
     size: int | None = None,
-    nodes: Sequence[Node] = (),
+    nodes: Sequence[Node] | None = None,
 ) -> dict[str, Any]:
     """Make the RayJob of a stage from the cluster's template. The caller adds name and namespace.
 
@@ -88,7 +88,8 @@ def make_ray_job(
         entrypoint: the command that the head runs.
         environment: variables of every Ray container, in addition to the template's.
         size: how many workers a training stage has; None for as many as the experiment says.
-        nodes: those of the cluster as they are when nothing runs there, for ``gpus_per_pod: node``.
+        nodes: those of the cluster as they are when nothing runs there, for ``gpus_per_pod: node``; None where no
+            cluster is asked.
 
     Raises:
         ConfigError: the template is no RayJob with a head and one group of workers.
@@ -117,9 +118,10 @@ def make_ray_job(
     together = settings.gpu.gpus_per_pod
     if together == "node":
         one = _worker_group(workers, name, stage, settings, _Group(1, 1, 1))["template"]["spec"]
-        together = _room_of_a_node(Pod.of(stage, "worker", one), nodes, settings.gpu)
+        together = _room_of_a_node(Pod.of(stage, "worker", one), nodes or (), settings.gpu)
     groups = _groups(stage, of_stage, together, experiment, size)
-    if sum(group.gpus * group.pods for group in groups) > 1 and together == 1 and stages.of(stage).trains:
+    are_apart = together == 1 and not (settings.gpu.gpus_per_pod == "node" and nodes is None)
+    if are_apart and sum(group.gpus * group.pods for group in groups) > 1 and stages.of(stage).trains:
         log.warning(
             "%s: its GPUs are in a pod each, so they exchange by the network, not by NVLink; gpus_per_pod of the "
             "ConfigMap %s lets those of a node share a pod",

@@ -313,7 +313,7 @@ def test_a_run_that_the_store_cannot_hold_is_refused(tmp_path: Path, monkeypatch
     ):
         preflight.check_store(large)
     monkeypatch.setenv("WUKONG_STORE_CAPACITY", "plenty")
-    with pytest.raises(ConfigError, match="'plenty' is no amount of bytes"):
+    with pytest.raises(ConfigError, match="'plenty' is no amount as Kubernetes writes it"):
         preflight.check_store(large)
     preflight.check_store(large.model_copy(update={"storage": storage.from_path(tmp_path)}))
 
