@@ -5,6 +5,7 @@ Not in ``tests/``: that folder would come before the packages whose names its fo
 
 import multiprocessing
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -39,6 +40,10 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # And none is started by a call that forgot to name one: it would stay, and take the jobs of later tests.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
+# What a shell begins in the background ignores Ctrl-C, and so do its children, among them those that tests send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Imports are most of what a process of a test does: they are done once, in the process from which all are forked. It is
 # one for all tests, with one list, and finds no module of the folders of tests.

@@ -37,8 +37,6 @@ def test_it_ends_servers(tmp_path: Path, processes: str) -> None:
     for file in tests:
         file.write_text(SERVERS)
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "--rootdir", str(tmp_path), "-n", processes, "."]
-    # What a shell has begun in the background ignores this signal, and so do its children.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     begun = subprocess.Popen(
         command,
         cwd=tmp_path,

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from components.pretrain import pretrain
 
+from components.functions import pretrain
 from components.stage import load_artifact, save_artifact
 from wukong.config import documents, stored
 from wukong.errors import DataError

@@ -12,9 +12,10 @@ from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import UnexpectedInDecoderError
+from wukong.runtime.language import _
 
 TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
-_KINDS = "JPEG, PNG, WebP, GIF, BMP or AVIF"
+_KINDS = _("JPEG, PNG, WebP, GIF, BMP or AVIF")
 _DIGITS = 20
 """Python refuses to read a number of thousands of digits."""
 
@@ -51,11 +52,12 @@ class Limits:
 
 
 class RefusedError(Exception):
-    """A request that is wrong or too much: the HTTP status, and what is wrong and how to mend it."""
+    """A request that is wrong or too much: the HTTP status, and what is wrong and how to mend it, for a page too."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
         self.status = status
+        self.text = text
 
 
 async def read(chunks: AsyncIterator[bytes], declared: str | None, limits: Limits) -> bytes:
@@ -70,11 +72,18 @@ async def read(chunks: AsyncIterator[bytes], declared: str | None, limits: Limit
         RefusedError: (413) it is too large; (408) it arrives too slowly; (400) it is empty.
     """
     most, seconds = limits.upload_bytes, limits.upload_seconds
-    too_large = RefusedError(413, f"the picture has more than {most / 2**20:g} MiB: send a smaller one")
-    too_slow = RefusedError(408, f"the picture did not arrive within {seconds:g} seconds: send a smaller one")
+    too_large = RefusedError(
+        413, _("the picture has more than {most:g} MiB: send a smaller one").format(most=most / 2**20)
+    )
+    too_slow = RefusedError(
+        408, _("the picture did not arrive within {seconds:g} seconds: send a smaller one").format(seconds=seconds)
+    )
     body = await _read(chunks, declared, most, seconds, too_large, too_slow)
     if not body:
-        raise RefusedError(400, f"there is no picture in the request: send the bytes of a {_KINDS} file as its body")
+        raise RefusedError(
+            400,
+            _("there is no picture in the request: send the bytes of a {kinds} file as its body").format(kinds=_KINDS),
+        )
     return body
 
 
@@ -85,8 +94,12 @@ async def read_json(chunks: AsyncIterator[bytes], declared: str | None, limits: 
         RefusedError: (413) it is too large; (408) it arrives too slowly.
     """
     most, seconds = limits.upload_bytes * 3 // 2, limits.upload_seconds
-    too_large = RefusedError(413, f"the request has more than {most / 2**20:g} MiB: send less at a time")
-    too_slow = RefusedError(408, f"the request did not arrive within {seconds:g} seconds: send less at a time")
+    too_large = RefusedError(
+        413, _("the request has more than {most:g} MiB: send less at a time").format(most=most / 2**20)
+    )
+    too_slow = RefusedError(
+        408, _("the request did not arrive within {seconds:g} seconds: send less at a time").format(seconds=seconds)
+    )
     return await _read(chunks, declared, most, seconds, too_large, too_slow)
 
 
@@ -148,15 +161,19 @@ class UploadDecoder:
             image_header.check_size(header, self._config)
             return (await self._decoder.store(data, header, Clock())).data
         except UnexpectedInDecoderError as error:
-            raise RefusedError(422, "the picture cannot be decoded: send another one") from error
+            raise RefusedError(422, _("the picture cannot be decoded: send another one")) from error
         except FetchError as error:
             if error.status is Status.NOT_IMAGE:
-                raise RefusedError(415, f"this is no picture of a known type: send {_KINDS}") from error
+                raise RefusedError(
+                    415, _("this is no picture of a known type: send {kinds}").format(kinds=_KINDS)
+                ) from error
             if error.status in _TOO_LARGE:
                 raise RefusedError(
-                    413, f"the picture costs too much to decode ({error}): send a smaller one"
+                    413, _("the picture costs too much to decode ({error}): send a smaller one").format(error=error)
                 ) from error
-            raise RefusedError(422, f"the picture cannot be used ({error}): send another one") from error
+            raise RefusedError(
+                422, _("the picture cannot be used ({error}): send another one").format(error=error)
+            ) from error
 
     def __enter__(self) -> "UploadDecoder":
         return self

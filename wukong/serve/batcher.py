@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 from wukong.crawl.uploads import RefusedError
+from wukong.runtime.language import _
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -53,7 +54,7 @@ class Batcher(Generic[Asked, Answer]):
             RefusedError: (503) too many wait.
         """
         if len(self._waiting) + len(asked) > self._limit:
-            raise RefusedError(503, "too many requests wait at this moment: try again in a second")
+            raise RefusedError(503, _("too many requests wait at this moment: try again in a second"))
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in asked]
         self._waiting.extend(zip(asked, futures, strict=True))

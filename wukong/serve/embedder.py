@@ -12,6 +12,7 @@ from torch import Tensor
 from wukong.crawl.uploads import Limits, RefusedError, UploadDecoder
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
+from wukong.runtime.language import _
 from wukong.serve.batcher import Batcher
 
 BATCH = 32
@@ -77,8 +78,10 @@ class Embedder:
             if length > most and not cut:
                 raise RefusedError(
                     422,
-                    f"input {number} has {length} tokens and the model reads {most}: shorten it, or send "
-                    '"truncate_prompt_tokens": -1 to have it cut',
+                    _(
+                        "input {number} has {length} tokens and the model reads {most}: shorten it, or send "
+                        '"truncate_prompt_tokens": -1 to have it cut'
+                    ).format(number=number, length=length, most=most),
                 )
         vectors = await self._embed.all(texts)
         return torch.stack(vectors), sum(min(length, most) for length in lengths)
@@ -96,7 +99,9 @@ class Embedder:
             try:
                 decoded.append(await self._decoder.decode(file))
             except RefusedError as error:
-                raise RefusedError(error.status, f"picture {number}: {error}") from error
+                raise RefusedError(
+                    error.status, _("picture {number}: {error}").format(number=number, error=error.text)
+                ) from error
         return await self._of_pictures(lambda: self.model.saved.encode_image(decoded))
 
     def lengths(self, texts: Sequence[str], forms: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -112,15 +117,23 @@ class Embedder:
         """
         for name, text in zip(names, texts, strict=True):
             if len(text) > self.limits.characters:
-                raise RefusedError(422, f"{name} has {len(text)} characters: give at most {self.limits.characters}")
+                raise RefusedError(
+                    422,
+                    _("{name} has {count} characters: give at most {characters}").format(
+                        name=name, count=len(text), characters=self.limits.characters
+                    ),
+                )
         tokenizer = self.model.saved.tokenizer
         special = {tokenizer.cls, tokenizer.sep}
         for name, ids in zip(names, tokenizer.encode(forms), strict=True):
             words = set(ids) - special
             if not words:
-                raise RefusedError(422, f"there is nothing to read in {name}: give a word")
+                raise RefusedError(422, _("there is nothing to read in {name}: give a word").format(name=name))
             if words == {tokenizer.unknown}:
-                raise RefusedError(422, f"the model's vocabulary knows none of the characters of {name}: give another")
+                raise RefusedError(
+                    422,
+                    _("the model's vocabulary knows none of the characters of {name}: give another").format(name=name),
+                )
         return tokenizer.lengths(forms)
 
     @contextmanager
@@ -131,7 +144,7 @@ class Embedder:
             RefusedError: (503) none is free.
         """
         if self._sent >= self.limits.uploads:
-            raise RefusedError(503, "too many pictures are sent at this moment: try again in a second")
+            raise RefusedError(503, _("too many pictures are sent at this moment: try again in a second"))
         self._sent += 1
         try:
             yield
@@ -143,7 +156,7 @@ class Embedder:
 
     async def _of_pictures(self, work: Callable[[], T]) -> T:
         if self._asked_of_pictures >= self.limits.waiting:
-            raise RefusedError(503, "too many requests wait at this moment: try again in a second")
+            raise RefusedError(503, _("too many requests wait at this moment: try again in a second"))
         self._asked_of_pictures += 1
         try:
             return await self._in(self._pictures, work)

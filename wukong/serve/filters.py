@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
 
 from wukong.crawl.uploads import RefusedError
-from wukong.runtime.language import _
+from wukong.runtime.language import _, joined
 from wukong.serve.index import Index
 from wukong.serve.query import search_forms
 
@@ -71,14 +71,16 @@ class Filters(BaseModel, frozen=True):
             return cls.model_validate(dict(given))
         except ValidationError as error:
             name = str(error.errors()[0]["loc"][0])
-            raise RefusedError(422, f"the filter {name} cannot be read: choose another value") from error
+            raise RefusedError(
+                422, _("the filter {name} cannot be read: choose another value").format(name=name)
+            ) from error
 
     @classmethod
     def refuse_repeated(cls, names: Iterable[str]) -> None:
         """Raise RefusedError (422) if a filter is named more than once; other names are not looked at."""
         for name, times in Counter(names).items():
             if times > 1 and name in cls.model_fields:
-                raise RefusedError(422, f"the filter {name} is given more than once: give it once")
+                raise RefusedError(422, _("the filter {name} is given more than once: give it once").format(name=name))
 
     @property
     def host(self) -> str:
@@ -105,14 +107,24 @@ class Filters(BaseModel, frozen=True):
             columns: those of the index.
         """
         if self.since and self.until and self.since > self.until:
-            raise RefusedError(422, f"{self.since} is after {self.until}: exchange the two dates")
+            raise RefusedError(
+                422, _("{since} is after {until}: exchange the two dates").format(since=self.since, until=self.until)
+            )
         if self.source and not self.host:
-            raise RefusedError(422, f"the source {self.source!r} names no host: give a host, as images.example.org")
+            raise RefusedError(
+                422,
+                _("the source {source!r} names no host: give a host, as images.example.org").format(source=self.source),
+            )
         lacking = [NAMES[name] for name in NAMES if name in self.columns - columns]
         if lacking:
-            raise RefusedError(422, f"these pictures cannot be filtered, because the data lack: {', '.join(lacking)}")
+            raise RefusedError(
+                422,
+                _("these pictures cannot be filtered, because the data lack: {names}").format(
+                    names=joined(lacking, ", ")
+                ),
+            )
         if self.word and not search_forms([self.word])[0]:
-            raise RefusedError(422, "there is nothing to read in the word of the caption: give another")
+            raise RefusedError(422, _("there is nothing to read in the word of the caption: give another"))
 
 
 NO_FILTERS = Filters()

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from wukong.crawl.uploads import RefusedError
-from wukong.runtime.language import _
+from wukong.runtime.language import _, joined
 from wukong.serve.filters import folded
 from wukong.serve.search import DIGITS
 from wukong.serve.served_shard import PICTURES_OF_A_CAPTION, Caption, Description, Item, Question, Ranked, Shard
@@ -194,9 +194,11 @@ class Router:
             if item is not None:
                 return At(number, item)
         if found.missing:
-            names = ", ".join(self.name(number) for number in found.missing)
-            raise RefusedError(503, f"the picture may be in a part of the index that does not answer ({names})")
-        raise RefusedError(404, "the collection has no picture with this key: search for one")
+            names = joined((self.name(number) for number in found.missing), ", ")
+            raise RefusedError(
+                503, _("the picture may be in a part of the index that does not answer ({names})").format(names=names)
+            )
+        raise RefusedError(404, _("the collection has no picture with this key: search for one"))
 
     async def vectors(self, at: At) -> Tensor:
         """Read the stored vectors of a picture, [d] or [tokens, d]; errors as of ``search``."""
@@ -259,8 +261,11 @@ class Router:
                 task.cancel()
         if not given:
             late = self._late()
-            names = "; ".join(f"{self.name(number)}: {self.states[number].reason or late}" for number in asked)
-            raise RefusedError(503, f"no part of the index answers, so nothing can be searched now ({names})")
+            reasons = {number: self.states[number].reason or late for number in asked}
+            names = joined((joined((self.name(n), why), ": ") for n, why in reasons.items()), "; ")
+            raise RefusedError(
+                503, _("no part of the index answers, so nothing can be searched now ({names})").format(names=names)
+            )
         return _Answers(given, tuple(number for number in asked if number not in given))
 
     async def _timed(self, ask: _Ask[T], number: int) -> T:
@@ -274,7 +279,7 @@ class Router:
         return answer
 
     def _late(self) -> str:
-        return f"it did not answer within {self.seconds or 0:g} s"
+        return _("it did not answer within {seconds:g} s").format(seconds=self.seconds or 0)
 
     def _lost(self, number: int) -> bool:
         return bool(self.states[number].reason)

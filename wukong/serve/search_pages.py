@@ -73,7 +73,7 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
             if not shown["found"] or shown["is_foreign"]:
                 shown["examples"] = await service.examples(_EXAMPLES)
         except RefusedError as error:
-            status, shown["problem"] = error.status, str(error)
+            status, shown["problem"] = error.status, error.text
         return await page("home.html.j2", status, **shown)
 
     @app.get("/", include_in_schema=False)
@@ -86,7 +86,7 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
                 return await home_page(**asked)
             found = await service.search(q, _ON_PAGE, _number(fields.get("page", "")), filters)
         except RefusedError as error:
-            return await home_page(error.status, **asked, problem=str(error))
+            return await home_page(error.status, **asked, problem=error.text)
         given = {name: fields[name] for name in ("q", *Filters.model_fields) if fields.get(name)}
         turns = {number: f"/?{urlencode({**given, 'page': number})}" for number in (found.page - 1, found.page + 1)}
         return await home_page(**asked, found=found, turns=turns)
@@ -111,7 +111,7 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
         try:
             asked = await service.stored(key)
         except RefusedError as error:
-            return await home_page(error.status, problem=str(error))
+            return await home_page(error.status, problem=error.text)
         return await picture_page(asked, key, text, labels, q[: service.limits.characters])
 
     @app.post("/pictures", include_in_schema=False)
@@ -119,7 +119,7 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
         try:
             asked = await service.sent(request.stream(), request.headers.get("content-length"))
         except RefusedError as error:
-            return await home_page(error.status, problem=str(error))
+            return await home_page(error.status, problem=error.text)
         return await picture_page(asked, "", text, labels, "")
 
     async def picture_page(asked: Picture, key: str, text: str, labels: str, q: str) -> HTMLResponse:
@@ -131,7 +131,7 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
         try:
             captions = await service.captions(asked, _CAPTIONS_ON_PAGE)
         except RefusedError as error:
-            return await home_page(error.status, problem=str(error))
+            return await home_page(error.status, problem=error.text)
         known = [*mine, *(hit.caption for hit in captions.captions), ""]
         text = text.strip() or q.strip() or known[0]
         problems: dict[str, str] = {}
@@ -140,12 +140,12 @@ def add(app: FastAPI, service: Service, metrics: Metrics) -> None:
             try:
                 aligned = await service.align(asked, text)
             except RefusedError as error:
-                problems["text"] = str(error)
+                problems["text"] = error.text
         if labels.strip():
             try:
                 classified = await service.classify(asked, _separated(labels))
             except RefusedError as error:
-                problems["labels"] = str(error)
+                problems["labels"] = error.text
         return await page(
             "picture.html.j2", q=q, key=key, captions=mine, found=captions, text=text, labels=labels, aligned=aligned,
             classified=classified, problems=problems, counts=_counts(aligned),

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from wukong.crawl.uploads import RefusedError
 from wukong.curate.text.characters import has_han
 from wukong.model.dual import Texts
+from wukong.runtime.language import _
 from wukong.serve import recall
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Place
@@ -197,7 +198,7 @@ class LocalShard:
             RefusedError: (503) too many questions wait.
         """
         if self._asked_of_pictures >= self._waiting:
-            raise RefusedError(503, "too many requests wait at this moment: try again in a second")
+            raise RefusedError(503, _("too many requests wait at this moment: try again in a second"))
         self._asked_of_pictures += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pictures, self._near, picture, count)
@@ -237,7 +238,7 @@ class LocalShard:
             if (measured := await asyncio.to_thread(recall.measure, part)) is None:
                 return
             found, asked = found + measured.found * measured.questions, asked + measured.questions
-            for _ in range(round(_MEASURED_WHILE_BUSY / _MEASURED_EVERY)):
+            for _look in range(round(_MEASURED_WHILE_BUSY / _MEASURED_EVERY)):
                 await asyncio.sleep(_MEASURED_EVERY)
                 if not self._search.busy:
                     break

@@ -17,6 +17,7 @@ from wukong.data import images
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
 from wukong.model.dual import Texts
+from wukong.runtime.language import _
 from wukong.serve import answers, index
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
@@ -147,16 +148,24 @@ class Service(Embedder):
             RefusedError: (422) the text has nothing that the model can read, or is too long; the page is too far; the
                 data lack what is filtered by; (503) too many wait, or no part of the index answers.
         """
-        (form,), cut = self._readable([query], "the query")
+        (form,), cut = self._readable([query], _("the query"))
         held = await self.router.describe()
         filters.refuse_unknown(frozenset().union(*(each.columns for each in held.values())))
         depth = min([self.limits.ranks, *(each.depth for each in held.values() if each.depth is not None)])
         last = page * count
         if count > depth:
-            raise RefusedError(422, f"{count} pictures are too many: only the first {depth} are ranked, ask for fewer")
+            raise RefusedError(
+                422,
+                _("{count} pictures are too many: only the first {depth} are ranked, ask for fewer").format(
+                    count=count, depth=depth
+                ),
+            )
         if last > depth:
             raise RefusedError(
-                422, f"page {page} is too far: only the first {depth} pictures are ranked, so ask otherwise or filter"
+                422,
+                _(
+                    "page {page} is too far: only the first {depth} pictures are ranked, so ask otherwise or filter"
+                ).format(page=page, depth=depth),
             )
         question = Question(await self._encode(form), min(last + 1, depth), filters)
         found = await self.router.search(question, last - count, last)
@@ -202,12 +211,14 @@ class Service(Embedder):
         """
         if not self.model.token_wise:
             raise RefusedError(
-                422, "this model has one vector for a picture, so no patch can be compared: serve a token-wise model"
+                422, _("this model has one vector for a picture, so no patch can be compared: serve a token-wise model")
             )
-        (form,), cut = self._readable([text], "the text")
+        (form,), cut = self._readable([text], _("the text"))
         if cut:
             most = self.model.saved.tokenizer.max_tokens
-            raise RefusedError(422, f"the model reads {most} tokens of a text, with [CLS] and [SEP]: shorten it")
+            raise RefusedError(
+                422, _("the model reads {most} tokens of a text, with [CLS] and [SEP]: shorten it").format(most=most)
+            )
         part = search_forms([word])[0] if word else None
 
         def work() -> answers.AlignAnswer:
@@ -230,8 +241,13 @@ class Service(Embedder):
         """
         given = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
         if not 2 <= len(given) <= self.limits.labels:
-            raise RefusedError(422, f"{len(given)} different labels are given: give 2 to {self.limits.labels}")
-        self._readable(given, "a label")
+            raise RefusedError(
+                422,
+                _("{count} different labels are given: give 2 to {labels}").format(
+                    count=len(given), labels=self.limits.labels
+                ),
+            )
+        self._readable(given, _("a label"))
 
         vectors = await self._encoded(picture)
         scores, probabilities = await self._of_pictures(lambda: label_scores(self.model, vectors, given))
