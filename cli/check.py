@@ -127,7 +127,8 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         experiment = collect(lambda: start.as_it_begins(experiment)) or experiment
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
-        collect(lambda: preflight.warn_of_few(experiment))
+        if not problems:  # else the lists may be missing
+            preflight.warn_of_few(experiment)
     on_hub = any(".weights: 'hub" in each for each in problems)
     size = None if on_hub else collect(lambda: preflight_model.check_model(experiment))
     if size is not None and not stand_in:
