@@ -92,6 +92,7 @@ def test_a_real_store_and_search_are_asked(monkeypatch: pytest.MonkeyPatch) -> N
             "model.image.name=test_vit",
             "model.image.weights=s3://wukong/inputs/tower.safetensors",
             "evaluate.tasks=[]",
+            "filter.decontaminate=null",
         ],
     )
     with socket.create_server(("127.0.0.1", 0)) as engine:
