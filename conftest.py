@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -70,9 +71,12 @@ SESSION = "WUKONG_TESTSESSION"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the session to all that it starts, and print each failure when it happens."""
+    """Name the session to all that it starts, hide the user's own stacks, and print each failure when it happens."""
     if not hasattr(config, "workerinput"):
         os.environ[SESSION] = str(os.getpid())
+        state = tempfile.TemporaryDirectory(prefix="wukong-tests-")
+        config.add_cleanup(state.cleanup)
+        os.environ["XDG_STATE_HOME"] = state.name
         config.pluginmanager.register(_Failures(config))
 
 
