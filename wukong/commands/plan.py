@@ -230,10 +230,8 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
             )
         if capacity.disk is not None and each.disk > capacity.disk:
             said.append(
-                _(
-                    "a checkpoint of {name} takes {disk} and a worker has {disk_2} for temporary files: enlarge "
-                    "the volume tmp in template.yaml of the ConfigMap ray-job"
-                ).format(name=name, disk=_size(each.disk), disk_2=_size(capacity.disk))
+                f"a checkpoint of {name} takes {_size(each.disk)} and a worker has {_size(capacity.disk)} for "
+                "temporary files: enlarge the volume tmp in template.yaml of the ConfigMap ray-job"
             )
     return [*said, *filter(None, [estimate.too_few(work.experiment, work.pairs)])]
 
@@ -246,18 +244,14 @@ def notes(work: Work) -> list[str]:
         gpus, needed = settings.workers * settings.gpus_per_worker, estimate.step_operations(work, settings)
         if work.capacity.gpus_per_pod == 1 and gpus > 1:
             said.append(
-                _(
-                    "{name}: its {gpus} GPUs are in a pod each, so they exchange by the network, not by NVLink: "
-                    "set gpu.gpus_per_pod of the ConfigMap ray-job to the GPUs of a node, or to node"
-                ).format(name=name, gpus=gpus)
+                f"{name}: its {gpus} GPUs are in a pod each, so they exchange by the network, not by NVLink: "
+                "set gpu.gpus_per_pod of the ConfigMap ray-job to the GPUs of a node, or to node"
             )
         if model.is_token_wise and needed["loss"] > needed["image"]:
             said.append(
-                _(
-                    "{name}: the token-wise loss takes {loss:,.1f} TFLOP of a worker's step, more than the image "
-                    "tower with {image:,.1f}: compare fewer tokens of a picture, such as model.image.tokens: 9, "
-                    "or take a smaller batch_size"
-                ).format(name=name, loss=needed["loss"] / 1e12, image=needed["image"] / 1e12)
+                f"{name}: the token-wise loss takes {needed['loss'] / 1e12:,.1f} TFLOP of a worker's step, more than "
+                f"the image tower with {needed['image'] / 1e12:,.1f}: compare fewer tokens of a picture, such as "
+                "model.image.tokens: 9, or take a smaller batch_size"
             )
     return said
 

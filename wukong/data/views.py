@@ -168,19 +168,6 @@ class _Orders(Generic[_Order]):
         return iter(self.asked)
 
 
-def batches(
-    views: Source[_Order],
-    orders: Iterable[list[_Order]],
-    join: Callable[[Sequence["Tensor | str"]], _Joined],
-    most: int,
-    processes: int,
-    *,
-    pin: bool = False,
-) -> Iterator[_Joined]:
-    """Make batches of views in loader processes that live as long as this; for the arguments see ``Loaders``."""
-    yield from Loaders(views, join, most, processes, pin=pin).batches(orders)
-
-
 @dataclass(frozen=True)
 class _Handed(Generic[_Joined]):
     """Joins a batch, and in a loader process puts it into shared memory.

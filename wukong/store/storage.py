@@ -153,13 +153,7 @@ def _explained(action: _Action, uri: str) -> Iterator[None]:
 
 
 def _cannot(action: _Action, uri: str, error: OSError) -> StorageError:
-    failed = {  # sentences of their own, because another language has them
-        "read": f"cannot read {uri}",
-        "write": f"cannot write {uri}",
-        "list": f"cannot list {uri}",
-        "look up": f"cannot look up {uri}",
-        "delete": f"cannot delete {uri}",
-    }[action]
+    failed = f"cannot {action} {uri}"
     if isinstance(error, FileNotFoundError):
         return StorageError(f"{failed}: there is nothing at that address")
     if isinstance(error, patience.FullError):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from wukong.config.features import Dtype
 from wukong.config.model import Model
-from wukong.data import shards, views
+from wukong.data import shards
 from wukong.data.feature_files import File, Target, differs, table_of
-from wukong.data.views import Encoded, Views
+from wukong.data.views import Encoded, Loaders, Views
 from wukong.errors import DataError
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
@@ -67,7 +67,7 @@ def compute(
     read: deque[_Read] = deque()
     pin = device.type == "cuda"
     orders = _orders(files, size, read)
-    loader = views.batches(Views(model.image, _AUGMENTATIONS), orders, _joined, size, decoders, pin=pin)
+    loader = Loaders(Views(model.image, _AUGMENTATIONS), _joined, size, decoders, pin=pin).batches(orders)
     encoded = ((*read.popleft(), _features(encoder, shown, model, precision, device)) for shown in loader)
     with closing(encoded):
         for (_, file, keys), parts in groupby(encoded, lambda part: part[:3]):

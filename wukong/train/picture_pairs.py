@@ -15,7 +15,7 @@ from wukong.config.model import ImageEncoder
 from wukong.config.training import Training
 from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
-from wukong.data.views import Encoded, Views, batches
+from wukong.data.views import Encoded, Loaders, Views
 from wukong.errors import DataError
 from wukong.store import damage
 from wukong.train import stream
@@ -95,7 +95,7 @@ class PicturePairs(Pairs):
 
         pin, join = torch.cuda.is_available(), partial(_with_gaps, self._side)
         with closing(steps):
-            for views, broken in batches(self._views, orders(), join, share, self._workers, pin=pin):
+            for views, broken in Loaders(self._views, join, share, self._workers, pin=pin).batches(orders()):
                 samples = waiting.popleft()
                 for number, problem in broken:
                     log.warning("another pair takes the place of one: %s", problem)

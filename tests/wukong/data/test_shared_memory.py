@@ -67,14 +67,14 @@ def test_too_little_is_noticed_before_processes_are_started(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", neighbours)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(int(total * MIB), 0, int(free * MIB)))
     with pytest.raises(ConfigError) as caught:
-        next(views.batches(Plain(), orders(9), stacked, MOST, processes))
+        next(views.Loaders(Plain(), stacked, MOST, processes).batches(orders(9)))
     needed = (2 * processes + 2) * BATCH / MIB
     text = str(caught.value)
     assert f"/dev/shm has {total:,.0f} MiB, of which {free:,.0f} MiB are free. {processes} loader processes" in text
     assert f"{needed:,.0f} MiB are needed{' by each of 3 workers' if neighbours else ''}" in text
     assert "--shm-size" in text and "medium: Memory" in text and "loader_workers" in text
     # Without processes nothing is needed.
-    assert next(views.batches(Plain(), orders(1), stacked, MOST, 0))[1] == "joined"
+    assert next(views.Loaders(Plain(), stacked, MOST, 0).batches(orders(1)))[1] == "joined"
 
 
 def test_a_full_disk_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_a_full_disk_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         StorageError, match=rf"temporary files of the loader processes in {tempfile.gettempdir()}.*TMPDIR"
     ):
-        list(views.batches(Plain(), orders(1), stacked, MOST, 1))
+        list(views.Loaders(Plain(), stacked, MOST, 1).batches(orders(1)))
 
 
 def test_errors_of_orders_stay_as_they_are() -> None:
@@ -94,7 +94,7 @@ def test_errors_of_orders_stay_as_they_are() -> None:
         yield from orders(1)
         raise DataError("the shard is damaged")
 
-    made = views.batches(Plain(), damaged(), stacked, MOST, 0)
+    made = views.Loaders(Plain(), stacked, MOST, 0).batches(damaged())
     next(made)
     with pytest.raises(DataError, match=r"^the shard is damaged$"):
         next(made)
@@ -102,7 +102,7 @@ def test_errors_of_orders_stay_as_they_are() -> None:
 
 def reader(processes: int, fill_after: int) -> None:
     """Read batches, and fill the shared memory after some; print each, and the error. For a process of its own."""
-    made = views.batches(Plain(), orders(12), stacked, MOST, processes)
+    made = views.Loaders(Plain(), stacked, MOST, processes).batches(orders(12))
     kept = []  # what was freed would make room for others
     try:
         for number, (images, _) in enumerate(made):
