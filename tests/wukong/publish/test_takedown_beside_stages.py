@@ -206,6 +206,25 @@ def test_gc_between_plan_and_takedown_is_no_end_of_all_takedowns(place: Place) -
     place.check()
 
 
+def test_work_files_that_a_stage_deletes_while_the_plan_reads_name_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_name, gone = takedown_plan.may_name, storage.join(place.parents["finetune"], "_work/row.json")
+
+    def listed(root: str) -> list[str]:
+        storage.write_json(gone, {"url": small.GONE[0]})
+        found = may_name(root)
+        storage.delete(gone)
+        assert gone in found
+        return found
+
+    monkeypatch.setattr(takedown_plan, "may_name", listed)
+    planned = takedown_plan.plan(place.root, place.listed, "case 1", small.NOW)
+    assert gone not in planned.traced
+    takedown.carry_out(place.root, planned)
+    place.check()
+
+
 def test_a_crawl_and_an_evaluation_that_end_between_plan_and_takedown_are_planned_for(place: Place) -> None:
     crawl = Stage(place.root, "crawl", {"number": "killed"})
     evaluation = Stage(place.root, "evaluate", {"number": 4})
