@@ -111,19 +111,12 @@ def test_a_run_that_is_done_again_has_the_same_bytes(
     assert list((tmp_path / "again" / "small" / "finetune").glob("*/model/*.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("value", "repeated"),
-    [("evaluate.captions=first", {"evaluate"}), ("finetune.epochs=3", {"finetune", "evaluate"})],
-)
-def test_the_plan_of_a_change_says_what_is_reused(
-    wukong: Wukong, first: subprocess.CompletedProcess[str], value: str, repeated: set[str]
-) -> None:
-    planned = wukong.run("planned", value, "--dry-run")
+def test_the_plan_of_a_change_says_what_is_reused(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:
+    planned = wukong.run("planned", "evaluate.captions=first", "--dry-run")
     assert planned.returncode == 0, planned.stdout + planned.stderr
     states = dict(re.findall(r"^(\w+) +(reused|to do|goes on) ", planned.stdout, re.MULTILINE))
-    stages = {"crawl", "filter", "validate", "pretrain", "finetune", "evaluate"}
-    assert {stage for stage in stages if states[stage] == "reused"} == stages - repeated
-    assert states["report"] == "to do"
+    reused = dict.fromkeys(("crawl", "filter", "validate", "pretrain", "finetune"), "reused")
+    assert states.items() >= (reused | {"evaluate": "to do", "report": "to do"}).items()
     assert "Nothing was run" in planned.stdout
     assert not (wukong.home / "runs" / "planned").exists()
 

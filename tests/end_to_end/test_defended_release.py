@@ -341,7 +341,6 @@ def test_a_takedown_by_example_finds_the_planted_copy(run: Run) -> None:
     assert len(re.findall(r"hash, \d+ bits", done.stdout)) == 1, "no other picture is near"
 
 
-@pytest.mark.long
 def test_marked_pictures_are_trained_on_and_the_evaluation_tells_both_numbers(run: Run) -> None:
     change = "filter.decontaminate.action=mark"
     done = run.wukong("run", "--config", str(run.config), "--name", "marked", "--set", change)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import groupby, pairwise, product
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ from wukong.store import fence, lease, storage
 
 _PATIENCE = 120.0
 _AT_ONCE = 8
-_KILLS = [*product((True, False), range(1, 13))]
-"""Of one process of each of the first seeds: whether the write at which it is killed is done, and its number."""
+_KILLS = [{"kill_at": write, "is_done": is_done} for write in range(1, 13) for is_done in (True, False)]
+"""The fates of one process of each of the first seeds."""
 _STARTED_OR_ENDED = threading.Lock()
 """A process that is started asks for the ends of the others, which only one thread may."""
 
@@ -206,15 +206,12 @@ def _play(server: Server, forks: Any, name: str, seed: int) -> None:
 
     kinds = [lease_actors.make] * drawn.randint(2, 3) + [lease_actors.delete] * deletes
     drawn.shuffle(kinds)
-    is_done, write = _KILLS[seed] if seed < len(_KILLS) else (False, 0)
-    victim = drawn.randrange(len(kinds)) if write else None
+    victim = drawn.randrange(len(kinds)) if seed < len(_KILLS) else None
     for number, act in enumerate(kinds):
         fate: dict[str, Any] = {"is_lost": _losses(drawn.choice([0.0, 0.2, 0.5]), random.Random(f"{seed} {number}"))}
         end = drawn.choice(["killed", "stopped", "stopped", "none"])
-        if number == victim:
-            fate |= {"kill_at": write, "is_done": is_done}
-        elif end == "killed":
-            fate |= {"kill_at": drawn.randint(1, 12), "is_done": drawn.random() < 0.7}
+        if number == victim or end == "killed":
+            fate |= _KILLS[seed] if number == victim else drawn.choice(_KILLS)
         actor = Actor(scene, f"{act.__name__}{number}", act, **fate)
         if end == "stopped":
             stop = drawn.uniform(0.2, 1.0)
