@@ -428,9 +428,9 @@ def test_speed_is_kept_beside_the_data(done: dict[str, Manifest]) -> None:
 
 
 @pytest.mark.long
-def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest], tmp_path: Path) -> None:
+def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest]) -> None:
     """What the recurring pipeline does: the first epoch's loss begins where the earlier model stood."""
-    settings = experiment(tmp_path, epochs=1)
+    settings = experiment(Path(storage.filesystem(done["filter"].uri)[1]).parents[2], epochs=1)  # with the features
     anew = pretrain.run(settings, {"filter": done["filter"]})
     further = pretrain.run(settings, {"filter": done["filter"], "pretrain": done["pretrain"]})
     assert further.metrics["loss"] < anew.metrics["loss"]
