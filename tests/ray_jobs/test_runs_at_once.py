@@ -69,7 +69,10 @@ def prepared(filtered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_trains_and_the_other_waits_or_goes_on_where_a_killed_one_was(
-    prepared: tuple[Experiment, Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    prepared: tuple[Experiment, Manifest],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings, filtered = prepared
     with caplog.at_level(logging.INFO):
@@ -97,7 +100,8 @@ def test_one_trains_and_the_other_waits_or_goes_on_where_a_killed_one_was(
     other.join()
     assert "killed by SIGKILL" in killed.error
     assert other.made is not None and not other.error
-    assert other.made.digest == first.digest
+    assert other.made.digest == first.digest and other.made.parts == first.parts
+    assert "training goes on from the checkpoint" in capfd.readouterr().err
 
 
 def test_a_stopped_one_keeps_no_cores_from_the_one_that_takes_over(prepared: tuple[Experiment, Manifest]) -> None:

@@ -2,18 +2,12 @@
 
 import hashlib
 import io
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from crawled import complete
 from english import english
@@ -33,7 +27,7 @@ from wukong.evaluate.data_set import Classification
 from wukong.evaluate.results import tasks_of
 from wukong.model import saved_model
 from wukong.stages import places
-from wukong.store import fence, storage
+from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage, load
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -377,46 +371,6 @@ def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manife
     )
     found = (scores.argmax(0) == torch.arange(len(pairs))).float().mean().item()  # each caption occurs once here
     assert found == pytest.approx(done["evaluate"].metrics["eval/retrieval/new-style/text_to_image_r1"], abs=0.05)
-
-
-@pytest.mark.long
-def test_a_second_run_gives_the_same_digest_though_it_was_killed(
-    tmp_path: Path,
-    done: dict[str, Manifest],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(fence.VARIABLE, "")
-    settings, filtered = experiment(tmp_path), done["filter"]
-    saved = tmp_path / "experiment.json"
-    saved.write_text(settings.model_dump_json())
-    code = (
-        "import sys, json, ray\n"
-        "from pathlib import Path\n"
-        "from ray_jobs import pretrain as job\n"
-        "from wukong.config import documents\n"
-        "from wukong.store import fence, manifest\n"
-        "ray.init(address=sys.argv[3], log_to_driver=False, configure_logging=False)\n"
-        "e = documents.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
-        "fence.claim(e.root, 'r', 'pretrain')\n"
-        "job.run(e, {'filter': manifest.load(sys.argv[2])})\n"
-    )
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", code, str(saved), filtered.uri, ray.get_runtime_context().gcs_address]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root)
-    while process.poll() is None and not list(tmp_path.rglob("_checkpoints/*/*/checkpoint.json")):
-        time.sleep(0.02)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    fence.claim(settings.root, "r", "pretrain")
-    caplog.set_level("INFO")
-    continued = pretrain.run(settings, {"filter": filtered})
-    assert "training goes on from the checkpoint" in caplog.text
-    assert {part.path: part.sha256 for part in continued.parts} == {
-        part.path: part.sha256 for part in done["pretrain"].parts
-    }
-    assert continued.digest == done["pretrain"].digest
 
 
 def test_speed_is_kept_beside_the_data(done: dict[str, Manifest]) -> None:
