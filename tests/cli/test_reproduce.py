@@ -1,4 +1,4 @@
-"""``wukong reproduce`` with stages that write a file each; tests/end_to_end/test_workflow.py does a whole run again."""
+"""``wukong reproduce`` with stages that write a file each; tests/end_to_end/test_after_a_run.py repeats a whole run."""
 
 import json
 import os

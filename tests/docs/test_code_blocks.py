@@ -52,7 +52,7 @@ NOT_EXECUTED = {
     ("CONTRIBUTING.md", "pipx install"): "installs a program and a hook into git",
     ("docs/index.md", "make run"): "the README's two commands",
     ("docs/tutorial.md", "make run"): "the README's command",
-    ("docs/tutorial.md", ".venv/bin/wukong run"): "tests/end_to_end/test_workflow.py changes this key",
+    ("docs/tutorial.md", ".venv/bin/wukong run"): "tests/end_to_end/test_after_a_run.py changes this key",
     ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
     ("examples/README.md", "eval"): "needs the demo's stack; tests/end_to_end/test_small_papers.py runs a sample",
     (
@@ -67,7 +67,7 @@ NOT_EXECUTED = {
     ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/registry/test_aliases.py has some",
     ("docs/comparing.md", "wukong sweep"): "trains the demo; tests/cli/test_sweep_command.py has a sweep over seeds",
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/registry/test_sweep.py reads the sweep",
-    ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
+    ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_after_a_run.py takes pairs out of one",
     ("docs/objectives.md", "python benchmarks/train/objectives.py prepare"): "takes hours",
     ("docs/scale.md", "make bench NAME=scale"): "takes hours; tests/benchmarks/test_scale.py runs a small one",
     ("docs/paper.md", "wukong weights"): "needs the hub; tests/wukong/model/test_published_weights.py has one",

@@ -214,10 +214,10 @@ def experiment(folder: Path, fingerprints: Path) -> dict[str, Any]:
         "validation": {"min_pairs": 50},
         "model": {
             "image": {"name": "tf_efficientnet_lite0", "weights": "package", "image_size": 96, "block": 4},
-            "text": {"layers": 2, "width": 64, "heads": 2},
+            "text": {"layers": 1, "width": 32, "heads": 2},
             "embedding": 64,
         },
-        "pretrain": {"epochs": 2, "batch_size": 32, "threads": 1},
+        "pretrain": {"epochs": 1, "batch_size": 32, "threads": 1},
         "finetune": {"epochs": 1, "batch_size": 32, "threads": 1},
         "registry": {"first": "any"},
         "release": {"files": 2, "licence": "CC-BY-4.0"},
@@ -341,7 +341,6 @@ def test_a_takedown_by_example_finds_the_planted_copy(run: Run) -> None:
     assert len(re.findall(r"hash, \d+ bits", done.stdout)) == 1, "no other picture is near"
 
 
-@pytest.mark.long
 def test_marked_pictures_are_trained_on_and_the_evaluation_tells_both_numbers(run: Run) -> None:
     change = "filter.decontaminate.action=mark"
     done = run.wukong("run", "--config", str(run.config), "--name", "marked", "--set", change)

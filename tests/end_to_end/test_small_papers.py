@@ -34,11 +34,11 @@ ALL = "WUKONG_PAPER_SMALL" in os.environ
 EVERY = sorted(path.stem for path in (PAPER / "small").glob("*.yaml") if path.stem != "base")
 NAMES = EVERY if ALL else ["rn50", "vit-l"]
 OF_PAGE = "vit-l"
-PICTURES = 2_000 if ALL else 400
+PICTURES, SIDE = (2_000, 64) if ALL else (400, 32)
 SMALL = [
     *("validation.min_pairs=50", "crawl.part_size=150", "evaluate.tasks=[dtd, coco-cn]"),
     *("pretrain.batch_size=64", "pretrain.validation.every_steps=4"),
-    *(() if ALL else ("pretrain.workers=1",)),  # other tests use the cores too
+    *(() if ALL else ("pretrain.workers=1", f"model.image.image_size={SIDE}")),  # other tests use the cores too
 ]
 
 pytestmark = pytest.mark.long
@@ -146,7 +146,7 @@ def test_the_page_goes_from_words_to_an_evaluated_model(folder: Path, page: Page
     assert {name.split("/")[1] for name in measured} == {"classification", "retrieval"}
     patches = [int(value.split()[0]) for _, _, value in split if "patches" in value]
     assert page.printed[-len(patches)].startswith("[CLS]: ")
-    assert sum(patches) == 4 * 4, "of 64 pixels, each a tile of 16"
+    assert sum(patches) == (SIDE // 16) ** 2, "each a tile of 16 pixels"
 
 
 def test_all_are_trained_on_the_pairs_of_one_filter(runs: Mapping[str, Experiment]) -> None:

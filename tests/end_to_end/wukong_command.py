@@ -8,14 +8,14 @@ from pathlib import Path
 SMALL = [
     "name=small",
     "validation.min_pairs=50",
-    "pretrain.epochs=3",
+    "pretrain.epochs=2",
     "pretrain.batch_size=64",
     "finetune.epochs=1",
     "finetune.batch_size=64",
     "model.text.layers=2",
     "model.text.width=64",
     "model.text.heads=2",
-    "model.image.image_size=96",
+    "model.image.image_size=64",
     "crawl.part_size=150",
     "registry.first=any",
 ]

@@ -583,7 +583,7 @@ def kill_a_worker() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("times", "drivers", "workers"), [(8, 4, 1), pytest.param(20, 10, 3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("times", "drivers", "workers"), [(8, 4, 1), pytest.param(14, 7, 2, marks=pytest.mark.long)])
 def test_killed_at_random_moments_it_ends_with_the_same_shards(
     site: Site, experiment: Callable[..., Experiment], tmp_path: Path, times: int, drivers: int, workers: int
 ) -> None:

@@ -177,7 +177,6 @@ def counting(
     proxy.close()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.long
 def test_requests_grow_as_parts(counting, object_store, tmp_path, make_crawl, monkeypatch) -> None:

@@ -54,20 +54,25 @@ def wait_until(found: object) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def filtered(crawl: Manifest, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Manifest:
+    return filter_job.run(experiment(tmp_path_factory.mktemp("filtered")), {"crawl": crawl})
+
+
 @pytest.fixture
-def prepared(
-    crawl: Manifest, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Experiment, Manifest]:
+def prepared(filtered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Experiment, Manifest]:
     monkeypatch.setenv(fence.VARIABLE, "")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    settings = experiment(tmp_path)
-    return settings, filter_job.run(settings, {"crawl": crawl})
+    return experiment(tmp_path), filtered
 
 
-def test_one_trains_and_the_other_waits(
-    prepared: tuple[Experiment, Manifest], caplog: pytest.LogCaptureFixture
+def test_one_trains_and_the_other_waits_or_goes_on_where_a_killed_one_was(
+    prepared: tuple[Experiment, Manifest],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings, filtered = prepared
     with caplog.at_level(logging.INFO):
@@ -84,26 +89,21 @@ def test_one_trains_and_the_other_waits(
     assert any(message.startswith("waiting for run ") for message in caplog.messages)
     assert [name for name in storage.list_names(first.uri) if name.startswith("_")] == []
 
-
-@pytest.mark.long
-def test_the_other_goes_on_where_a_killed_one_was(prepared: tuple[Experiment, Manifest]) -> None:
-    settings, filtered = prepared
-    first = Run(settings, "a", filtered)
+    settings = experiment(tmp_path / "again")
+    killed = Run(settings, "a", filtered)
     driver = job_of("a")
     wait_until(lambda: storage.list_files(storage.join(settings.root, "features"), "/manifest.json"))
-    second = Run(settings, "b", filtered)
+    other = Run(settings, "b", filtered)
     wait_until(lambda: [uri for uri in storage.list_files(settings.root, "checkpoint.json") if "/pretrain/" in uri])
     driver.kill()
-    first.join()
-    second.join()
-    assert "killed by SIGKILL" in first.error
-    assert second.made is not None and not second.error
-    undisturbed = Run(experiment(Path(storage.filesystem(settings.root)[1]) / "again"), "c", filtered)
-    undisturbed.join()
-    assert undisturbed.made is not None and undisturbed.made.digest == second.made.digest
+    killed.join()
+    other.join()
+    assert "killed by SIGKILL" in killed.error
+    assert other.made is not None and not other.error
+    assert other.made.digest == first.digest and other.made.parts == first.parts
+    assert "training goes on from the checkpoint" in capfd.readouterr().err
 
 
-@pytest.mark.long
 def test_a_stopped_one_keeps_no_cores_from_the_one_that_takes_over(prepared: tuple[Experiment, Manifest]) -> None:
     settings, filtered = prepared
     first = Run(settings, "a", filtered)

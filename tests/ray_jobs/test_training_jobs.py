@@ -2,18 +2,12 @@
 
 import hashlib
 import io
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from crawled import complete
 from english import english
@@ -33,7 +27,7 @@ from wukong.evaluate.data_set import Classification
 from wukong.evaluate.results import tasks_of
 from wukong.model import saved_model
 from wukong.stages import places
-from wukong.store import fence, storage
+from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage, load
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -379,52 +373,6 @@ def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manife
     assert found == pytest.approx(done["evaluate"].metrics["eval/retrieval/new-style/text_to_image_r1"], abs=0.05)
 
 
-@pytest.mark.long
-def test_a_second_run_gives_the_same_digests_though_it_was_killed(
-    tmp_path: Path,
-    crawl: Manifest,
-    done: dict[str, Manifest],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(fence.VARIABLE, "")
-    settings = experiment(tmp_path)
-    filtered = filter_job.run(settings, {"crawl": crawl})
-    saved = tmp_path / "experiment.json"
-    saved.write_text(settings.model_dump_json())
-    code = (
-        "import sys, json, ray\n"
-        "from pathlib import Path\n"
-        "from ray_jobs import pretrain as job\n"
-        "from wukong.config import documents\n"
-        "from wukong.store import fence, manifest\n"
-        "ray.init(address=sys.argv[3], log_to_driver=False, configure_logging=False)\n"
-        "e = documents.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
-        "fence.claim(e.root, 'r', 'pretrain')\n"
-        "job.run(e, {'filter': manifest.load(sys.argv[2])})\n"
-    )
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", code, str(saved), filtered.uri, ray.get_runtime_context().gcs_address]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root)
-    while process.poll() is None and not list(tmp_path.rglob("_checkpoints/*/*/checkpoint.json")):
-        time.sleep(0.02)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    fence.claim(settings.root, "r", "pretrain")
-    caplog.set_level("INFO")
-    continued = pretrain.run(settings, {"filter": filtered})
-    assert "training goes on from the checkpoint" in caplog.text
-    again = {"filter": filtered, "pretrain": continued}
-    for name, job in (("finetune", finetune), ("evaluate", evaluate)):
-        again[name] = job.run(settings, again)
-    for name, manifest in again.items():
-        assert {part.path: part.sha256 for part in manifest.parts} == {
-            part.path: part.sha256 for part in done[name].parts
-        }, name
-        assert manifest.digest == done[name].digest, name
-
-
 def test_speed_is_kept_beside_the_data(done: dict[str, Manifest]) -> None:
     uri = done["pretrain"].uri
     measured = storage.read_json(storage.join(uri, "measured.json"))
@@ -434,9 +382,9 @@ def test_speed_is_kept_beside_the_data(done: dict[str, Manifest]) -> None:
 
 
 @pytest.mark.long
-def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest], tmp_path: Path) -> None:
+def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest]) -> None:
     """What the recurring pipeline does: the first epoch's loss begins where the earlier model stood."""
-    settings = experiment(tmp_path, epochs=1)
+    settings = experiment(Path(storage.filesystem(done["filter"].uri)[1]).parents[2], epochs=1)  # with the features
     anew = pretrain.run(settings, {"filter": done["filter"]})
     further = pretrain.run(settings, {"filter": done["filter"], "pretrain": done["pretrain"]})
     assert further.metrics["loss"] < anew.metrics["loss"]

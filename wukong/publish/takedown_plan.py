@@ -24,7 +24,7 @@ from wukong.curate.apply import count_near
 from wukong.curate.near_duplicates import COSINE
 from wukong.curate.rule import HELD_BACK
 from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, StorageError
 from wukong.publish import release
 from wukong.publish.parallel import for_each
 from wukong.publish.traces import Traces
@@ -292,7 +292,13 @@ def may_name(place: str) -> list[str]:
 
 def _naming(files: Sequence[str], traces: Traces) -> list[str]:
     def names(uri: str) -> bool:
-        return traces.in_file(uri, storage.read_bytes(uri))
+        try:
+            data = storage.read_bytes(uri)
+        except StorageError:
+            if storage.exists(uri):
+                raise
+            return False  # a stage beside this has ended, and deleted its lease or a work file
+        return traces.in_file(uri, data)
 
     hits = for_each("look for what names them", files, names, many=False)
     return [uri for uri, hit in zip(files, hits, strict=True) if hit]

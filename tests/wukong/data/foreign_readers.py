@@ -1,4 +1,4 @@
-"""Read a shard with open_clip, webdataset and img2dataset: ``foreign_readers.py SHARD TEMPORARY``; prints JSON.
+"""Read shards with open_clip, webdataset and img2dataset: ``foreign_readers.py TEMPORARY SHARD...``; prints JSON.
 
 Run by an environment that holds the three; the test that starts it compares what they read with what was written.
 """
@@ -76,15 +76,13 @@ def with_img2dataset(shard: str, temporary: str) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    shard, temporary = sys.argv[1:]
-    with tarfile.open(f"{shard}.tar") as tar:
-        pairs = sum(name.endswith(".jpg") for name in tar.getnames())
-    print(
-        json.dumps(
-            {
-                "webdataset": with_webdataset(shard),
-                "open_clip": with_open_clip(shard, pairs),
-                "img2dataset": with_img2dataset(shard, Path(temporary).as_posix()),
-            }
-        )
-    )
+    seen = {}
+    for shard in sys.argv[2:]:
+        with tarfile.open(f"{shard}.tar") as tar:
+            pairs = sum(name.endswith(".jpg") for name in tar.getnames())
+        seen[shard] = {
+            "webdataset": with_webdataset(shard),
+            "open_clip": with_open_clip(shard, pairs),
+            "img2dataset": with_img2dataset(shard, Path(sys.argv[1]).as_posix()),
+        }
+    print(json.dumps(seen))

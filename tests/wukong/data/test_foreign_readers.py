@@ -8,6 +8,7 @@ import subprocess
 import sysconfig
 import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -102,22 +103,30 @@ def repacked(folder: Path, part: Path) -> Path:
     return folder / "filter" / stage.key / "train" / "00000"
 
 
+@pytest.fixture(scope="module")
+def read(
+    python: Path, pictures: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, bool], Any]:
+    """What the libraries read of shards, by their kind and whether some pairs have several captions."""
+    shards = {}
+    for several in (False, True):
+        shards["crawled", several] = part = crawled(tmp_path_factory.mktemp("part"), pictures, several=several)
+        shards["repacked", several] = repacked(tmp_path_factory.mktemp("shard"), part)
+    script = Path(__file__).with_name("foreign_readers.py")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, script, tmp_path_factory.mktemp("rows"), *shards.values()]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert answer.returncode == 0, answer.stderr
+    seen = json.loads(answer.stdout.splitlines()[-1])
+    return {of: seen[str(shard)] for of, shard in shards.items()}
+
+
 @pytest.mark.parametrize("several", [False, True], ids=["one caption", "several captions"])
 @pytest.mark.parametrize("kind", ["crawled", "repacked"])
 def test_other_libraries_can_read_the_shards(
-    python: Path, pictures: dict[str, bytes], tmp_path: Path, kind: str, several: bool
+    read: dict[tuple[str, bool], Any], pictures: dict[str, bytes], kind: str, several: bool
 ) -> None:
-    shard = crawled(tmp_path, pictures, several=several)
-    if kind == "repacked":
-        shard = repacked(tmp_path, shard)
-    script = Path(__file__).with_name("foreign_readers.py")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    answer = subprocess.run(
-        [python, script, shard, tmp_path], capture_output=True, text=True, env=environment, check=False
-    )
-    assert answer.returncode == 0, answer.stderr
-    seen = json.loads(answer.stdout.splitlines()[-1])
-
+    seen = read[kind, several]
     urls = {caption: f"http://pictures.test/图/{n}.jpg?a=1&b=2" for n, caption in enumerate(pictures)}
     digests = {caption: hashlib.sha256(picture).hexdigest() for caption, picture in pictures.items()}
     assert seen["webdataset"] == {key_of(urls[c]): [c, digests[c], urls[c]] for c in pictures}

@@ -144,7 +144,6 @@ def test_shared_memory_that_becomes_full_ends_the_run() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_what_is_said_to_be_needed_is_enough() -> None:
     """Four batches are 9.2 MiB."""
     assert in_small_shared_memory("10m", 1, fill_after=99) == [f"batch {number}" for number in range(12)]

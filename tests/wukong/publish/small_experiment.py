@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -159,6 +161,20 @@ def work(root: str, name: str, parents: dict[str, str], number: int, at_work: Ev
     make(root, name, parents, number, at_work=hold)
 
 
+def work_on_all(root: str, parents: dict[str, str], number: int, at_work: Event, may_end: Event) -> None:
+    """Be a job of each stage at once."""
+    barrier = threading.Barrier(len(MADE), at_work.set)
+
+    def hold() -> None:
+        barrier.wait()
+        may_end.wait()
+
+    with ThreadPoolExecutor(len(MADE)) as threads:
+        jobs = [threads.submit(make, root, name, parents, number, at_work=hold) for name in MADE]
+    for job in jobs:
+        job.result()
+
+
 def die_at(write: int) -> None:
     """Let this process die before its write of a number, deletions among them."""
     left = write
@@ -177,9 +193,10 @@ def die_at(write: int) -> None:
         setattr(storage, name, counted(getattr(storage, name)))
 
 
-def take_down(root: str, listed: str, write: int) -> None:
+def take_down(root: str, listed: str, write: int | None = None) -> None:
     """Be the command, and die at a write."""
-    die_at(write)
+    if write is not None:
+        die_at(write)
     planned = takedown.pending(root) or takedown_plan.plan(root, listed, "case 1", NOW)
     takedown.carry_out(root, planned)
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +21,6 @@ from wukong.stages import places
 from wukong.store import fence, lease, manifest, storage, takedowns
 from wukong.store.manifest import Manifest, Part, Stage
 
-NEVER = 1 << 30
 _FORKS = get_context("forkserver")
 
 
@@ -42,7 +42,7 @@ class Place:
         process.start()
         return process
 
-    def take_down(self, write: int = NEVER) -> BaseProcess:
+    def take_down(self, write: int | None = None) -> BaseProcess:
         return self.start(small.take_down, self.root, self.listed, write)
 
     def make(self, number: int) -> list[str]:
@@ -157,20 +157,15 @@ def test_a_stage_whose_parents_changed_before_it_began_is_refused(place: Place) 
 def scenario(place: Place, write: int) -> int:
     """Everything begins before, between and after a takedown that is killed at one of its writes."""
     place.restore()
-    waiting = []
-    for name in small.MADE:
-        at_work, may_end = _FORKS.Event(), _FORKS.Event()
-        waiting.append(
-            (place.start(small.work, place.root, name, place.parents, 1, at_work, may_end), at_work, may_end)
-        )
-    assert all(at_work.wait(60) for _, at_work, _ in waiting)
+    at_work, may_end = _FORKS.Event(), _FORKS.Event()
+    stages = place.start(small.work_on_all, place.root, place.parents, 1, at_work, may_end)
+    assert at_work.wait(60)
     early = Collection(place.store, Policy(), None)
     garbage = early.garbage
     begun = place.take_down(write)
     begun.join(0.3)
-    for _, _, may_end in waiting:
-        may_end.set()
-    assert all(ended(process) == 0 for process, _, _ in waiting)
+    may_end.set()
+    assert ended(stages) == 0
     status = ended(begun)
     assert status in (0, -signal.SIGKILL)
     marked = takedowns.is_begun(place.root)
@@ -179,7 +174,7 @@ def scenario(place: Place, write: int) -> int:
     refused = place.make(2)
     assert refused == (small.MADE if marked else [])
     assert not (marked and place.collect())
-    assert ended(place.take_down()) == 0
+    small.take_down(place.root, place.listed)
     place.check()
     place.collect()
     place.check()
@@ -211,6 +206,25 @@ def test_gc_between_plan_and_takedown_is_no_end_of_all_takedowns(place: Place) -
     place.check()
 
 
+def test_work_files_that_a_stage_deletes_while_the_plan_reads_name_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_name, gone = takedown_plan.may_name, storage.join(place.parents["finetune"], "_work/row.json")
+
+    def listed(root: str) -> list[str]:
+        storage.write_json(gone, {"url": small.GONE[0]})
+        found = may_name(root)
+        storage.delete(gone)
+        assert gone in found
+        return found
+
+    monkeypatch.setattr(takedown_plan, "may_name", listed)
+    planned = takedown_plan.plan(place.root, place.listed, "case 1", small.NOW)
+    assert gone not in planned.traced
+    takedown.carry_out(place.root, planned)
+    place.check()
+
+
 def test_a_crawl_and_an_evaluation_that_end_between_plan_and_takedown_are_planned_for(place: Place) -> None:
     crawl = Stage(place.root, "crawl", {"number": "killed"})
     evaluation = Stage(place.root, "evaluate", {"number": 4})
@@ -231,7 +245,7 @@ def test_a_crawl_that_ended_between_two_halves_of_a_takedown_is_what_its_manifes
     """It cannot any more, but in a store without conditional writes, or by another version."""
     crawl, tried = Stage(place.root, "crawl", {"number": "killed"}), 0
     record = storage.read_json(crawl.path("_parts/search-00000.json"))
-    for write in range(4, NEVER, 3):
+    for write in count(4, 3):
         place.restore()
         if ended(place.take_down(write)) == 0:
             break

@@ -64,7 +64,6 @@ def told() -> dict[str, float]:
     return found
 
 
-@pytest.mark.long
 def test_checkpoints_that_are_written_and_deleted_do_not_fill_a_store(
     store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,6 +28,8 @@ from wukong.store import fence, lease, storage
 
 _PATIENCE = 120.0
 _AT_ONCE = 8
+_KILLS = [{"kill_at": write, "is_done": is_done} for write in range(1, 13) for is_done in (True, False)]
+"""The fates of one process of each of the first seeds."""
 _STARTED_OR_ENDED = threading.Lock()
 """A process that is started asks for the ends of the others, which only one thread may."""
 
@@ -204,11 +206,12 @@ def _play(server: Server, forks: Any, name: str, seed: int) -> None:
 
     kinds = [lease_actors.make] * drawn.randint(2, 3) + [lease_actors.delete] * deletes
     drawn.shuffle(kinds)
+    victim = drawn.randrange(len(kinds)) if seed < len(_KILLS) else None
     for number, act in enumerate(kinds):
         fate: dict[str, Any] = {"is_lost": _losses(drawn.choice([0.0, 0.2, 0.5]), random.Random(f"{seed} {number}"))}
         end = drawn.choice(["killed", "stopped", "stopped", "none"])
-        if end == "killed":
-            fate |= {"kill_at": drawn.randint(1, 12), "is_done": drawn.random() < 0.7}
+        if number == victim or end == "killed":
+            fate |= _KILLS[seed] if number == victim else drawn.choice(_KILLS)
         actor = Actor(scene, f"{act.__name__}{number}", act, **fate)
         if end == "stopped":
             stop = drawn.uniform(0.2, 1.0)
@@ -222,20 +225,12 @@ def _play(server: Server, forks: Any, name: str, seed: int) -> None:
     scene.check()
 
 
-def _play_all(server: Server, forks: Any, name: str, seeds: range) -> None:
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        played = {seed: threads.submit(_play, server, forks, name, seed) for seed in seeds}
-    errors = {seed: error for seed, each in played.items() if (error := each.exception()) is not None}
-    assert not errors
-
-
 @pytest.mark.long
 def test_whatever_is_lost_or_killed_nobody_writes_after_his_successor(
     server: Server, forks: Any, tmp_path: Path
 ) -> None:
-    _play_all(server, forks, tmp_path.name, range(8))
-
-
-@pytest.mark.long
-def test_whatever_is_lost_or_killed_with_many_seeds(server: Server, forks: Any, tmp_path: Path) -> None:
-    _play_all(server, forks, tmp_path.name, range(8, 208))
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        seeds = range(2 * len(_KILLS))
+        played = {seed: threads.submit(_play, server, forks, tmp_path.name, seed) for seed in seeds}
+    errors = {seed: error for seed, each in played.items() if (error := each.exception()) is not None}
+    assert not errors

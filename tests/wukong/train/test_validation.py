@@ -127,9 +127,14 @@ def test_a_validation_writes_no_file(similarity: str) -> None:
         assert validator(similarity)(telling(similarity))
 
 
-def _counted(
-    _rank: int, _count: int, similarity: str, state: dict[str, torch.Tensor], protocol: str
-) -> dict[str, torch.Tensor]:
+CASES = [(similarity, protocol) for similarity in ("global", "token") for protocol in ("own", "clip-benchmark")]
+
+
+def _all_counted(_rank: int, _count: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {" ".join(case): _counted(*case) for case in CASES}
+
+
+def _counted(similarity: str, protocol: str) -> dict[str, torch.Tensor]:
     """What a worker finds of all kinds of tasks, and how many pairs of images and texts it compares for each."""
     compared = {"retrieval": 0, "classification": 0}
     similarity_of, compare = DualEncoder.similarity, classifying.compare
@@ -142,10 +147,9 @@ def _counted(
         compared["classification"] += len(images) * len(of.names)
         return compare(model, images, of, rules)
 
-    dual, _ = small.make(similarity=similarity)
-    dual.load_state_dict(state)
+    dual = telling(similarity)
     with patch.object(DualEncoder, "similarity", similarities), patch.object(classifying, "compare", classes):
-        found = {**validator(similarity, PROTOCOLS.get(protocol, OWN))(dual.eval())}
+        found = {**validator(similarity, PROTOCOLS.get(protocol, OWN))(dual)}
     found |= validator(similarity, of=[word_order()])(dual)
     for head in ("image_head", "text_head"):  # all workers go on with the next task
         collapsed, _ = small.make(similarity=similarity)
@@ -157,27 +161,23 @@ def _counted(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("protocol", ["own", "clip-benchmark"])
-@pytest.mark.parametrize("similarity", ["global", "token"])
-def test_workers_share_the_scores_and_find_together_what_one_finds(
-    tmp_path: Path, similarity: str, protocol: str
-) -> None:
+@pytest.mark.parametrize("count", [2, 4])
+def test_workers_share_the_scores_and_find_together_what_one_finds(tmp_path: Path, count: int) -> None:
     """Nine images and captions, and two or four workers: their shares are not equal, and the fourth has none."""
-    state = telling(similarity).state_dict()
-    refuse_near_scores(similarity)
-    alone = _counted(0, 1, similarity, state, protocol)
-    for count in (2, 4):
-        workers_found = workers.run(count, tmp_path, _counted, similarity, state, protocol)
-        for found in workers_found:
+    for similarity in ("global", "token"):
+        refuse_near_scores(similarity)
+    of_workers = workers.run(count, tmp_path, _all_counted)
+    for case, alone in _all_counted(0, 1).items():
+        for found in (each[case] for each in of_workers):
             for name, value in alone.items():
                 if name.startswith("compared"):
                     share = int(value) * -(-len(CAPTIONS) // count) / len(CAPTIONS)
                     assert 0 < found[name] <= share
                 else:
-                    assert found[name].item() == value.item(), name
+                    assert found[name].item() == value.item(), (case, name)
         if count == 2:
             for kind, pairs in (("retrieval", 81), ("classification", 27)):
-                assert sum(int(found[f"compared {kind}"]) for found in workers_found) == pairs
+                assert sum(int(found[case][f"compared {kind}"]) for found in of_workers) == pairs
 
 
 def refuse_near_scores(similarity: str) -> None:

@@ -26,12 +26,17 @@ CLOSE = 0.02
 """By how much a similarity may differ there."""
 
 
-@pytest.fixture(scope="module", params=["lite0", "clip_vit"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SavedModel, Path]:
-    saved: SavedModel = request.getfixturevalue(request.param)
-    folder = tmp_path_factory.mktemp("exports") / request.param
-    export(saved, "transformers.js", folder)
-    return saved, folder
+@pytest.fixture(scope="module")
+def folders(lite0: SavedModel, clip_vit: SavedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exports")
+    for name, saved in (("lite0", lite0), ("clip_vit", clip_vit)):
+        export(saved, "transformers.js", folder / name)
+    return {name: folder / name for name in ("lite0", "clip_vit")}
+
+
+@pytest.fixture(params=["lite0", "clip_vit"])
+def exported(request: pytest.FixtureRequest, folders: dict[str, Path]) -> tuple[SavedModel, Path]:
+    return request.getfixturevalue(request.param), folders[request.param]
 
 
 def session(folder: Path, name: str) -> onnxruntime.InferenceSession:
@@ -102,15 +107,15 @@ def test_the_mask_hides_tokens(exported: tuple[SavedModel, Path]) -> None:
     np.testing.assert_allclose(found, saved.encode_text("红色的苹果").vectors, atol=1e-5)
 
 
-def test_a_padded_picture_is_moved_to_the_middle_of_a_white_square(lite0: SavedModel, tmp_path: Path) -> None:
+def test_a_padded_picture_is_moved_to_the_middle_of_a_white_square(lite0: SavedModel, folders: dict[str, Path]) -> None:
     """The other pads with zeros, right and below; ``ImageOps.pad`` has the picture in the middle, on white."""
-    export(lite0, "transformers.js", tmp_path / "folder")
+    folder = folders["lite0"]
     pictures = [*parts.sample_pictures(6), Image.new("RGB", (100, 60), "white"), Image.new("RGB", (50, 333), "black")]
     pixels = np.zeros((len(pictures), 3, 224, 224), np.float32)
     for row, picture in zip(pixels, pictures, strict=True):
-        resized = normalised(tmp_path / "folder", ImageOps.contain(picture, (224, 224), Image.Resampling.BICUBIC))
+        resized = normalised(folder, ImageOps.contain(picture, (224, 224), Image.Resampling.BICUBIC))
         row[:, : resized.shape[1], : resized.shape[2]] = resized
-    found = session(tmp_path / "folder", "vision_model").run(None, {"pixel_values": pixels})[0]
+    found = session(folder, "vision_model").run(None, {"pixel_values": pixels})[0]
     np.testing.assert_allclose(found, lite0.encode_image(pictures), atol=1e-5)
 
 
