@@ -167,7 +167,7 @@ def test_mlflow_holds_the_run_and_the_model(
 def test_a_notebook_runs_to_its_conclusion(
     wukong: Wukong, first: subprocess.CompletedProcess[str], notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the home and the run in its environment alone, as `make notebooks` starts it."""
+    """With the home and the run in its environment alone, as nbconvert starts it."""
     assert first.returncode == 0
     monkeypatch.setenv("WUKONG_HOME", str(wukong.home))
     monkeypatch.setenv("WUKONG_RUN", "first")
