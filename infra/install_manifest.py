@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 FOLDER = Path(__file__).parents[1] / "k8s"
-HEADER = "# Written by `make manifests` from k8s/base. Change the files there, then run it again.\n"
+HEADER = "# Written by `make generate` from k8s/base. Change the files there, then run it again.\n"
 COMPONENTS_SETTINGS = "settings-of-components.yaml"
 _NAME = re.compile(r"(?m)^(kind: Job\nmetadata:\n  name: setup-\d+-\d+-\d+)(?:-[0-9a-f]{8})?$")
 
@@ -28,7 +28,7 @@ def settings_of_components(base: Path) -> str:
     settings = yaml.safe_load((base / "settings.yaml").read_text(encoding="utf-8"))
     settings["metadata"]["namespace"] = "kubeflow"
     made = yaml.safe_dump(settings, sort_keys=False, width=120)
-    return f"# Written by `make manifests` from settings.yaml: components run in Kubeflow's namespace.\n{made}"
+    return f"# Written by `make generate` from settings.yaml: components run in Kubeflow's namespace.\n{made}"
 
 
 def named_by_content(base: Path) -> str:

@@ -1,4 +1,4 @@
-"""Pin the images of manifests to digests: ``python -m infra.pin_images FOLDER... [--unpin]``, then ``make manifests``.
+"""Pin the images of manifests to digests: ``python -m infra.pin_images FOLDER... [--unpin]``, then ``make generate``.
 
 It gets the digests from the registry with crane, skopeo or docker, whichever is installed. It replaces
 ``image: NAME:TAG`` by ``image: NAME:TAG@sha256:...`` in every YAML file of the folder, also in manifests that are text

@@ -38,7 +38,7 @@ by_similarity:
   token: {model: {temperature: 0.08, image: {tokens: 4}}, pretrain: {learning_rate: 0.02}}
 ```
 
-This page is written from `wukong/config/experiment.py` by `make configuration`; change the descriptions there.
+This page is written from `wukong/config/experiment.py` by `make generate`; change the descriptions there.
 """
 
 

@@ -48,7 +48,7 @@ The speed of a GPU is assumed (50 TFLOP/s); `--rate gpu=TFLOPS` tells it. The cr
 network and slow hosts may take longer. The demo holds out a share of its pairs, so its evaluation grows with the square
 of their number; an experiment for so many pairs names sets of a fixed size, as those of the paper do.
 
-`make sizes` writes this page.
+`make generate` writes this page.
 """
 
 

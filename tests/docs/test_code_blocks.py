@@ -76,13 +76,16 @@ NOT_EXECUTED = {
         "docs/paper.md",
         "wukong submit training --config configs/paper/vit-b-32.yaml",
     ): "needs Kubeflow Pipelines; tests/wukong/commands/test_paper_command.py has runs",
-    ("docs/paper.md", "make paper-small"): "takes minutes; tests/end_to_end/test_small_papers.py runs two of them",
+    (
+        "docs/paper.md",
+        "make test-apart NAME=papers",
+    ): "takes minutes; tests/end_to_end/test_small_papers.py runs two of them",
     (
         "docs/paper.md",
         "wukong submit training --config configs/paper/finetune-coco-cn.yaml",
     ): "needs Kubeflow Pipelines; tests/ray_jobs/test_set_training.py fine-tunes on a set",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
-    ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
+    ("docs/cluster.md", "make run ARGS='--runner docker'"): "needs the images and Docker",
     ("docs/cluster.md", "syft scan"): "asks Docker; tests/infra/test_signed_images.py lists an image of a registry",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",
     ("docs/cluster.md", 'kubectl apply -k "github.com/kubeflow'): CLUSTER,

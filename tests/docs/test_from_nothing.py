@@ -1,4 +1,4 @@
-"""Four people follow the pages from nothing, in one home: `make docs-test`, which takes half an hour or more.
+"""Four people follow the pages from nothing, in one home: `make test-apart NAME=pages`, half an hour or more.
 
 They type what the pages say, in a clone of their own, and see what the pages say that they see. A block is found by its
 beginning, so a page that changes fails here until the people follow it. What they put for a placeholder is what the
@@ -26,7 +26,9 @@ PAIRS = 430  # pictures that the researcher has
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(7200),
-    pytest.mark.skipif("WUKONG_DOCS_TEST" not in os.environ, reason="installs and trains: `make docs-test`"),
+    pytest.mark.skipif(
+        os.environ.get("WUKONG_APART") != "pages", reason="installs and trains: `make test-apart NAME=pages`"
+    ),
 ]
 
 _TAKE = """

@@ -71,7 +71,7 @@ def test_a_missing_collection_changes_the_demo_and_does_not_break_it(
 def test_a_notebook_runs_to_its_conclusion(
     wukong: Wukong, first: subprocess.CompletedProcess[str], notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the home and the run in its environment alone, as `make notebooks` starts it."""
+    """With the home and the run in its environment alone, as nbconvert starts it."""
     assert first.returncode == 0
     monkeypatch.setenv("WUKONG_HOME", str(wukong.home))
     monkeypatch.setenv("WUKONG_RUN", "first")

@@ -1,8 +1,8 @@
 """Small versions of the paper's experiments: one crawl, filter and gate, and one Ray; they end in the paper's tables.
 
 Two versions on a sample of the demo: a ResNet and a ViT, one with each similarity. The page of the paper makes the data
-and trains the ViT. ``make paper-small`` runs all nine on a larger sample and keeps the tables. The sets have their
-published format and size; their pictures are of one colour.
+and trains the ViT. ``make test-apart NAME=papers`` runs all nine on a larger sample and keeps the tables. The sets
+have their published format and size; their pictures are of one colour.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ from wukong.store import manifest, storage
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs" / "paper"
-ALL = "WUKONG_PAPER_SMALL" in os.environ
+ALL = os.environ.get("WUKONG_APART") == "papers"
 EVERY = sorted(path.stem for path in (PAPER / "small").glob("*.yaml") if path.stem != "base")
 NAMES = EVERY if ALL else ["rn50", "vit-l"]
 OF_PAGE = "vit-l"

@@ -151,7 +151,7 @@ def test_no_package_is_pinned_twice() -> None:
 
 
 def test_the_committed_hashes_are_those_of_the_pinned_versions() -> None:
-    """`make constraints` writes both; who changes a version alone is told here."""
+    """`make hashes NEWEST=1` writes both; who changes a version alone is told here."""
     pinned = [hashes.versions(file.read_text(encoding="utf-8")) for file in hashes.PINS]
     files = hashes.versions("\n".join(build.FILES))
     text = hashes.HASHES.read_text(encoding="utf-8")

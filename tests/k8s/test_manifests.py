@@ -85,7 +85,7 @@ def test_every_base_file_is_applied_and_built() -> None:
         for name in listed
         for document in yaml.safe_load_all((FOLDER / "base" / name).read_text(encoding="utf-8"))
     ]
-    assert list(plain()) == apart, "k8s/install.yaml is not what k8s/base says: run `make manifests`"
+    assert list(plain()) == apart, "k8s/install.yaml is not what k8s/base says: run `make generate`"
 
 
 def test_the_installation_file_is_what_make_manifests_writes() -> None:
@@ -95,7 +95,7 @@ def test_the_installation_file_is_what_make_manifests_writes() -> None:
         base / "setup.yaml": install_manifest.named_by_content(base),
         FOLDER / "install.yaml": install_manifest.joined(base),
     }
-    assert {file: file.read_text(encoding="utf-8") for file in made} == made, "run `make manifests`"
+    assert {file: file.read_text(encoding="utf-8") for file in made} == made, "run `make generate`"
 
 
 def test_the_namespace_comes_first() -> None:

@@ -238,7 +238,7 @@ def test_fine_tuning_on_a_set_from_another_experiments_model(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif("WUKONG_PAPER_SMALL" not in os.environ, reason="make paper-small")
+@pytest.mark.skipif(os.environ.get("WUKONG_APART") != "papers", reason="make test-apart NAME=papers")
 def test_fine_tuning_on_a_set_of_published_size(tmp_path: Path) -> None:
     coco_cn_of_published_size(tmp_path / "sets" / "coco-cn")
     told = trained(tmp_path, Path(__file__).parents[2], batch_size=512, epochs=2, rows=1000)

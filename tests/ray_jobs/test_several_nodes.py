@@ -1,7 +1,7 @@
 """Every stage on a Ray of three nodes: the same digests as on one, also when a node is killed in each stage.
 
 The nodes are processes of this machine with addresses of their own on loopback; the storage is a real object store.
-``make nodes-test`` runs all but the refusal of a folder: they take too long for each change.
+``make test-apart NAME=nodes`` runs all but the refusal of a folder: they take too long for each change.
 """
 
 import json
@@ -41,7 +41,7 @@ HOLDOUTS = [
     {"name": "new-words", "source": "*/plain/*", "captions": "unseen"},
     {"name": "new-style", "source": "*/outlined/*", "captions": "any"},
 ]
-MATRIX = pytest.mark.skipif("WUKONG_NODES_TEST" not in os.environ, reason="make nodes-test")
+MATRIX = pytest.mark.skipif(os.environ.get("WUKONG_APART") != "nodes", reason="make test-apart NAME=nodes")
 
 DRIVER = """
 import importlib, json, sys, time

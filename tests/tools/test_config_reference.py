@@ -38,7 +38,7 @@ def rows() -> dict[str, list[str]]:
 
 def test_the_page_is_fresh() -> None:
     written = config_reference.PAGE.read_text(encoding="utf-8")
-    assert written == config_reference.reference(), "run `make configuration`"
+    assert written == config_reference.reference(), "run `make generate`"
 
 
 def test_every_key_is_there_once(rows: dict[str, list[str]]) -> None:

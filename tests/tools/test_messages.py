@@ -37,13 +37,13 @@ def _fields(text: str) -> set[tuple[str, str | None, str | None]]:
 
 def test_nothing_is_missing_or_unused(stored: Catalog) -> None:
     known, found = _entries(stored), _entries(messages.updated())
-    assert not found.keys() - known.keys(), "run `make messages`, and translate what is new"
-    assert not known.keys() - found.keys(), "run `make messages`: it drops what the code lacks"
+    assert not found.keys() - known.keys(), "run `make generate`, and translate what is new"
+    assert not known.keys() - found.keys(), "run `make generate`: it drops what the code lacks"
     assert [each for each, entry in known.items() if not all(_said(entry.string))] == []
     places, now = (
         {name: {file for file, _ in each.locations} for name, each in all_.items()} for all_ in (known, found)
     )
-    assert places == now, "run `make messages`"
+    assert places == now, "run `make generate`"
 
 
 def test_a_translation_has_the_fields_of_its_text(stored: Catalog) -> None:
@@ -61,7 +61,7 @@ def test_a_translation_has_the_fields_of_its_text(stored: Catalog) -> None:
 def test_is_compiled(stored: Catalog) -> None:
     compiled = io.BytesIO()
     write_mo(compiled, stored)
-    assert compiled.getvalue() == messages.CATALOGUE.with_suffix(".mo").read_bytes(), "run `make messages`"
+    assert compiled.getvalue() == messages.CATALOGUE.with_suffix(".mo").read_bytes(), "run `make generate`"
 
 
 @pytest.mark.parametrize(

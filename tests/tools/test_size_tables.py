@@ -13,4 +13,4 @@ pytestmark = [
 
 
 def test_the_page_is_fresh() -> None:
-    assert size_tables.PAGE.read_text(encoding="utf-8") == size_tables.page(), "run `make sizes`"
+    assert size_tables.PAGE.read_text(encoding="utf-8") == size_tables.page(), "run `make generate`"

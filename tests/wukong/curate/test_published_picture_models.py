@@ -19,7 +19,7 @@ from wukong.curate.rule import PictureBatch
 from wukong.curate.rules import REGISTRY
 
 pytestmark = pytest.mark.skipif(
-    "WUKONG_PICTURE_MODELS_TEST" not in os.environ, reason="WUKONG_PICTURE_MODELS_TEST is not set"
+    os.environ.get("WUKONG_APART") != "picture-models", reason="`make test-apart NAME=picture-models`"
 )
 ROOT = Path(__file__).parents[3]
 

@@ -1,7 +1,7 @@
 """Environments of projects that open exports: each has its own packages, and shares torch with this one.
 
 A virtual environment whose path also leads to this environment's packages takes a few MiB, where one with a torch of
-its own takes 8 GiB. ``make export-test`` sets ``WUKONG_EXPORT_TEST``; without it the tests that need such an
+its own takes 8 GiB. ``make test-apart NAME=export`` runs them all; otherwise the tests that need such an
 environment are skipped, because they download packages.
 """
 
@@ -17,7 +17,9 @@ import pytest
 ROOT = Path(__file__).parents[3]
 ENVIRONMENTS = ROOT / "build" / "consumers"
 
-only_by_hand = pytest.mark.skipif("WUKONG_EXPORT_TEST" not in os.environ, reason="`make export-test` runs it")
+only_by_hand = pytest.mark.skipif(
+    os.environ.get("WUKONG_APART") != "export", reason="`make test-apart NAME=export` runs it"
+)
 
 
 def environment(name: str, packages: Sequence[str]) -> Path:
