@@ -23,8 +23,8 @@ from wukong.store.manifest import Stage
 
 ROOT = Path(__file__).parents[2]
 STORAGE = "s3://wukong/paper-size"
-COLUMNS = {"rn50": 32, "vit-l": 32, "swin-l": 16}
-"""Columns of Table 5 and the pixels of a side that their small towers see: 1, 4 and 16 vectors of a picture."""
+COLUMNS = {"vit-l": 32, "rn50": 32, "swin-l": 16}
+"""Columns of Table 5 and the pixels of a side that their small towers see: 4, 1 and 16 vectors of a picture."""
 SHARES: Mapping[str, float] = {
     **dict.fromkeys(("imagenet", "sun397", "flickr30k-cn"), 1.0),
     **dict.fromkeys(("food101", "dtd", "pets", "flickr8k-cn", "coco-cn", "muge"), 0.1),
@@ -59,7 +59,7 @@ def experiment(column: str, folder: str, pairs: int) -> Experiment:
 
 def pairs_stage(pairs: int) -> Stage:
     """Where the pairs are that are trained on, as a filter leaves them."""
-    return Stage(STORAGE, "filter", {"pairs": pairs})
+    return Stage(STORAGE, "filter", {"pairs": pairs, "split": {"holdouts": []}})
 
 
 def counts(name: str, share: float) -> Any:

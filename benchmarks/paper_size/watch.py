@@ -12,22 +12,22 @@ from typing import Any
 import psutil
 
 MIB = 2**20
-QUOTA = 2**31 // 64
-"""Of temporary files: a pod's 2 GiB. A picture has 1 KB in place of 110, and a vector 16 numbers in place of 256."""
+LARGE = 300 * MIB
+"""Of memory; Ray's own processes, which have less, are not named."""
 
 
 class Watch(threading.Thread):
-    """Looks at a part while it runs: memory of its processes, temporary files, and what its log and events say.
+    """Looks at a part while it runs: memory of its processes, temporary files, when a training takes its first step.
 
     Attributes:
         memory: most bytes of a process, by its name.
         disk: most bytes of the temporary files.
-        first_step: seconds until a training had taken steps; None before.
+        first_step: seconds until the log said that a training takes steps; None before.
     """
 
-    def __init__(self, process: psutil.Popen, scratch: Path, events: Path, mounted: bool) -> None:
+    def __init__(self, process: psutil.Popen, scratch: Path, log: Path, mounted: bool) -> None:
         super().__init__(daemon=True)
-        self._process, self._scratch, self._events, self._mounted = process, scratch, events, mounted
+        self._process, self._scratch, self._log, self._mounted = process, scratch, log, mounted
         self._ended, self._began = threading.Event(), time.monotonic()
         self.memory: dict[str, int] = {}
         self.disk = 0
@@ -42,9 +42,9 @@ class Watch(threading.Thread):
             due = time.monotonic() + 0.5
             for each in tree(self._process):
                 with suppress(psutil.Error):
-                    name = "driver" if each.pid == self._process.pid else each.name()
+                    name = "driver" if each.pid == self._process.pid else each.name().partition(".")[0]
                     self.memory[name] = max(self.memory.get(name, 0), each.memory_info().rss)
-            if self.first_step is None and '"what":"training"' in self._events.read_text():
+            if self.first_step is None and "training on " in self._log.read_text(errors="replace"):
                 self.first_step = round(time.monotonic() - self._began, 1)
 
     def _bytes(self) -> int:
@@ -58,7 +58,7 @@ class Watch(threading.Thread):
     def end(self) -> dict[str, Any]:
         self._ended.set()
         self.join()
-        mib = {name: round(held / MIB) for name, held in sorted(self.memory.items(), key=lambda each: -each[1])}
+        mib = {name: round(held / MIB) for name, held in self.memory.items() if held > LARGE}
         return {"disk_mib": round(self.disk / MIB, 1), "memory_mib": mib, "first_step": self.first_step}
 
 
@@ -88,10 +88,11 @@ def size_of(path: Path) -> int:
 
 
 @contextmanager
-def quota(folder: Path) -> Iterator[bool]:
-    """Mount a file system of the quota's size on a folder; yields whether that is allowed here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={QUOTA}", "tmpfs", str(folder)]
+def quota(folder: Path, most: int) -> Iterator[bool]:
+    """Empty a folder, and mount a file system of so many bytes there; yields whether that is allowed here."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={most}", "tmpfs", str(folder)]
     mounted = not subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode
     try:
         yield mounted
