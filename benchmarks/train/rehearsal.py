@@ -11,8 +11,14 @@ Nothing is computed. It ends with an error that names the line where the step
 - waits for the device: ``.item()``, ``nonzero``, a mask as an index, a copy from the device, or a copy to it that is
   not pinned or is blocking.
 
-What it cannot show: time, the memory of NCCL, of CUDA and of what the allocator cannot fill, and what happens within
-the kernels of the token-wise similarity: they are not launched, their inputs and outputs are counted.
+Then the rank's share of a validation on ImageNet is measured, up to what the ranks tell each other in the end. A
+validation waits for the GPU; it is said how often.
+
+With ``--full`` the token-wise kernels are compiled for four GPUs with the Triton of the images, and a step with towers
+that are compiled by inductor is compared with one that is not, on the processor.
+
+What it cannot show: time, the memory of NCCL, of CUDA and of what the allocator cannot fill, and what the kernels of
+the token-wise similarity compute: torch knows them as operators, whose inputs and outputs are counted.
 """
 
 import argparse
@@ -31,6 +37,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -45,9 +52,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.data.tokenizer import Tokenizer
-from wukong.model import cost, similarity, token_triton
+from wukong.evaluate import best_words
+from wukong.evaluate.blocks import InMemory
+from wukong.evaluate.data_set import ClassificationData
+from wukong.evaluate.protocol import PROTOCOLS
+from wukong.model import cost, similarity
 from wukong.model.dual import DualEncoder
-from wukong.train import batches, loop
+from wukong.train import batches, loop, validation
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "npy"
@@ -74,12 +85,14 @@ class Rehearsed:
         ranks: number of ranks.
         peak: bytes at the peak, by part.
         collectives: by collective and type of its numbers, the calls of a step and the bytes that a rank hands in.
+        validation: what a validation takes; None where the image tower is trained.
     """
 
     name: str
     ranks: int
     peak: dict[str, int]
     collectives: dict[str, tuple[int, int]]
+    validation: "Measured | None"
 
     @property
     def fits(self) -> list[int]:
@@ -87,11 +100,30 @@ class Rehearsed:
         return [card for card in CARDS if sum(self.peak.values()) <= SPARE * card * 1e9]
 
 
-class Watch(TorchDispatchMode):
-    """Refuses what waits for the device, and counts collectives.
+@dataclass(frozen=True)
+class Measured:
+    """What a rank's share of a validation takes.
 
     Attributes:
-        refuses: whether it refuses what waits; it counts in any case.
+        peak: most bytes of the device's memory, those of the training among them.
+        waits: how often the processor waits for the device, by reason.
+        collectives: as of ``Rehearsed``.
+        told: bytes that the rank tells the others in the end.
+    """
+
+    peak: int
+    waits: dict[str, int]
+    collectives: dict[str, tuple[int, int]]
+    told: int
+
+
+class Watch(TorchDispatchMode):
+    """Refuses or counts what waits for the device, and counts collectives.
+
+    Attributes:
+        refuses: whether it refuses what waits.
+        waits: how often something waited that was not refused, by reason.
+        numbers: the numbers of tensors on the device that were made of one.
         pinned: the tensors that lie in pinned memory.
         held: bytes of the device's memory now.
         peak: most bytes of it so far.
@@ -100,6 +132,8 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.refuses = False
+        self.waits: Counter[str] = Counter()
+        self.numbers = WeakIdKeyDictionary()
         self.pinned = WeakIdKeyDictionary()
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -118,11 +152,33 @@ class Watch(TorchDispatchMode):
     def _free(self, size: int) -> None:
         self.held -= size
 
+    def begin(self) -> None:
+        """Count collectives, waits and the peak of the memory anew."""
+        self.calls.clear()
+        self.bytes.clear()
+        self.waits.clear()
+        self.peak = self.held
+
+    @property
+    def collectives(self) -> dict[str, tuple[int, int]]:
+        """By collective and type of its numbers, the calls and the bytes that a rank hands in."""
+        return {kind: (self.calls[kind], self.bytes[kind]) for kind in sorted(self.calls)}
+
+    def wait(self, reason: str) -> None:
+        """Refuse or count that the processor waits for the device."""
+        if self.refuses:
+            raise WaitError(reason)
+        self.waits[reason] += 1
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function.namespace == "prim":
+            return function(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and function._can_decompose():
+            with self:  # these come whole where no gradient is asked for
+                return function.decompose(*args, **kwargs)
         name, first = function._schema.name, next(iter(args), None)
-        if self.refuses:
-            self._check(name, args, kwargs)
+        self._check(name, args, kwargs)
         if name.startswith("c10d::"):
             given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
             sent = given[len(given) // 2 :] if len(given) > 1 else given  # after the outputs
@@ -130,9 +186,17 @@ class Watch(TorchDispatchMode):
             self.calls[kind] += 1
             self.bytes[kind] += sum(each.nbytes for each in sent)
         values = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
-        if values and not any(isinstance(each, FakeTensor) for each in values) and not _on_device_next(kwargs):
+        if not any(isinstance(each, FakeTensor) for each in values) and not _on_device_next(kwargs):
             with unset_fake_temporarily():  # the processor's own numbers, which the step may read
                 return function(*args, **kwargs)
+        if name == "aten::_local_scalar_dense":
+            return self.numbers.get(first, 1)
+        if name == "aten::nonzero":  # all are
+            function, args = torch.ops.aten.new_empty.default, (first, (first.numel(), first.ndim))
+            kwargs = {"dtype": torch.int64}
+        if name == "aten::_to_copy" and _on_device(first) and not _on_device_next(kwargs, DEVICE):
+            with unset_fake_temporarily():
+                return _some(first.shape, kwargs.get("dtype") or first.dtype)
         if name == "aten::_to_copy" and not isinstance(first, FakeTensor):
             result = torch.empty(first.shape, dtype=kwargs.get("dtype") or first.dtype, device=DEVICE)
         else:
@@ -144,7 +208,9 @@ class Watch(TorchDispatchMode):
     def _check(self, name: str, args: Any, kwargs: Any) -> None:
         first = next(iter(args), None)
         if name == "aten::_local_scalar_dense" and _on_device(first):
-            raise WaitError("a number is read from the device")
+            self.wait("a number is read from the device")
+        if name == "aten::nonzero" and _on_device(first):
+            self.wait("nonzero: how many there are is read from the device")
         if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
             self._check_indices(first, args[1])
         if name in ("aten::_to_copy", "aten::copy_"):
@@ -159,18 +225,18 @@ class Watch(TorchDispatchMode):
             if index is None or not _on_device(indexed):
                 continue
             if index.dtype in (torch.bool, torch.uint8):
-                raise WaitError("a mask is an index: how many it takes is read from the device")
+                self.wait("a mask is an index: how many it takes is read from the device")
             if not _on_device(index):
-                raise WaitError("an index that is not on the device is copied to it")
+                self.wait("an index that is not on the device is copied to it")
 
     def _check_copy(self, source: Tensor, target: torch.device, *, blocking: bool) -> None:
         if _on_device(source) and target.type != DEVICE:
-            raise WaitError("a copy from the device")
+            self.wait("a copy from the device")
         if not _on_device(source) and target.type == DEVICE:
             if source not in self.pinned:
-                raise WaitError("a copy to the device of memory that is not pinned")
-            if blocking:
-                raise WaitError("a copy to the device that is blocking")
+                self.wait("a copy to the device of memory that is not pinned")
+            elif blocking:
+                self.wait("a copy to the device that is blocking")
 
 
 class Pinning(TorchFunctionMode):
@@ -178,7 +244,7 @@ class Pinning(TorchFunctionMode):
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self._pinned = watch.pinned
+        self._watch, self._pinned = watch, watch.pinned
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is Tensor.is_pinned:
@@ -193,22 +259,31 @@ class Pinning(TorchFunctionMode):
             if f"from the '{DEVICE}' backend" not in str(error):
                 raise
             # Torch makes tensors of numbers and lists in memory that is not pinned, and copies them beside all modes.
-            raise WaitError("a number or a list of Python is copied to the device") from error
+            self._watch.wait("a number or a list of Python is copied to the device")
+            if function is not torch.tensor:
+                raise
+            with unset_fake_temporarily():
+                here = torch.tensor(args[0])
+            there = torch.empty(here.shape, dtype=here.dtype, device=DEVICE)
+            self._watch.numbers[there] = args[0]
+            return there
 
 
 def _on_device(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device.type == DEVICE
 
 
-def _on_device_next(settings: dict[str, Any]) -> bool:
-    return torch.device(settings.get("device") or "cpu").type == DEVICE
+def _on_device_next(settings: dict[str, Any], otherwise: str = "cpu") -> bool:
+    return torch.device(settings.get("device") or otherwise).type == DEVICE
 
 
-class _NotLaunched:
-    """A kernel that is not launched: there are only fakes of its inputs and outputs."""
-
-    def __getitem__(self, _grid: Any) -> Any:
-        return lambda *_args, **_settings: None
+def _some(shape: torch.Size, kind: torch.dtype) -> Tensor:
+    """Return numbers in the place of those that the device has not computed; not all rows are equal."""
+    if not kind.is_floating_point:
+        return torch.ones(shape, dtype=kind)
+    values = torch.zeros(shape, dtype=kind)
+    values[:1] = 1
+    return values
 
 
 def register() -> None:
@@ -284,9 +359,7 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
         stack.enter_context(fake_ranks(settings.workers))
         for module, attribute, value in (
             (similarity, "_kernels_run", _on_device),
-            (token_triton, "_scores", _NotLaunched()),
-            (token_triton, "_image_gradient", _NotLaunched()),
-            (token_triton, "_text_gradient", _NotLaunched()),
+            (best_words, "half_is_quicker", lambda device: device.type == DEVICE),
             (loop, "DistributedDataParallel", _replica),
         ):
             stack.enter_context(mock.patch.object(module, attribute, value))
@@ -305,9 +378,7 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
             run.step(steps)
             run.replica = replica
             run.recent.losses.clear()
-            watch.calls.clear()
-            watch.bytes.clear()
-            watch.peak = watch.held
+            watch.begin()
             run.step(steps)
         weights = list(model.parameters())
         parts = {
@@ -316,8 +387,49 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
             "moments": _size([value for state in run.optimiser.state.values() for value in state.values()]),
         }
         parts["activations"] = watch.peak - sum(parts.values())
-    calls = {kind: (watch.calls[kind], watch.bytes[kind]) for kind in sorted(watch.calls)}
-    return Rehearsed(name, settings.workers, parts, calls)
+        calls, measured = watch.collectives, None
+        if settings.reads_features or settings.lock == "all":
+            watch.begin()
+            watch.refuses = False
+            measured = _validate(run, watch, shape, tokenizer)
+    return Rehearsed(name, settings.workers, parts, calls, measured)
+
+
+def _validate(run: "loop._Run", watch: Watch, shape: cost.Shape, tokenizer: Tokenizer) -> Measured:
+    """Measure a rank's share of ImageNet, with the features that a locked tower gave for it before the first step."""
+    protocol, count = PROTOCOLS["paper"], 50_000
+    names, labels = [f"类{number}" for number in range(1000)], np.arange(count) % 1000
+    ids = [str(number) for number in range(count)]
+    data = ClassificationData("imagenet", "test", names, ids, labels, [], "classification", names)  # type: ignore[arg-type]
+    rows = -(-count // run.workers)
+    with unset_fake_temporarily():
+        features = torch.zeros(rows, *([shape.tokens] if run.model.token_wise else []), shape.width).half()
+        features[: rows // 2] = 1  # unlike the others
+    validator = validation.Validator([validation.Task(data, protocol, features)], tokenizer)
+    run.model.eval()
+    run.model.vocabulary = tokenizer.digest
+    with watch, Pinning(watch), mock.patch.object(validation, "_exchange", _told), suppress_told() as told:
+        validator(run.model)
+    return Measured(watch.peak, dict(watch.waits), watch.collectives, told[0])
+
+
+class _ToldError(Exception):
+    """The rank tells the others what it has found, who are not there."""
+
+
+def _told(files: InMemory, made: list[str], _device: torch.device) -> None:
+    found = [each for name in made for key, each in files.read(name).items() if key != "vectors"]
+    raise _ToldError(sum(each.nbytes for each in found))
+
+
+@contextmanager
+def suppress_told() -> Iterator[list[int]]:
+    """Collect the bytes that a rank tells the others, with which its validation ends here."""
+    told: list[int] = []
+    try:
+        yield told
+    except _ToldError as error:
+        told.append(error.args[0])
 
 
 def _size(tensors: list[Tensor]) -> int:

@@ -43,7 +43,8 @@ _BACKWARD = ((64, 64, 8), (32, 64, 8), (64, 32, 8), (32, 32, 4), (128, 32, 8), (
 # Exact products of float32 run on the ordinary cores and take their operands from registers.
 _FORWARD_EXACT = ((64, 64, 8), (32, 64, 4), (32, 32, 4), (16, 16, 4), (128, 32, 8), (256, 16, 8), (512, 16, 16))
 _BACKWARD_EXACT = ((32, 32, 4), (16, 16, 4), (64, 16, 4), (128, 16, 8), (256, 16, 8), (512, 16, 16))
-"""Rows, patches and warps of the blocks, the best guess first."""
+"""Rows, patches and warps of the blocks, the best guess first. With the first of the backward pass, TF32 spills
+registers on an A100."""
 
 
 @cache
@@ -78,8 +79,8 @@ def _forward_choices(_kernel: Kernel, n: int, width: int, precision: Precision) 
     tiles = [tile for tile in (_FORWARD_EXACT if exact else _FORWARD) if tile[0] >= n]
     if not exact:
         for rows, patches, warps in tiles:
-            # An A100 keeps the text tokens in registers, which must hold the products too.
-            if rows * whole * (2 if precision == "half" else 4) <= 2**9 * 32 * warps:
+            # An A100 keeps the text tokens in registers, which must hold the products too: 144 of a thread's 255.
+            if rows * (whole * (2 if precision == "half" else 4) + 4 * patches) <= 4 * 144 * 32 * warps:
                 yield rows, patches, whole, warps
     for depth in (32, 16) if exact else (64, 32, 16):
         for rows, patches, warps in tiles:
@@ -90,7 +91,7 @@ def _backward_choices(kernel: Kernel, n: int, width: int, precision: Precision) 
     exact = precision == "ieee"
     most = 32 if exact else 64  # numbers that a thread accumulates; it has 255 registers, for weights and addresses too
     for halves in range(5):
-        for rows, patches, warps in _BACKWARD_EXACT if exact else _BACKWARD:
+        for rows, patches, warps in _BACKWARD_EXACT if exact else _BACKWARD[precision == "tf32" :]:
             accumulated = patches if kernel == "image_gradient" else rows
             depth = min(256, padded(width), most * 32 * warps // accumulated) >> halves
             if rows >= n and depth >= 16:

@@ -313,6 +313,7 @@ COMPILED = {
     "80:bfloat16:49x300x100": 255,
     "86:float32:576x32x256": 200,
     "90:bfloat16:256x32x256": 200,
+    "80:tf32:256x32x256": 255,
     "90:tf32:576x32x256": 255,
     "100:bfloat16:256x32x256": 255,
     "120:bfloat16:49x32x256": 200,
@@ -353,8 +354,10 @@ def test_kernels_that_spill_or_take_more_memory_than_computed_are_refused() -> N
     sys.modules["kernels"] = module  # for its dataclass
     spec.loader.exec_module(module)
     cut = token_blocks.blocks("scores", 32, 256, "half", MEMORY[3])[0]
-    proper = module.Compiled("90:bfloat16:256x32x256", "scores", cut, 200, 0, 1000, 1000, [])
+    proper = module.Compiled("90:bfloat16:256x32x256", "scores", cut, True, 200, 0, 1000, 1000, [])
     assert proper.problem == ""
     assert "8 bytes" in replace(proper, spilled=8).problem
+    assert replace(proper, spilled=8, first=False).problem == ""  # it is measured, and is not the fastest
+    assert replace(proper, spilled=8, case="90:float32:256x32x256").problem == ""
     assert "computed" in replace(proper, shared=1001).problem
     assert "computed" in replace(proper, shared=MEMORY[3] + 1, computed=MEMORY[3] + 1).problem
