@@ -279,7 +279,6 @@ def step_part(sizes: Sizes) -> Iterator[Row]:
             marks.begin()
             run.step(batches)
         run.look()
-        torch.cuda.reset_peak_memory_stats()
         marks.restart()
         began = time.perf_counter()
         with refused_waits():
@@ -288,8 +287,12 @@ def step_part(sizes: Sizes) -> Iterator[Row]:
                 run.step(batches)
         torch.cuda.synchronize()
         seconds = (time.perf_counter() - began) / sizes.steps
-        taken = torch.cuda.max_memory_allocated()
         look = run.look()
+    run.pairs = Ready(pictures, ids_of(model, sizes.pairs, 10 * model.text.max_tokens))  # as the rehearsal has them
+    with run.batches() as batches:
+        torch.cuda.reset_peak_memory_stats()
+        run.step(batches)
+        taken = torch.cuda.max_memory_allocated()
     yield Row("waits for the GPU between two looks", "none", "none", True)
     yield Row("loss after the steps", f"{look.loss:.4g}", "finite", bool(torch.tensor(look.loss).isfinite()))
     parts = marks.milliseconds()

