@@ -96,7 +96,10 @@ FULL = Sizes(
 )
 SMALL = Sizes(
     config="vit-b-32",
-    changes=("model.text.layers=1", "model.text.width=128", "model.text.heads=8"),
+    changes=(
+        *("model.image.name=vit_tiny_patch16_224", "model.image.image_size=32", "model.image.weights=random"),
+        *("model.text.layers=1", "model.text.width=128", "model.text.heads=8"),
+    ),
     pairs=4,
     tower="b-32",
     stored=16,
@@ -303,7 +306,7 @@ def step_part(sizes: Sizes) -> Iterator[Row]:
     flops = cost.tower_flops(model) + cost.text_step_flops(model, settings, shape, CAPTION_TOKENS)
     yield Row("sustained, for `wukong plan --rate gpu=`", f"{flops * sizes.pairs / seconds / 1e12:,.4g} TFLOP/s")
     del run, dual, tower
-    measured = rates.measure(model, settings, ["text_step", "tower"], DEVICE, CAPTION_TOKENS, 10.0)
+    measured = rates.measure(model, settings, ["text_step", "tower"], DEVICE, CAPTION_TOKENS, sizes.steps)
     planned = sizes.pairs * sum(1 / rate for rate in measured.values())
     yield Row.ratio("what `wukong plan --measure` says of the step, of what it takes", planned / seconds, 0.2)
     yield Row.ratio("peak memory, of the rehearsal's", taken / rehearsed_peak(sizes.config, changes), 0.15)
@@ -323,7 +326,14 @@ def refused_waits() -> Iterator[None]:
 def rehearsed_peak(config: str, changes: list[str]) -> int:
     """Return the bytes that a step takes on a GPU that is not there."""
     options = [option for change in changes for option in ("--set", change)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "train" / "rehearsal.py"), config, "--json", *options]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "train" / "rehearsal.py"),
+        config,
+        "--json",
+        "--step",
+        *options,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
     said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -398,10 +408,10 @@ def pictures_part(sizes: Sizes) -> Iterator[Row]:
         yield Row("the loader alone, augmented views", f"{rate:,.0f} pictures/s with {loaders} processes")
         batches.close()
 
-        places = [feature_files.path_of("train", "00000", number) for number in range(2)]
+        places = [feature_files.path_of("train", "00000", number) for number in range(3)]
         files = [feature_files.File(corpus.uri(0, ".tar"), 0, storage.join(corpus.prefix, place)) for place in places]
         computed = features.compute(files, model, "float16", "bfloat16", None, DEVICE, loaders)
-        next(computed)  # while the loader processes start
+        next(computed)  # while the loader processes start; the next file's first batch is computed by then
         began = time.perf_counter()
         next(computed)
         seconds = time.perf_counter() - began

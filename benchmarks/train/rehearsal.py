@@ -1,6 +1,6 @@
 """Rehearse a training step on a GPU where there is none: what waits for the GPU, memory of a rank, and collectives.
 
-    python benchmarks/train/rehearsal.py [vit-l swin-l ...] [--set KEY=VALUE] [--json] [--full]
+    python benchmarks/train/rehearsal.py [vit-l swin-l ...] [--set KEY=VALUE] [--json] [--step] [--full]
 
 The names are those of configs/paper; without a name all are rehearsed. It takes the second step of
 ``wukong.train.loop`` at its real size, with torch's fake tensors on a fake device and a fake process group of as many
@@ -12,7 +12,7 @@ Nothing is computed. It ends with an error that names the line where the step
   not pinned or is blocking.
 
 Then the rank's share of a validation on ImageNet is measured, up to what the ranks tell each other in the end. A
-validation waits for the GPU; it is said how often.
+validation waits for the GPU; it is said how often. ``--step`` leaves it out.
 
 With ``--full`` the token-wise kernels are compiled for four GPUs with the Triton of the images, which is downloaded
 where another is installed, and a step with towers that are compiled by inductor is compared with one that is not, on
@@ -93,7 +93,7 @@ class Rehearsed:
         ranks: number of ranks.
         peak: bytes at the peak, by part.
         collectives: by collective and type of its numbers, the calls of a step and the bytes that a rank hands in.
-        validation: what a validation takes; None where the image tower is trained.
+        validation: what a validation takes; None where the image tower is trained, or none was asked for.
     """
 
     name: str
@@ -346,7 +346,7 @@ def experiment_of(name: str, changes: tuple[str, ...] = ()) -> Experiment:
     return documents.load(ROOT / "configs" / "paper" / f"{name}.yaml", list(changes))
 
 
-def rehearse(name: str, experiment: Experiment) -> Rehearsed:
+def rehearse(name: str, experiment: Experiment, *, validates: bool = True) -> Rehearsed:
     """Take the second step of a config's pre-training: the first makes the optimiser's state.
 
     Raises:
@@ -396,7 +396,7 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
         }
         parts["activations"] = watch.peak - sum(parts.values())
         calls, measured = watch.collectives, None
-        if settings.reads_features or settings.lock == "all":
+        if validates and (settings.reads_features or settings.lock == "all"):
             watch.begin()
             watch.refuses = False
             measured = _validate(run, watch, shape, tokenizer)
@@ -581,6 +581,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *every])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--step", action="store_true")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-model").expanduser())
     options = parser.parse_args()
@@ -590,7 +591,7 @@ def main() -> None:
     found = []
     for name in options.names or every:
         try:
-            found.append(rehearse(name, experiment_of(name, tuple(options.set))))
+            found.append(rehearse(name, experiment_of(name, tuple(options.set)), validates=not options.step))
         except Exception:  # noqa: BLE001 - what torch raises for fakes has no class in common
             traceback.print_exc()
             sys.exit(f"{name}: the step is refused")
