@@ -57,7 +57,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.data.tokenizer import Tokenizer
-from wukong.evaluate import best_words
+from wukong.evaluate import best_words, candidates
 from wukong.evaluate.blocks import InMemory
 from wukong.evaluate.data_set import ClassificationData
 from wukong.evaluate.protocol import PROTOCOLS
@@ -286,9 +286,11 @@ def _on_device_next(settings: dict[str, Any], otherwise: str = "cpu") -> bool:
 
 
 def _some(shape: torch.Size, kind: torch.dtype) -> Tensor:
-    """Return numbers in the place of those that the device has not computed; not all rows are equal."""
+    """Return numbers in the place of those that the device has not computed: scores, or vectors, unlike in one row."""
     if not kind.is_floating_point:
         return torch.ones(shape, dtype=kind)
+    if len(shape) == 2:
+        return torch.rand(shape).to(kind)
     values = torch.zeros(shape, dtype=kind)
     values[:1] = 1
     return values
@@ -346,8 +348,13 @@ def experiment_of(name: str, changes: tuple[str, ...] = ()) -> Experiment:
     return documents.load(ROOT / "configs" / "paper" / f"{name}.yaml", list(changes))
 
 
-def rehearse(name: str, experiment: Experiment, *, validates: bool = True) -> Rehearsed:
-    """Take the second step of a config's pre-training: the first makes the optimiser's state.
+def rehearse(name: str, experiment: Experiment, classes: int = 1000) -> Rehearsed:
+    """Take the second step of a config's pre-training: the first makes the optimiser's state. Then validate.
+
+    Args:
+        name: name of the config.
+        experiment: the experiment.
+        classes: classes of ImageNet with which the validation is rehearsed; 0 to leave it out.
 
     Raises:
         WaitError: the step waits for the device.
@@ -368,6 +375,8 @@ def rehearse(name: str, experiment: Experiment, *, validates: bool = True) -> Re
         for module, attribute, value in (
             (similarity, "_kernels_run", _on_device),
             (best_words, "half_is_quicker", lambda device: device.type == DEVICE),
+            # No score is near another one, behind those that are computed again in any case.
+            (candidates, "decide", lambda wanted, compute, _near: compute(wanted)),
             (loop, "DistributedDataParallel", _replica),
         ):
             stack.enter_context(mock.patch.object(module, attribute, value))
@@ -396,17 +405,17 @@ def rehearse(name: str, experiment: Experiment, *, validates: bool = True) -> Re
         }
         parts["activations"] = watch.peak - sum(parts.values())
         calls, measured = watch.collectives, None
-        if validates and (settings.reads_features or settings.lock == "all"):
+        if classes and (settings.reads_features or settings.lock == "all"):
             watch.begin()
             watch.refuses = False
-            measured = _validate(run, watch, shape, tokenizer)
+            measured = _validate(run, watch, shape, tokenizer, classes)
     return Rehearsed(name, settings.workers, parts, calls, measured)
 
 
-def _validate(run: "loop._Run", watch: Watch, shape: cost.Shape, tokenizer: Tokenizer) -> Measured:
+def _validate(run: "loop._Run", watch: Watch, shape: cost.Shape, tokenizer: Tokenizer, classes: int) -> Measured:
     """Measure a rank's share of ImageNet, with the features that a locked tower gave for it before the first step."""
     protocol, count = PROTOCOLS["paper"], 50_000
-    names, labels = [f"类{number}" for number in range(1000)], np.arange(count) % 1000
+    names, labels = [f"类{number}" for number in range(classes)], np.arange(count) % classes
     ids = [str(number) for number in range(count)]
     data = ClassificationData("imagenet", "test", names, ids, labels, [], "classification", names)  # type: ignore[arg-type]
     rows = -(-count // run.workers)
@@ -591,7 +600,7 @@ def main() -> None:
     found = []
     for name in options.names or every:
         try:
-            found.append(rehearse(name, experiment_of(name, tuple(options.set)), validates=not options.step))
+            found.append(rehearse(name, experiment_of(name, tuple(options.set)), 0 if options.step else 1000))
         except Exception:  # noqa: BLE001 - what torch raises for fakes has no class in common
             traceback.print_exc()
             sys.exit(f"{name}: the step is refused")

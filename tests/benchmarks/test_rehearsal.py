@@ -26,6 +26,8 @@ SMALL = (
     *("pretrain.workers=8", "pretrain.batch_size=256"),
 )
 """Of a step that is planted: what it is about does not depend on sizes."""
+CLASSES = 100
+"""Of a validation; it takes all of them in pieces of equal size."""
 
 
 def _bench() -> ModuleType:
@@ -65,7 +67,7 @@ def rehearsed_in_process(names: tuple[str, ...], plants: tuple[str, ...]) -> dic
     """Rehearse in a process of its own: the fake device stays registered."""
     bench, found = _bench(), {}
     for name in names:
-        once = bench.rehearse(name, bench.experiment_of(name))
+        once = bench.rehearse(name, bench.experiment_of(name), CLASSES)
         found[name] = (once.peak, once.collectives, once.fits, once.validation)
     whole = DualEncoder.loss
     for plant in plants:
@@ -77,9 +79,7 @@ def rehearsed_in_process(names: tuple[str, ...], plants: tuple[str, ...]) -> dic
 
         with mock.patch.object(DualEncoder, "loss", planted):
             try:
-                found[plant] = bench.rehearse(
-                    "vit-b-32", bench.experiment_of("vit-b-32", SMALL), validates=False
-                ).collectives
+                found[plant] = bench.rehearse("vit-b-32", bench.experiment_of("vit-b-32", SMALL), 0).collectives
             except Exception as error:  # noqa: BLE001 - which one is what the tests ask
                 found[plant] = f"{type(error).__name__}: {error}"
     return found
@@ -140,7 +140,7 @@ def test_a_validation_gathers_texts_alone_and_takes_no_more_than_its_blocks(
     found: dict[str, Any], name: str, ranks: int, patches: int
 ) -> None:
     peak, _, fits, validation = found[name]
-    pieces, texts = 20, 50 * 80  # 1,000 classes in pieces of 50, each in 80 prompts
+    pieces, texts = CLASSES // 50, 50 * 80  # pieces of 50 classes, each in 80 prompts
     own = -(-texts // ranks)
     calls, size = validation.collectives["allgather_base float32"]
     assert calls == pieces

@@ -43,8 +43,8 @@ _BACKWARD = ((64, 64, 8), (32, 64, 8), (64, 32, 8), (32, 32, 4), (128, 32, 8), (
 # Exact products of float32 run on the ordinary cores and take their operands from registers.
 _FORWARD_EXACT = ((64, 64, 8), (32, 64, 4), (32, 32, 4), (16, 16, 4), (128, 32, 8), (256, 16, 8), (512, 16, 16))
 _BACKWARD_EXACT = ((32, 32, 4), (16, 16, 4), (64, 16, 4), (128, 16, 8), (256, 16, 8), (512, 16, 16))
-"""Rows, patches and warps of the blocks, the best guess first. With the first of the backward pass, TF32 spills
-registers on an A100."""
+"""Rows, patches and warps of the blocks, the best guess first. With the first of the backward pass the images'
+gradient in TF32 spills registers on an A100."""
 
 
 @cache
@@ -88,10 +88,10 @@ def _forward_choices(_kernel: Kernel, n: int, width: int, precision: Precision) 
 
 
 def _backward_choices(kernel: Kernel, n: int, width: int, precision: Precision) -> Iterator[_Choice]:
-    exact = precision == "ieee"
+    exact, spills = precision == "ieee", precision == "tf32" and kernel == "image_gradient"
     most = 32 if exact else 64  # numbers that a thread accumulates; it has 255 registers, for weights and addresses too
     for halves in range(5):
-        for rows, patches, warps in _BACKWARD_EXACT if exact else _BACKWARD[precision == "tf32" :]:
+        for rows, patches, warps in _BACKWARD_EXACT if exact else _BACKWARD[spills:]:
             accumulated = patches if kernel == "image_gradient" else rows
             depth = min(256, padded(width), most * 32 * warps // accumulated) >> halves
             if rows >= n and depth >= 16:
