@@ -506,24 +506,20 @@ def tables(found: list[Rehearsed]) -> str:
         sizes = " | ".join(f"{each.peak[part] / 1e9:.2f}" for part in parts)
         fits = ", ".join(f"{card} GB" for card in each.fits) or "neither"
         lines.append(f"| {each.name} | {each.ranks} | {sizes} | {sum(each.peak.values()) / 1e9:.2f} | {fits} |")
-    kinds = sorted({kind for each in found for kind in each.collectives})
-    lines += ["", f"| calls, MB that a rank hands in | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
-    for each in found:
-        counted = [each.collectives.get(kind) for kind in kinds]
-        cells = " | ".join(f"{one[0]}, {one[1] / 1e6:,.2f}" if one else "-" for one in counted)
-        lines.append(f"| {each.name} | {cells} |")
-    lines += [
-        "",
-        "| a validation on ImageNet | peak, GB | waits for the GPU | calls, MB that a rank hands in |",
-        "|---|---|---|---|",
-    ]
-    for each in found:
-        if (measured := each.validation) is not None:
-            kinds = "; ".join(f"{kind} {one[0]}, {one[1] / 1e6:,.2f}" for kind, one in measured.collectives.items())
-            told = f"; broadcast uint8 {each.ranks}, {measured.told / 1e6:,.2f} of each" if each.ranks > 1 else ""
-            lines.append(
-                f"| {each.name} | {measured.peak / 1e9:.2f} | {sum(measured.waits.values()):,} | {kinds}{told} |"
-            )
+    if kinds := sorted({kind for each in found for kind in each.collectives}):
+        lines += ["", f"| calls, MB that a rank hands in | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
+        for each in found:
+            counted = [each.collectives.get(kind) for kind in kinds]
+            cells = " | ".join(f"{one[0]}, {one[1] / 1e6:,.2f}" if one else "-" for one in counted)
+            lines.append(f"| {each.name} | {cells} |")
+    if measured := [(each, each.validation) for each in found if each.validation is not None]:
+        lines += ["", "| a validation on ImageNet | peak, GB | waits for the GPU | calls, MB that a rank hands in |"]
+        lines.append("|---|---|---|---|")
+        for each, one in measured:
+            kinds = [f"{kind} {count}, {size / 1e6:,.2f}" for kind, (count, size) in one.collectives.items()]
+            kinds += [f"broadcast {each.ranks}, {one.told / 1e6:,.2f} of each rank"] if each.ranks > 1 else []
+            waits = f"{sum(one.waits.values()):,}"
+            lines.append(f"| {each.name} | {one.peak / 1e9:.2f} | {waits} | {'; '.join(kinds) or '-'} |")
     return "\n".join(lines)
 
 
