@@ -503,13 +503,14 @@ def peers_part(sizes: Sizes) -> Iterator[Row]:
         loaders = 0 if sizes is SMALL else min(16, os.cpu_count() or 1)
         works = peers.on_a_gpu(sizes.tower, sizes.pairs, Path(folder), loaders, DEVICE)
         times: list[list[float]] = [[] for _ in works]
-        for number in range(sizes.steps + 3):
+        starting = 0 if sizes is SMALL else 3  # until the loader processes are there
+        for number in range(starting + sizes.steps):
             for work, each in zip(works, times, strict=True):
                 torch.cuda.synchronize()
                 began = time.perf_counter()
                 work()
                 torch.cuda.synchronize()
-                if number > 2:  # before, the loader processes start
+                if number >= starting:
                     each.append(time.perf_counter() - began)
     for name, each in zip(names, times, strict=True):
         rate = sizes.pairs / statistics.median(each)

@@ -36,10 +36,11 @@ def test_without_a_gpu_it_says_why_nothing_is_measured(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "parts", [("kernels", "token", "stored", "reduce"), ("step",), ("pictures", "validation"), ("peers",)]
-)
+_FEW = ("kernels", "token", "stored", "validation", "reduce")
+_TOWERS = [pytest.param((part,), marks=pytest.mark.long, id=part) for part in ("step", "pictures", "peers")]
+
+
+@pytest.mark.parametrize("parts", [pytest.param(_FEW, marks=pytest.mark.slow, id="few"), *_TOWERS])
 def test_every_part_runs_and_is_on_the_page(tmp_path: Path, parts: tuple[str, ...]) -> None:
     if "peers" in parts:
         pytest.importorskip("open_clip_train")
