@@ -61,8 +61,9 @@ class Size:
 
     def memory(self, settings: Training) -> int:
         """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
-        trained = self.trained(settings)
-        return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
+        trained, shares = self.trained(settings), settings.workers if settings.shard_optimizer else 1
+        moments = 8 * trained // shares
+        return 8 * trained + moments + (0 if settings.reads_features else 4 * (self.weights - trained))
 
 
 def empty_tower(model: Model) -> "ImageEncoder":
