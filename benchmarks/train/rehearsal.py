@@ -551,7 +551,7 @@ def compiled_kernels(work: Path) -> str:
         of_case = [each for each in rows if each["case"].startswith(f"{case}:")]
         first, others = [each for each in of_case if each["first"]], [each for each in of_case if not each["first"]]
         registers, spilled = (max(each[name] for each in first) for name in ("registers", "spilled"))
-        shared = max(each["shared"] for each in of_case) / 1024
+        shared = max(each["shared"] for each in first) / 1024
         spilling = sum(each["spilled"] > 0 for each in others)
         name = f"sm_{case.replace(':', ', ')}"
         lines.append(f"| {name} | {registers} | {spilled} | {shared:.0f} | {spilling} of {len(others)} |")
