@@ -134,8 +134,12 @@ bench: $(INSTALLED) ## Run a benchmark: NAME=crawl, NAME=scale/stragglers, ARGS=
 	PYTHONPATH=. $(BIN)/python benchmarks/$(NAME)$(if $(wildcard benchmarks/$(NAME).py),,/bench).py $(ARGS)
 
 .PHONY: gpu-rehearsal
-gpu-rehearsal: $(INSTALLED) ## Rehearse a training step of configs/paper on GPUs without one: waits, memory, collectives; ARGS='vit-l' for one
-	PYTHONPATH=. $(BIN)/python benchmarks/train/rehearsal.py $(ARGS)
+gpu-rehearsal: $(INSTALLED) ## Rehearse training on GPUs without one: waits, memory, collectives, kernels, inductor; ARGS='vit-l' for one config's step
+	PYTHONPATH=. $(BIN)/python benchmarks/train/rehearsal.py $(or $(ARGS),--full)
+
+.PHONY: gpu-test
+gpu-test: $(INSTALLED) ## Measure on a GPU what is right, what waits and how fast it is, in 8 minutes; build/gpu-test.md has it
+	PYTHONPATH=. $(BIN)/python benchmarks/model/gpu.py $(ARGS)
 
 .PHONY: hashes
 hashes: ## Write the hashes of the pinned versions, which the images' builds demand; NEWEST=1 first pins what is installed

@@ -1,6 +1,6 @@
 """Measure time and memory of losses and training steps, compared with other implementations in one run.
 
-    python benchmarks/model/bench.py [--threads 2] [--repeats 5] [--only token caching text losses gpu]
+    python benchmarks/model/bench.py [--threads 2] [--repeats 5] [--only token caching text losses]
 
 Each figure is a ratio: of the times of two versions that run alternately in one process, or of the peak memory of two
 processes that do nothing else. The first run installs open_clip into a separate folder in ``--work``, by default in the
@@ -17,7 +17,6 @@ from pathlib import Path
 import measure
 
 HERE = Path(__file__).parent
-MAXSIM = ("late-interaction-kernels==0.4.5",)
 
 TARGETS = {
     "token_49_memory": ("token-wise loss, 128 of 49 x 32: extra memory of the naive version's", 1 / 8),
@@ -76,21 +75,6 @@ def text(threads: int, repeats: int) -> dict[str, float]:
     return figures
 
 
-def gpu(work: Path) -> dict[str, float]:
-    """Print the figures of a GPU, or that they were not measured."""
-    script = str(HERE / "gpu.py")
-    import torch
-
-    folders = []
-    if torch.cuda.is_available():
-        folders = [measure.installed(work, "maxsim", MAXSIM), measure.installed(work, "open_clip", measure.OPEN_CLIP)]
-    found = measure.run_for_time(script, python_path=folders)
-    print(f"on {found.pop('device')}, milliseconds, forward and backward; MFU as a share; pairs a second:")
-    for row, value in found.items():
-        print(f"{row}: {'not measured' if value is None else f'{value:.4g}'}", flush=True)
-    return {f"gpu: {row}": value for row, value in found.items() if value is not None}
-
-
 def losses(work: Path) -> dict[str, float]:
     folder = measure.installed(work, "open_clip", measure.OPEN_CLIP)
     found = measure.run_for_time(str(HERE / "open_clip_losses.py"), python_path=[folder])
@@ -103,10 +87,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-model").expanduser())
-    parser.add_argument("--only", nargs="+", choices=["token", "caching", "text", "losses", "gpu"])
+    parser.add_argument("--only", nargs="+", choices=["token", "caching", "text", "losses"])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    wanted = options.only or ["token", "caching", "text", "losses", "gpu"]
+    wanted = options.only or ["token", "caching", "text", "losses"]
     figures: dict[str, float] = {"load": os.getloadavg()[0], "threads": options.threads}
     print(f"{options.threads} threads, load {figures['load']:.1f}", flush=True)
     for name, part in (("token", token_wise), ("caching", caching), ("text", text)):
@@ -114,8 +98,6 @@ def main() -> None:
             figures |= part(options.threads, options.repeats)
     if "losses" in wanted:
         figures |= losses(options.work)
-    if "gpu" in wanted:
-        figures |= gpu(options.work)
     figures["when"] = time.time()
     (options.work / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
     print()

@@ -1,6 +1,6 @@
 """Rehearse a training step on a GPU where there is none: what waits for the GPU, memory of a rank, and collectives.
 
-    python benchmarks/train/rehearsal.py [vit-l swin-l ...] [--set KEY=VALUE] [--json]
+    python benchmarks/train/rehearsal.py [vit-l swin-l ...] [--set KEY=VALUE] [--json] [--step] [--full]
 
 The names are those of configs/paper; without a name all are rehearsed. It takes the second step of
 ``wukong.train.loop`` at its real size, with torch's fake tensors on a fake device and a fake process group of as many
@@ -11,13 +11,23 @@ Nothing is computed. It ends with an error that names the line where the step
 - waits for the device: ``.item()``, ``nonzero``, a mask as an index, a copy from the device, or a copy to it that is
   not pinned or is blocking.
 
-What it cannot show: time, the memory of NCCL, of CUDA and of what the allocator cannot fill, and what happens within
-the kernels of the token-wise similarity: they are not launched, their inputs and outputs are counted.
+Then the rank's share of a validation on ImageNet is measured, up to what the ranks tell each other in the end. A
+validation waits for the GPU; it is said how often. ``--step`` leaves it out.
+
+With ``--full`` the token-wise kernels are compiled for four GPUs with the Triton of the images, which is downloaded
+where another is installed, and a step with towers that are compiled by inductor is compared with one that is not, on
+the processor.
+
+What it cannot show: time, the memory of NCCL, of CUDA and of what the allocator cannot fill, and what the kernels of
+the token-wise similarity compute: torch knows them as operators, whose inputs and outputs are counted.
 """
 
 import argparse
 import json
 import logging
+import os
+import re
+import subprocess
 import sys
 import traceback
 import warnings
@@ -26,11 +36,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -45,9 +57,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.data.tokenizer import Tokenizer
-from wukong.model import cost, similarity, token_triton
+from wukong.evaluate import best_words, candidates
+from wukong.evaluate.blocks import InMemory
+from wukong.evaluate.data_set import ClassificationData
+from wukong.evaluate.protocol import PROTOCOLS
+from wukong.model import cost, similarity
 from wukong.model.dual import DualEncoder
-from wukong.train import batches, loop
+from wukong.train import batches, loop, validation
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+import measure
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "npy"
@@ -74,12 +93,14 @@ class Rehearsed:
         ranks: number of ranks.
         peak: bytes at the peak, by part.
         collectives: by collective and type of its numbers, the calls of a step and the bytes that a rank hands in.
+        validation: what a validation takes; None where the image tower is trained, or none was asked for.
     """
 
     name: str
     ranks: int
     peak: dict[str, int]
     collectives: dict[str, tuple[int, int]]
+    validation: "Measured | None"
 
     @property
     def fits(self) -> list[int]:
@@ -87,11 +108,30 @@ class Rehearsed:
         return [card for card in CARDS if sum(self.peak.values()) <= SPARE * card * 1e9]
 
 
-class Watch(TorchDispatchMode):
-    """Refuses what waits for the device, and counts collectives.
+@dataclass(frozen=True)
+class Measured:
+    """What a rank's share of a validation takes.
 
     Attributes:
-        refuses: whether it refuses what waits; it counts in any case.
+        peak: most bytes of the device's memory, those of the training among them.
+        waits: how often the processor waits for the device, by reason.
+        collectives: as of ``Rehearsed``.
+        told: bytes that the rank tells the others in the end.
+    """
+
+    peak: int
+    waits: dict[str, int]
+    collectives: dict[str, tuple[int, int]]
+    told: int
+
+
+class Watch(TorchDispatchMode):
+    """Refuses or counts what waits for the device, and counts collectives.
+
+    Attributes:
+        refuses: whether it refuses what waits.
+        waits: how often something waited that was not refused, by reason.
+        numbers: the numbers of tensors on the device that were made of one.
         pinned: the tensors that lie in pinned memory.
         held: bytes of the device's memory now.
         peak: most bytes of it so far.
@@ -100,6 +140,8 @@ class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.refuses = False
+        self.waits: Counter[str] = Counter()
+        self.numbers = WeakIdKeyDictionary()
         self.pinned = WeakIdKeyDictionary()
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
@@ -118,11 +160,33 @@ class Watch(TorchDispatchMode):
     def _free(self, size: int) -> None:
         self.held -= size
 
+    def begin(self) -> None:
+        """Count collectives, waits and the peak of the memory anew."""
+        self.calls.clear()
+        self.bytes.clear()
+        self.waits.clear()
+        self.peak = self.held
+
+    @property
+    def collectives(self) -> dict[str, tuple[int, int]]:
+        """By collective and type of its numbers, the calls and the bytes that a rank hands in."""
+        return {kind: (self.calls[kind], self.bytes[kind]) for kind in sorted(self.calls)}
+
+    def wait(self, reason: str) -> None:
+        """Refuse or count that the processor waits for the device."""
+        if self.refuses:
+            raise WaitError(reason)
+        self.waits[reason] += 1
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function.namespace == "prim":
+            return function(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and function._can_decompose():
+            with self:  # these come whole where no gradient is asked for
+                return function.decompose(*args, **kwargs)
         name, first = function._schema.name, next(iter(args), None)
-        if self.refuses:
-            self._check(name, args, kwargs)
+        self._check(name, args, kwargs)
         if name.startswith("c10d::"):
             given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
             sent = given[len(given) // 2 :] if len(given) > 1 else given  # after the outputs
@@ -130,9 +194,17 @@ class Watch(TorchDispatchMode):
             self.calls[kind] += 1
             self.bytes[kind] += sum(each.nbytes for each in sent)
         values = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
-        if values and not any(isinstance(each, FakeTensor) for each in values) and not _on_device_next(kwargs):
+        if not any(isinstance(each, FakeTensor) for each in values) and not _on_device_next(kwargs):
             with unset_fake_temporarily():  # the processor's own numbers, which the step may read
                 return function(*args, **kwargs)
+        if name == "aten::_local_scalar_dense":
+            return self.numbers.get(first, 1)
+        if name == "aten::nonzero":  # all are
+            function, args = torch.ops.aten.new_empty.default, (first, (first.numel(), first.ndim))
+            kwargs = {"dtype": torch.int64}
+        if name == "aten::_to_copy" and _on_device(first) and not _on_device_next(kwargs, DEVICE):
+            with unset_fake_temporarily():
+                return _some(first.shape, kwargs.get("dtype") or first.dtype)
         if name == "aten::_to_copy" and not isinstance(first, FakeTensor):
             result = torch.empty(first.shape, dtype=kwargs.get("dtype") or first.dtype, device=DEVICE)
         else:
@@ -144,7 +216,9 @@ class Watch(TorchDispatchMode):
     def _check(self, name: str, args: Any, kwargs: Any) -> None:
         first = next(iter(args), None)
         if name == "aten::_local_scalar_dense" and _on_device(first):
-            raise WaitError("a number is read from the device")
+            self.wait("a number is read from the device")
+        if name == "aten::nonzero" and _on_device(first):
+            self.wait("nonzero: how many there are is read from the device")
         if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
             self._check_indices(first, args[1])
         if name in ("aten::_to_copy", "aten::copy_"):
@@ -159,18 +233,18 @@ class Watch(TorchDispatchMode):
             if index is None or not _on_device(indexed):
                 continue
             if index.dtype in (torch.bool, torch.uint8):
-                raise WaitError("a mask is an index: how many it takes is read from the device")
+                self.wait("a mask is an index: how many it takes is read from the device")
             if not _on_device(index):
-                raise WaitError("an index that is not on the device is copied to it")
+                self.wait("an index that is not on the device is copied to it")
 
     def _check_copy(self, source: Tensor, target: torch.device, *, blocking: bool) -> None:
         if _on_device(source) and target.type != DEVICE:
-            raise WaitError("a copy from the device")
+            self.wait("a copy from the device")
         if not _on_device(source) and target.type == DEVICE:
             if source not in self.pinned:
-                raise WaitError("a copy to the device of memory that is not pinned")
-            if blocking:
-                raise WaitError("a copy to the device that is blocking")
+                self.wait("a copy to the device of memory that is not pinned")
+            elif blocking:
+                self.wait("a copy to the device that is blocking")
 
 
 class Pinning(TorchFunctionMode):
@@ -178,7 +252,7 @@ class Pinning(TorchFunctionMode):
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self._pinned = watch.pinned
+        self._watch, self._pinned = watch, watch.pinned
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is Tensor.is_pinned:
@@ -193,22 +267,33 @@ class Pinning(TorchFunctionMode):
             if f"from the '{DEVICE}' backend" not in str(error):
                 raise
             # Torch makes tensors of numbers and lists in memory that is not pinned, and copies them beside all modes.
-            raise WaitError("a number or a list of Python is copied to the device") from error
+            self._watch.wait("a number or a list of Python is copied to the device")
+            if function is not torch.tensor:
+                raise
+            with unset_fake_temporarily():
+                here = torch.tensor(args[0])
+            there = torch.empty(here.shape, dtype=here.dtype, device=DEVICE)
+            self._watch.numbers[there] = args[0]
+            return there
 
 
 def _on_device(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device.type == DEVICE
 
 
-def _on_device_next(settings: dict[str, Any]) -> bool:
-    return torch.device(settings.get("device") or "cpu").type == DEVICE
+def _on_device_next(settings: dict[str, Any], otherwise: str = "cpu") -> bool:
+    return torch.device(settings.get("device") or otherwise).type == DEVICE
 
 
-class _NotLaunched:
-    """A kernel that is not launched: there are only fakes of its inputs and outputs."""
-
-    def __getitem__(self, _grid: Any) -> Any:
-        return lambda *_args, **_settings: None
+def _some(shape: torch.Size, kind: torch.dtype) -> Tensor:
+    """Return numbers in the place of those that the device has not computed: scores, or vectors, unlike in one row."""
+    if not kind.is_floating_point:
+        return torch.ones(shape, dtype=kind)
+    if len(shape) == 2:
+        return torch.rand(shape).to(kind)
+    values = torch.zeros(shape, dtype=kind)
+    values[:1] = 1
+    return values
 
 
 def register() -> None:
@@ -263,8 +348,13 @@ def experiment_of(name: str, changes: tuple[str, ...] = ()) -> Experiment:
     return documents.load(ROOT / "configs" / "paper" / f"{name}.yaml", list(changes))
 
 
-def rehearse(name: str, experiment: Experiment) -> Rehearsed:
-    """Take the second step of a config's pre-training: the first makes the optimiser's state.
+def rehearse(name: str, experiment: Experiment, classes: int = 1000) -> Rehearsed:
+    """Take the second step of a config's pre-training: the first makes the optimiser's state. Then validate.
+
+    Args:
+        name: name of the config.
+        experiment: the experiment.
+        classes: classes of ImageNet with which the validation is rehearsed; 0 to leave it out.
 
     Raises:
         WaitError: the step waits for the device.
@@ -284,9 +374,9 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
         stack.enter_context(fake_ranks(settings.workers))
         for module, attribute, value in (
             (similarity, "_kernels_run", _on_device),
-            (token_triton, "_scores", _NotLaunched()),
-            (token_triton, "_image_gradient", _NotLaunched()),
-            (token_triton, "_text_gradient", _NotLaunched()),
+            (best_words, "half_is_quicker", lambda device: device.type == DEVICE),
+            # No score is near another one, behind those that are computed again in any case.
+            (candidates, "decide", lambda wanted, compute, _near: compute(wanted)),
             (loop, "DistributedDataParallel", _replica),
         ):
             stack.enter_context(mock.patch.object(module, attribute, value))
@@ -305,9 +395,7 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
             run.step(steps)
             run.replica = replica
             run.recent.losses.clear()
-            watch.calls.clear()
-            watch.bytes.clear()
-            watch.peak = watch.held
+            watch.begin()
             run.step(steps)
         weights = list(model.parameters())
         parts = {
@@ -316,8 +404,49 @@ def rehearse(name: str, experiment: Experiment) -> Rehearsed:
             "moments": _size([value for state in run.optimiser.state.values() for value in state.values()]),
         }
         parts["activations"] = watch.peak - sum(parts.values())
-    calls = {kind: (watch.calls[kind], watch.bytes[kind]) for kind in sorted(watch.calls)}
-    return Rehearsed(name, settings.workers, parts, calls)
+        calls, measured = watch.collectives, None
+        if classes and (settings.reads_features or settings.lock == "all"):
+            watch.begin()
+            watch.refuses = False
+            measured = _validate(run, watch, shape, tokenizer, classes)
+    return Rehearsed(name, settings.workers, parts, calls, measured)
+
+
+def _validate(run: "loop._Run", watch: Watch, shape: cost.Shape, tokenizer: Tokenizer, classes: int) -> Measured:
+    """Measure a rank's share of ImageNet, with the features that a locked tower gave for it before the first step."""
+    protocol, count = PROTOCOLS["paper"], 50_000
+    names, labels = [f"类{number}" for number in range(classes)], np.arange(count) % classes
+    ids = [str(number) for number in range(count)]
+    data = ClassificationData("imagenet", "test", names, ids, labels, [], "classification", names)  # type: ignore[arg-type]
+    rows = -(-count // run.workers)
+    with unset_fake_temporarily():
+        features = torch.zeros(rows, *([shape.tokens] if run.model.token_wise else []), shape.width).half()
+        features[: rows // 2] = 1  # unlike the others
+    validator = validation.Validator([validation.Task(data, protocol, features)], tokenizer)
+    run.model.eval()
+    run.model.vocabulary = tokenizer.digest
+    with watch, Pinning(watch), mock.patch.object(validation, "_exchange", _told), suppress_told() as told:
+        validator(run.model)
+    return Measured(watch.peak, dict(watch.waits), watch.collectives, told[0])
+
+
+class _ToldError(Exception):
+    """The rank tells the others what it has found, who are not there."""
+
+
+def _told(files: InMemory, made: list[str], _device: torch.device) -> None:
+    found = [each for name in made for key, each in files.read(name).items() if key != "vectors"]
+    raise _ToldError(sum(each.nbytes for each in found))
+
+
+@contextmanager
+def suppress_told() -> Iterator[list[int]]:
+    """Collect the bytes that a rank tells the others, with which its validation ends here."""
+    told: list[int] = []
+    try:
+        yield told
+    except _ToldError as error:
+        told.append(error.args[0])
 
 
 def _size(tensors: list[Tensor]) -> int:
@@ -377,13 +506,76 @@ def tables(found: list[Rehearsed]) -> str:
         sizes = " | ".join(f"{each.peak[part] / 1e9:.2f}" for part in parts)
         fits = ", ".join(f"{card} GB" for card in each.fits) or "neither"
         lines.append(f"| {each.name} | {each.ranks} | {sizes} | {sum(each.peak.values()) / 1e9:.2f} | {fits} |")
-    kinds = sorted({kind for each in found for kind in each.collectives})
-    lines += ["", f"| calls, MB that a rank hands in | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
-    for each in found:
-        counted = [each.collectives.get(kind) for kind in kinds]
-        cells = " | ".join(f"{one[0]}, {one[1] / 1e6:,.2f}" if one else "-" for one in counted)
-        lines.append(f"| {each.name} | {cells} |")
+    if kinds := sorted({kind for each in found for kind in each.collectives}):
+        lines += ["", f"| calls, MB that a rank hands in | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
+        for each in found:
+            counted = [each.collectives.get(kind) for kind in kinds]
+            cells = " | ".join(f"{one[0]}, {one[1] / 1e6:,.2f}" if one else "-" for one in counted)
+            lines.append(f"| {each.name} | {cells} |")
+    if measured := [(each, each.validation) for each in found if each.validation is not None]:
+        lines += ["", "| a validation on ImageNet | peak, GB | waits for the GPU | calls, MB that a rank hands in |"]
+        lines.append("|---|---|---|---|")
+        for each, one in measured:
+            kinds = [f"{kind} {count}, {size / 1e6:,.2f}" for kind, (count, size) in one.collectives.items()]
+            kinds += [f"broadcast {each.ranks}, {one.told / 1e6:,.2f} of each rank"] if each.ranks > 1 else []
+            waits = f"{sum(one.waits.values()):,}"
+            lines.append(f"| {each.name} | {one.peak / 1e9:.2f} | {waits} | {'; '.join(kinds) or '-'} |")
     return "\n".join(lines)
+
+
+def compiled_kernels(work: Path) -> str:
+    """Compile the token-wise kernels with the images' version of Triton, and return what they take, in Markdown.
+
+    Raises:
+        subprocess.CalledProcessError: the first block sizes of one spill registers, or one takes more shared memory
+            than computed.
+    """
+    pinned = re.search(r"^triton==(\S+)", (ROOT / "infra/images/torch-cuda-hashes.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    version, environment = pinned[1], {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    if metadata.version("triton") != version:
+        work.mkdir(parents=True, exist_ok=True)
+        folder = measure.installed(work, f"triton-{version}", [f"triton=={version}"])
+        environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT)])
+    command = [sys.executable, str(ROOT / "benchmarks" / "model" / "kernels.py"), "--all"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode:
+        print(*(f"{each['case']} {each['kernel']}: {each['problem']}" for each in rows if each["problem"]), sep="\n")
+        done.check_returncode()
+    assert {each["triton"] for each in rows} == {version}
+    lines = [f"| Triton {version} | registers of a thread | bytes spilled | KB of shared memory | others that spill |"]
+    lines.append("|---|---|---|---|---|")
+    for case in dict.fromkeys(each["case"].rpartition(":")[0] for each in rows):
+        of_case = [each for each in rows if each["case"].startswith(f"{case}:")]
+        first, others = [each for each in of_case if each["first"]], [each for each in of_case if not each["first"]]
+        registers, spilled = (max(each[name] for each in first) for name in ("registers", "spilled"))
+        shared = max(each["shared"] for each in first) / 1024
+        spilling = sum(each["spilled"] > 0 for each in others)
+        name = f"sm_{case.replace(':', ', ')}"
+        lines.append(f"| {name} | {registers} | {spilled} | {shared:.0f} | {spilling} of {len(others)} |")
+    return "\n".join(lines)
+
+
+def compiled_towers() -> str:
+    """Compare a step whose towers inductor has compiled with one that is not, and return the differences, in Markdown.
+
+    Raises:
+        subprocess.CalledProcessError: they differ by more than a tenth of a percent of the largest number.
+    """
+    command = [sys.executable, str(ROOT / "benchmarks" / "model" / "inductor.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found = json.loads(said.splitlines()[-1])
+    differences = " | ".join(f"{value:.1e}" for value in found["largest"].values())
+    return "\n".join(
+        [
+            f"| inductor, {found['kernels']} kernels | image tower | text tower | heads and loss |",
+            "|---|---|---|---|",
+            f"| largest difference, as a share of the largest number | {differences} |",
+        ]
+    )
 
 
 def main() -> None:
@@ -394,6 +586,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *every])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--step", action="store_true")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-model").expanduser())
     options = parser.parse_args()
     register()
     logging.disable()
@@ -401,14 +596,16 @@ def main() -> None:
     found = []
     for name in options.names or every:
         try:
-            found.append(rehearse(name, experiment_of(name, tuple(options.set))))
+            found.append(rehearse(name, experiment_of(name, tuple(options.set)), 0 if options.step else 1000))
         except Exception:  # noqa: BLE001 - what torch raises for fakes has no class in common
             traceback.print_exc()
             sys.exit(f"{name}: the step is refused")
     if options.json:
         print(json.dumps([asdict(each) | {"fits": each.fits} for each in found]))
         return
-    print(tables(found))
+    print(tables(found), flush=True)
+    if options.full:
+        print("", compiled_towers(), "", compiled_kernels(options.work), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The rehearsal of a training step on a GPU: what turns it red, and its figures beside sums of their own."""
 
 import importlib.util
+import json
 import multiprocessing
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +26,8 @@ SMALL = (
     *("pretrain.workers=8", "pretrain.batch_size=256"),
 )
 """Of a step that is planted: what it is about does not depend on sizes."""
+CLASSES = 100
+"""Of a validation; it takes all of them in pieces of equal size."""
 
 
 def _bench() -> ModuleType:
@@ -62,8 +67,8 @@ def rehearsed_in_process(names: tuple[str, ...], plants: tuple[str, ...]) -> dic
     """Rehearse in a process of its own: the fake device stays registered."""
     bench, found = _bench(), {}
     for name in names:
-        once = bench.rehearse(name, bench.experiment_of(name))
-        found[name] = (once.peak, once.collectives, once.fits)
+        once = bench.rehearse(name, bench.experiment_of(name), CLASSES)
+        found[name] = (once.peak, once.collectives, once.fits, once.validation)
     whole = DualEncoder.loss
     for plant in plants:
 
@@ -74,7 +79,7 @@ def rehearsed_in_process(names: tuple[str, ...], plants: tuple[str, ...]) -> dic
 
         with mock.patch.object(DualEncoder, "loss", planted):
             try:
-                found[plant] = bench.rehearse("vit-b-32", bench.experiment_of("vit-b-32", SMALL)).collectives
+                found[plant] = bench.rehearse("vit-b-32", bench.experiment_of("vit-b-32", SMALL), 0).collectives
             except Exception as error:  # noqa: BLE001 - which one is what the tests ask
                 found[plant] = f"{type(error).__name__}: {error}"
     return found
@@ -113,7 +118,7 @@ def test_memory_and_collectives_of_the_papers_columns(
     from wukong.config import documents
 
     model = documents.load(PATH.parents[2] / "configs" / "paper" / f"{name}.yaml").model
-    size, (peak, collectives, fits) = Size.of(model), found[name]
+    size, (peak, collectives, fits, _) = Size.of(model), found[name]
     trained, rows, words = size.weights - size.image, 10240 // ranks, 32
     assert peak["gradients"] == pytest.approx(4 * trained, rel=2e-3)
     assert peak["moments"] == pytest.approx(8 * trained, rel=2e-3)
@@ -127,3 +132,43 @@ def test_memory_and_collectives_of_the_papers_columns(
     assert collectives["alltoall_base float32"] == (2, 2 * rows * 10240 * 4)
     assert collectives["allreduce float32"][1] == pytest.approx(4 * trained, rel=1e-3)
     assert not [kind for kind in collectives if kind.startswith("broadcast")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "ranks", "patches"), [("vit-l", 40, 256), ("swin-l", 64, 49)])
+def test_a_validation_gathers_texts_alone_and_takes_no_more_than_its_blocks(
+    found: dict[str, Any], name: str, ranks: int, patches: int
+) -> None:
+    peak, _, fits, validation = found[name]
+    pieces, texts = CLASSES // 50, 50 * 80  # pieces of 50 classes, each in 80 prompts
+    own = -(-texts // ranks)
+    calls, size = validation.collectives["allgather_base float32"]
+    assert calls == pieces
+    words, left = divmod(size, own * 256 * 4)
+    assert left == 0 and pieces * 5 < words <= pieces * 32  # tokens of the longest texts of all pieces
+    assert validation.collectives["allgather_base uint8"] == (pieces, own * words)
+    assert validation.collectives["allreduce int64"] == (pieces, pieces * 8)
+    assert set(validation.collectives) == {"allgather_base float32", "allgather_base uint8", "allreduce int64"}
+    held = peak["weights"] + peak["gradients"] + peak["moments"]
+    gathered = (own + ranks * own) * words // pieces * 256 * 4
+    assert held + gathered < validation.peak < sum(peak.values())
+    assert fits == [40, 80]
+    # Each block of 64 images and each of 256 texts comes and goes once, and what was found of them at least.
+    images = -(-50_000 // ranks)
+    assert validation.waits["a copy from the device"] > -(-images // 64) + 2 * pieces
+    assert validation.waits["a copy to the device of memory that is not pinned"] > -(-images // 64) + pieces
+    assert validation.told > images
+
+
+@pytest.mark.slow
+def test_inductor_runs_the_towers_with_equal_results() -> None:
+    """A ViT-B/32 of one block, which is trained, and a layer of text, on batches of three lengths."""
+    command = [sys.executable, "benchmarks/model/inductor.py", "--layers", "1", "--width", "48"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = PATH.parents[2]
+    options: dict[str, Any] = {"cwd": root, "env": environment | {"PYTHONPATH": str(root)}, "text": True}
+    done = subprocess.run(command, check=False, capture_output=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert row["kernels"] > 0
+    assert 0 < max(row["largest"].values()) <= 1e-3

@@ -15,175 +15,37 @@ whether it does. No addition is atomic, so equal inputs give equal gradients.
 Products of float32 tokens are exact (IEEE) unless torch's matrix products may use TF32
 (``torch.set_float32_matmul_precision``). Those of bfloat16 and float16 are summed in float32.
 
-The block sizes are the fastest of the first few of a list, by a measurement at the first call; with
-``torch.use_deterministic_algorithms`` they are the first that fit, so that every process computes the same bits.
+The block sizes (``wukong.model.token_blocks``) are the fastest of the first few of a list, by a measurement at the
+first call; with ``torch.use_deterministic_algorithms`` they are the first that fit, so that every process computes the
+same bits. Torch knows both passes as operators, whose fake forms give the shapes of their results: ``torch.compile``
+takes them, and a step can be rehearsed without a GPU.
 
 Tests compare the kernels with the other implementation, in Triton's interpreter if there is no GPU, and compile them
 for several GPUs, with limits on registers, spills and shared memory. Their speed is not measured.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cache
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from triton.runtime.errors import OutOfResources
 
-_MOST_WORDS = 512
-"""The most words of a caption, so that its products fit into registers."""
+from wukong.model.token_blocks import Blocks, Kernel, Precision, blocks, does_not_fit, padded
 
 _INTERPRETED = 100 * 2**10
 """Shared memory in bytes to assume if there is no GPU: that of consumer GPUs."""
 
-_TRIED = 4
-"""Number of block sizes that are measured at the first call."""
-
 _PROGRAMS = 2**11
 """Programs of the forward pass that fill a GPU; if there were more, each takes several images."""
-
-Kernel = Literal["scores", "image_gradient", "text_gradient"]
-Precision = Literal["half", "tf32", "ieee"]
-"""How tokens are multiplied: float16 or bfloat16, or float32 rounded to TF32, or exact float32."""
-
-
-class Blocks(NamedTuple):
-    """The block sizes of one kernel.
-
-    Attributes:
-        rows: text tokens at a time, those of ``rows // N2`` captions.
-        patches: image tokens at a time.
-        depth: columns at a time: in the forward pass of the tokens that are multiplied, in the backward pass of the
-            gradient that is accumulated. If they are all columns, the forward pass keeps the text tokens on the chip,
-            and the backward pass builds each weight once.
-        warps: warps (of 32 threads) of a program.
-        stages: loads in flight; each takes its own shared memory.
-    """
-
-    rows: int
-    patches: int
-    depth: int
-    warps: int
-    stages: int
-
-
-# Tensor cores. The first entries are for captions of 32 tokens and a width of 256 on an A100 or H100, the last ones for
-# long captions and for GPUs with little shared memory.
-_FORWARD = ((128, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (32, 16, 4), (16, 16, 4), (256, 32, 8), (512, 16, 8))
-_BACKWARD = ((64, 64, 8), (32, 64, 8), (64, 32, 8), (32, 32, 4), (128, 32, 8), (16, 16, 4), (256, 16, 8), (512, 16, 8))
-# Exact products of float32 run on the ordinary cores and take their operands from registers.
-_FORWARD_EXACT = ((64, 64, 8), (32, 64, 4), (32, 32, 4), (16, 16, 4), (128, 32, 8), (256, 16, 8), (512, 16, 16))
-_BACKWARD_EXACT = ((32, 32, 4), (16, 16, 4), (64, 16, 4), (128, 16, 8), (256, 16, 8), (512, 16, 16))
-"""Rows, patches and warps of the blocks, the best guess first."""
-
-
-@cache
-def blocks(kernel: Kernel, words: int, width: int, precision: Precision, shared: int) -> tuple[Blocks, ...]:
-    """Return block sizes that fit a GPU, the best guess first; empty if none fit.
-
-    Args:
-        kernel: which of the three kernels.
-        words: number of tokens of a caption, padding included.
-        width: width of a token.
-        precision: precision of the products.
-        shared: bytes of shared memory that a program may use.
-    """
-    if words > _MOST_WORDS:
-        return ()
-    n, item = _size(words), 2 if precision == "half" else 4
-    choices = _forward_choices if kernel == "scores" else _backward_choices
-    sized = (
-        Blocks(*choice, stages)
-        for choice in choices(kernel, n, width, precision)
-        for stages in _most_stages(kernel, choice, width, item, shared)
-    )
-    return tuple(islice(sized, _TRIED))
-
-
-_Choice = tuple[int, int, int, int]
-"""Rows, patches, depth and warps of ``Blocks``."""
-
-
-def _forward_choices(_kernel: Kernel, n: int, width: int, precision: Precision) -> Iterator[_Choice]:
-    exact, whole = precision == "ieee", _size(width)
-    tiles = [tile for tile in (_FORWARD_EXACT if exact else _FORWARD) if tile[0] >= n]
-    if not exact:
-        for rows, patches, warps in tiles:
-            # An A100 keeps the text tokens in registers, which must hold the products too.
-            if rows * whole * (2 if precision == "half" else 4) <= 2**9 * 32 * warps:
-                yield rows, patches, whole, warps
-    for depth in (32, 16) if exact else (64, 32, 16):
-        for rows, patches, warps in tiles:
-            yield rows, patches, depth, warps
-
-
-def _backward_choices(kernel: Kernel, n: int, width: int, precision: Precision) -> Iterator[_Choice]:
-    exact = precision == "ieee"
-    most = 32 if exact else 64  # numbers that a thread accumulates; it has 255 registers, for weights and addresses too
-    for halves in range(5):
-        for rows, patches, warps in _BACKWARD_EXACT if exact else _BACKWARD:
-            accumulated = patches if kernel == "image_gradient" else rows
-            depth = min(256, _size(width), most * 32 * warps // accumulated) >> halves
-            if rows >= n and depth >= 16:
-                yield rows, patches, depth, warps
-
-
-def _most_stages(kernel: Kernel, choice: _Choice, width: int, item: int, shared: int) -> Iterator[int]:
-    """Yield the most loads in flight that fit, at most three; nothing if none fit."""
-    # Text tokens that stay on the chip are no gain if the images are then loaded and multiplied in turn.
-    allowed = (3, 2) if kernel == "scores" and choice[2] >= width else (3, 2, 1)
-    fitting = (stages for stages in allowed if shared_bytes(kernel, Blocks(*choice, stages), width, item) <= shared)
-    return islice(fitting, 1)
-
-
-def shared_bytes(kernel: Kernel, cut: Blocks, width: int, item: int) -> int:
-    """Return the most shared memory, in bytes, that a program uses with these block sizes.
-
-    Args:
-        kernel: which of the three kernels.
-        cut: the block sizes.
-        width: width of a token.
-        item: bytes of a number of a token, 2 or 4.
-    """
-    if kernel == "scores":
-        kept = cut.rows * cut.depth * item
-        streamed = cut.patches * cut.depth * item
-        loads = kept + cut.stages * streamed if cut.depth >= width else cut.stages * (kept + streamed)
-        return loads + _SCRATCH
-    streamed, accumulated = (cut.rows, cut.patches) if kernel == "image_gradient" else (cut.patches, cut.rows)
-    loads = cut.stages * streamed * cut.depth * item
-    return max(loads + cut.rows * cut.patches * 4, accumulated * cut.depth * 4) + _SCRATCH
-
-
-_SCRATCH = 8 * 2**10
 
 
 def problem(image: Tensor, text: Tensor) -> str:
     """Explain why the kernels cannot be launched for these tokens on their GPU; an empty string if they can."""
     words, width = text.shape[1:]
     return does_not_fit(words, width, precision_of(image), shared_memory(image.device))
-
-
-def does_not_fit(words: int, width: int, precision: Precision, shared: int) -> str:
-    """Explain why the kernels cannot be launched; an empty string if they can.
-
-    Args:
-        words: number of tokens of a caption, padding included.
-        width: width of a token.
-        precision: precision of the products.
-        shared: bytes of shared memory that a program may use, see ``shared_memory``.
-    """
-    kernels: tuple[Kernel, ...] = ("scores", "image_gradient", "text_gradient")
-    if all(blocks(kernel, words, width, precision, shared) for kernel in kernels):
-        return ""
-    return (
-        f"captions of {words} tokens of {width} numbers ({precision}) need more than the {shared} bytes of shared "
-        f"memory that this GPU has, or are more than {_MOST_WORDS} tokens"
-    )
 
 
 def shared_memory(device: torch.device) -> int:
@@ -214,93 +76,124 @@ def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tens
     Raises:
         ValueError: the kernels cannot be launched for these shapes, see ``problem``.
     """
+    kept = torch.is_grad_enabled() and (image.requires_grad or text.requires_grad)
+    to_text, to_image = _similarity(image.contiguous(), text.contiguous(), counted.contiguous(), kept)[0].unbind()
+    return to_text.T, to_image.T
+
+
+_Found = tuple[Tensor, Tensor, Tensor]
+"""s^I and s^T, [2, texts, images]; the numbers of the best word of each patch, and of the best patch of each word."""
+
+
+@torch.library.custom_op("wukong::token_similarity", mutates_args=())
+def _similarity(image: Tensor, text: Tensor, counted: Tensor, kept: bool) -> _Found:
     if reason := problem(image, text):
         raise ValueError(reason)
-    scores: tuple[Tensor, Tensor] = _TokenSimilarity.apply(image, text, counted)
-    return scores
+    (images, patches, width), (texts, words, _), precision = image.shape, text.shape, precision_of(image)
+    scores, word, patch = _not_computed(image, text, counted, kept)
+
+    def launch(cut: Blocks) -> None:
+        groups = triton.cdiv(texts, cut.rows // padded(words))
+        span = images_of_a_program(images, groups)
+        _scores[(groups * triton.cdiv(images, span),)](
+            image,
+            text,
+            *counted,
+            *scores,
+            word,
+            patch,
+            images,
+            texts,
+            patches,
+            words,
+            span,
+            WIDTH=width,
+            N2=padded(words),
+            G=cut.rows // padded(words),
+            P=cut.patches,
+            K=cut.depth,
+            KEEP=kept,
+            PRECISION="tf32" if precision == "tf32" else "ieee",
+            num_warps=cut.warps,
+            num_stages=cut.stages,
+        )
+
+    launch(_chosen("scores", image, text, precision, launch))
+    return scores, word, patch
 
 
-class _TokenSimilarity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        image, text = image.contiguous(), text.contiguous()
-        matched, counted = counted.contiguous()
-        (images, patches, width), (texts, words, _) = image.shape, text.shape
-        to_text, to_image = (image.new_empty(texts, images, dtype=torch.float32) for _ in range(2))
-        kept = (texts, images) if any(ctx.needs_input_grad) else (0, 0)
-        word = image.new_empty(*kept, patches, dtype=_index_type(words))
-        patch = image.new_empty(*kept, words, dtype=_index_type(patches))
-        ctx.precision = precision_of(image)
+@_similarity.register_fake
+def _not_computed(image: Tensor, text: Tensor, counted: Tensor, kept: bool) -> _Found:
+    """Return memory for what is computed, all of it that a fake has."""
+    (images, patches, _), (texts, words, _) = image.shape, text.shape
+    pairs = (texts, images) if kept else (0, 0)
+    return (
+        image.new_empty(2, texts, images, dtype=torch.float32),
+        image.new_empty(*pairs, patches, dtype=_index_type(words)),
+        image.new_empty(*pairs, words, dtype=_index_type(patches)),
+    )
 
-        def launch(cut: Blocks) -> None:
-            groups = triton.cdiv(texts, cut.rows // _size(words))
-            span = images_of_a_program(images, groups)
-            _scores[(groups * triton.cdiv(images, span),)](
-                image,
-                text,
-                matched,
-                counted,
-                to_text,
-                to_image,
-                word,
-                patch,
-                images,
-                texts,
-                patches,
-                words,
-                span,
-                WIDTH=width,
-                N2=_size(words),
-                G=cut.rows // _size(words),
-                P=cut.patches,
-                K=cut.depth,
-                KEEP=kept != (0, 0),
-                PRECISION=_dot_precision(ctx.precision),
-                num_warps=cut.warps,
-                num_stages=cut.stages,
-            )
 
-        launch(_chosen("scores", image, text, ctx.precision, launch))
-        ctx.save_for_backward(image, text, counted, word, patch)
-        return to_text.T, to_image.T
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: _Found) -> None:
+    ctx.save_for_backward(*inputs[:3], *output[1:])
+    ctx.set_materialize_grads(False)  # those of the numbers would be as large as the numbers
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, to_text: Tensor, to_image: Tensor) -> tuple[Tensor, Tensor, None]:
-        image, text, counted, word, patch = ctx.saved_tensors
-        (images, patches, width), (texts, words, _) = image.shape, text.shape
-        # The weight of each patch and of each word that counts.
-        of_patch = (to_text.T.float() / patches).contiguous()
-        of_word = (to_image.T.float() / counted.sum(1, keepdim=True)).contiguous()
-        image_gradient, text_gradient = torch.empty_like(image), torch.empty_like(text)
-        given = (counted, of_patch, of_word, word, patch)
-        sizes = (images, texts, patches, words)
 
-        def launch(kernel: Any, tokens: Tensor, gradient: Tensor, cut: Blocks, programs: int) -> None:
-            kernel[(programs * triton.cdiv(width, cut.depth),)](
-                tokens,
-                *given,
-                gradient,
-                *sizes,
-                WIDTH=width,
-                N2=_size(words),
-                G=cut.rows // _size(words),
-                P=cut.patches,
-                D=cut.depth,
-                PRECISION=_dot_precision(ctx.precision),
-                num_warps=cut.warps,
-                num_stages=cut.stages,
-            )
+def _backward(ctx: Any, scores: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    image, text, (_matched, counted), word, patch = ctx.saved_tensors
+    to_text, to_image = scores.contiguous()
+    # The weight of each patch and of each word that counts.
+    of_patch, of_word = to_text / image.shape[1], to_image / counted.sum(1, keepdim=True)
+    return (*_gradients(image, text, counted, of_patch, of_word, word, patch), None, None)
 
-        def launch_image(cut: Blocks) -> None:
-            launch(_image_gradient, text, image_gradient, cut, images * triton.cdiv(patches, cut.patches))
 
-        def launch_text(cut: Blocks) -> None:
-            launch(_text_gradient, image, text_gradient, cut, triton.cdiv(texts, cut.rows // _size(words)))
+@torch.library.custom_op("wukong::token_similarity_gradients", mutates_args=())
+def _gradients(
+    image: Tensor, text: Tensor, counted: Tensor, of_patch: Tensor, of_word: Tensor, word: Tensor, patch: Tensor
+) -> tuple[Tensor, Tensor]:
+    (images, patches, width), (texts, words, _), precision = image.shape, text.shape, precision_of(image)
+    image_gradient, text_gradient = torch.empty_like(image), torch.empty_like(text)
 
-        launch_image(_chosen("image_gradient", image, text, ctx.precision, launch_image))
-        launch_text(_chosen("text_gradient", image, text, ctx.precision, launch_text))
-        return image_gradient, text_gradient, None
+    def launch(kernel: Any, tokens: Tensor, gradient: Tensor, cut: Blocks, programs: int) -> None:
+        kernel[(programs * triton.cdiv(width, cut.depth),)](
+            tokens,
+            counted,
+            of_patch,
+            of_word,
+            word,
+            patch,
+            gradient,
+            images,
+            texts,
+            patches,
+            words,
+            WIDTH=width,
+            N2=padded(words),
+            G=cut.rows // padded(words),
+            P=cut.patches,
+            D=cut.depth,
+            PRECISION="tf32" if precision == "tf32" else "ieee",
+            num_warps=cut.warps,
+            num_stages=cut.stages,
+        )
+
+    def launch_image(cut: Blocks) -> None:
+        launch(_image_gradient, text, image_gradient, cut, images * triton.cdiv(patches, cut.patches))
+
+    def launch_text(cut: Blocks) -> None:
+        launch(_text_gradient, image, text_gradient, cut, triton.cdiv(texts, cut.rows // padded(words)))
+
+    launch_image(_chosen("image_gradient", image, text, precision, launch_image))
+    launch_text(_chosen("text_gradient", image, text, precision, launch_text))
+    return image_gradient, text_gradient
+
+
+@_gradients.register_fake
+def _no_gradients(image: Tensor, text: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(image), torch.empty_like(text)
+
+
+_similarity.register_autograd(_backward, setup_context=_keep)
 
 
 def images_of_a_program(images: int, groups: int) -> int:
@@ -327,7 +220,7 @@ def _chosen(
     if not image.is_cuda or torch.are_deterministic_algorithms_enabled():
         return cuts[0]
     # Batches of about the same size share a measurement.
-    about = (images.bit_length(), texts.bit_length(), patches, _size(words), width)
+    about = (images.bit_length(), texts.bit_length(), patches, padded(words), width)
     key = (kernel, image.device, image.dtype, precision, *about)
     if key not in _fastest:
 
@@ -339,14 +232,6 @@ def _chosen(
 
         _fastest[key] = min(cuts, key=milliseconds)
     return _fastest[key]
-
-
-def _dot_precision(precision: Precision) -> str:
-    return "tf32" if precision == "tf32" else "ieee"
-
-
-def _size(count: int) -> int:
-    return max(16, int(triton.next_power_of_2(count)))
 
 
 def _index_type(size: int) -> torch.dtype:
