@@ -14,7 +14,6 @@ import typer
 import yaml
 
 from ray_jobs.launch.kuberay.manifest import make_ray_job
-from ray_jobs.launch.kuberay.settings import CONFIG_MAP, Settings, StageSettings, parse
 from wukong import stages
 from wukong.commands.app import SetOption
 from wukong.commands.output import echo
@@ -26,6 +25,7 @@ from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
 from wukong.stages import estimate, overlay, preflight, preflight_model, start
 from wukong.stages.preflight import Machine
+from wukong.stages.ray_job import CONFIG_MAP, Settings, StageSettings, parse
 from wukong.store import storage
 
 K8S = Path(__file__).parents[1] / "k8s"

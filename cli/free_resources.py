@@ -11,8 +11,8 @@ from infra.cluster_api import Cluster, ClusterError
 from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.manifest import make_ray_job
 from ray_jobs.launch.kuberay.room import Node, Pod, amount_of
-from ray_jobs.launch.kuberay.settings import Settings
 from wukong.config.experiment import Experiment
+from wukong.stages.ray_job import Settings
 
 
 def pods_of(experiment: Experiment, template: Mapping[str, Any], settings: Settings, stage: str) -> list[Pod]:

@@ -13,11 +13,11 @@ import yaml
 
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.room import Node, Pod
-from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.stages import access, overlay, run_paths
+from wukong.stages.ray_job import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
 
 log = logging.getLogger(__name__)
 
