@@ -20,17 +20,15 @@ from wukong.commands.output import echo
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError
-from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
-from wukong.stages import estimate, overlay, preflight, preflight_model, start
-from wukong.stages.preflight import Machine
-from wukong.stages.ray_job import CONFIG_MAP, Settings, StageSettings, parse
+from wukong.stages import estimate, fit, measured_rates, overlay, preflight, preflight_model, start
+from wukong.stages.estimate import Work
+from wukong.stages.ray_job import CONFIG_MAP, Settings, parse
 from wukong.store import storage
 
 K8S = Path(__file__).parents[1] / "k8s"
 """The manifests of an installation."""
-_ABUNDANT = 2**60
 T = TypeVar("T")
 
 
@@ -58,12 +56,17 @@ def check(
     wrong = 0
     for path in configs:
         try:
-            size = check_one(documents.load(path, overrides), template, settings, stand_in=stand_in)
+            work = check_one(documents.load(path, overrides), template, settings, stand_in=stand_in)
         except WukongError as error:
             wrong += 1
             echo(f"{path}: {error}", err=True)
         else:
+            size, planned = work.size, fit.estimates(work)
             echo(f"{path}: can be run on {overlay}; {size.weights:,} weights, {size.image:,} of the image tower")
+            for fact in fit.facts(work, planned):
+                echo(f"  {fact}")
+            for note in fit.notes(work, planned):
+                echo(f"  Slow: {note}.")
     if wrong:
         raise typer.Exit(1)
 
@@ -90,7 +93,7 @@ def resources_of(overlay: str) -> tuple[dict[str, Any], Settings]:
     return parse(data, f"overlay {overlay}")
 
 
-def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Settings, *, stand_in: bool) -> Size:
+def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Settings, *, stand_in: bool) -> Work:
     """Check one experiment, by the checks that a run makes before its first stage, and against the stages' pods.
 
     Args:
@@ -100,7 +103,7 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         stand_in: whether a store and an engine are made up.
 
     Returns:
-        The model's size.
+        What it has to do, with the fewest pairs that may come in and pass the gate.
 
     Raises:
         ConfigError: it cannot be run; the message names every key that was found wrong.
@@ -116,11 +119,13 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
             return None
 
     collect(lambda: preflight.check_stages(experiment))
+    urls = 0
     if stand_in:
         with stand_ins(experiment) as made:
             collect(lambda: preflight.check_world(made, connect=True))
         if experiment.crawl.source.searched:  # as many words as there may be; of another list no size is made up
-            preflight.warn_of_few(experiment, estimate.urls(experiment, experiment.crawl.max_queries)[1])
+            urls, most = estimate.urls(experiment, experiment.crawl.max_queries)
+            preflight.warn_of_few(experiment, most)
     else:
         environment.use_for(experiment.storage)
         preflight.check_access(experiment)
@@ -128,15 +133,22 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
         if not problems:  # else the lists may be missing
+            urls = preflight.expected_urls(experiment)[0]
             preflight.warn_of_few(experiment)
     on_hub = any(".weights: 'hub" in each for each in problems)
     size = None if on_hub else collect(lambda: preflight_model.check_model(experiment))
     if size is not None and not stand_in:
         collect(lambda: preflight_model.check_weights(experiment))
-    problems += _unfit(experiment, template, settings, size)
+    for name in stages.JOBS:  # to make a job's manifest checks the template too
+        make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
+    if size is not None:
+        capacity = overlay.capacity_of(experiment, template, settings)
+        pairs = max(urls, experiment.validation.min_pairs)  # with fewer the gate refuses it
+        work = Work(experiment, pairs, pairs, size, capacity, measured_rates.load())
+        problems += fit.problems(work, fit.estimates(work))
     if problems or size is None:
         raise ConfigError("\n  ".join(["it cannot be run:", *problems]))
-    return size
+    return work
 
 
 def _out_of_reach(experiment: Experiment) -> Iterator[str]:
@@ -154,29 +166,6 @@ def _out_of_reach(experiment: Experiment) -> Iterator[str]:
     for key, uri in named.items():
         if uri.startswith("file:"):
             yield f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address"
-
-
-def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settings, size: Size | None) -> Iterator[str]:
-    """Say which stages the pods of a cluster cannot do; making a job's manifest checks the template too."""
-    for name in stages.JOBS:
-        make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
-        if name not in stages.TRAININGS or size is None:
-            continue
-        pod = settings.stages.get(name, StageSettings())
-        training, memory = stages.training_of(experiment, name), int(overlay.amount_of(pod.memory))
-        workers = training.workers
-        machine = Machine(memory * workers, pod.cpus * workers, workers * training.gpus_per_worker, _ABUNDANT)
-        try:
-            preflight.check_machine(experiment, machine, 0, size, (name,))
-        except ConfigError as error:
-            yield str(error).removeprefix("the experiment cannot be run:\n  ")
-        if not training.reads_features and training.loader_workers > pod.cpus:
-            yield (
-                f"{name}.loader_workers: {training.loader_workers} processes decode in a pod with {pod.cpus} cores "
-                f"for each worker: at most {pod.cpus} are allowed here"
-            )
-        if 8 * size.weights > memory:  # in float32: the model, and the file that it is read from
-            yield f"{name}: a model of {size.weights:,} weights is not read in a pod with {pod.memory} of memory"
 
 
 @contextmanager

@@ -143,3 +143,48 @@ def loss_flops(model: Model, settings: Training, shape: Shape, caption_tokens: i
     words = (model.text.max_tokens if settings.gpus_per_worker else caption_tokens) if model.is_token_wise else 1
     compared = compared_vectors(model, shape) * words * settings.batch_size
     return 3.0 * 2 * compared * (model.embedding or model.text.width)
+
+
+class Exchange(NamedTuple):
+    """What a worker hands to the others in a step, in bytes by collective.
+
+    Attributes:
+        workers: how many there are.
+        gradients: float32, which are summed (all-reduce).
+        vectors: of its texts, and without the token-wise similarity of its images, which all get (all-gather).
+        returned: float32 gradients of all workers' vectors, which are summed where the vectors are (reduce-scatter).
+        scores: float32, of its images with all texts, and their gradients (all-to-all).
+    """
+
+    workers: int
+    gradients: float
+    vectors: float = 0.0
+    returned: float = 0.0
+    scores: float = 0.0
+
+    @property
+    def sent(self) -> float:
+        """What a worker sends, where workers stand in a ring (Patarasuk and Yuan 2009); what a sum needs goes twice."""
+        others = self.workers - 1
+        return others * self.vectors + others / self.workers * (2 * self.gradients + self.returned + self.scores)
+
+
+def exchange(model: Model, settings: Training, trained: int) -> Exchange:
+    """Return what a worker hands to the others in a step (``wukong.model.loss``, and DistributedDataParallel).
+
+    Captions have ``max_tokens``, to which GPUs pad them. Left out are numbers of captions and of steps, for which
+    8 bytes a pair are exchanged.
+
+    Args:
+        model: the architecture.
+        settings: settings of the training.
+        trained: number of weights that are trained.
+    """
+    workers, width = settings.workers, model.embedding or model.text.width
+    if workers == 1:
+        return Exchange(1, 0.0)
+    rows, is_softmax = settings.batch_size // workers, model.loss == "softmax"
+    gathered = rows * width * (model.text.max_tokens if model.is_token_wise else 1 + is_softmax)
+    half = model.is_token_wise and settings.precision in ("bfloat16", "float16")
+    scores = 2 * 4 * rows * settings.batch_size if model.is_token_wise and is_softmax else 0
+    return Exchange(workers, 4.0 * trained, (2.0 if half else 4.0) * gathered, 4.0 * workers * gathered, float(scores))

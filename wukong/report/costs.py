@@ -5,6 +5,7 @@ from typing import Any
 
 from wukong.runs import run_costs
 from wukong.runs.run_costs import Held, StageCost
+from wukong.runtime.amounts import size
 from wukong.runtime.language import _
 from wukong.stages.prices import Prices, in_currency
 
@@ -83,7 +84,7 @@ def said_of_stage(cost: StageCost) -> str:
 
 def _row(cost: StageCost, prices: Prices) -> dict[str, str]:
     name = _("{stage} (reused)").format(stage=cost.stage) if cost.reused else cost.stage
-    written = _NOT_KNOWN if cost.written is None else _size(cost.written)
+    written = _NOT_KNOWN if cost.written is None else size(cost.written)
     row = dict.fromkeys(("core_hours", "gib_hours", "gpu_hours", "idle", "money"), _NOT_KNOWN)
     if (held := cost.held) is not None:
         hours = {
@@ -113,10 +114,3 @@ def _idle(held: Held) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} KB"

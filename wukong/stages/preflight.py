@@ -8,13 +8,10 @@ of a pipeline before it hands the experiment on. Every message names the key, th
 
 import logging
 import os
-import shutil
 import socket
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from wukong import stages
@@ -28,7 +25,8 @@ from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size
 from wukong.runtime.environment import CONNECT_TO
-from wukong.stages import estimate, overlay, run_paths, start
+from wukong.stages import estimate, fit, overlay, run_paths, start
+from wukong.stages.capacity import Machine
 from wukong.store import address, fence, manifest, s3_requests, storage
 
 log = logging.getLogger(__name__)
@@ -318,24 +316,6 @@ def _unanswered(endpoint: str) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A machine: bytes of memory, cores, GPUs, and bytes free where an experiment writes."""
-
-    memory: int
-    cores: int
-    gpus: int
-    free: int
-
-    @classmethod
-    def here(cls, folder: Path) -> "Machine":
-        """Return this machine, with the disk of a folder, which need not exist yet."""
-        while not folder.exists():
-            folder = folder.parent
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(min(memory, _limit_of_group()), os.cpu_count() or 1, _gpus(), shutil.disk_usage(folder).free)
-
-
 def expected_urls(experiment: Experiment) -> tuple[int, int]:
     """Return the fewest and the most pictures that may be expected to come in; lists are counted, nothing is searched.
 
@@ -364,7 +344,7 @@ def warn_of_few(experiment: Experiment, pictures: int | None = None) -> None:
         DataError: the pictures' list cannot be read.
     """
     most = expected_urls(experiment)[1] if pictures is None else pictures
-    if why := estimate.too_few(experiment, round(most * (1 - experiment.filter.split.held_out_captions))):
+    if why := fit.too_few(experiment, round(most * (1 - experiment.filter.split.held_out_captions))):
         log.warning("%s", why)
 
 
@@ -514,19 +494,3 @@ def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> I
             f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
             "take fewer workers or a smaller model"
         )
-
-
-def _limit_of_group() -> int:
-    """Return the bytes that this process's control group may use, as in a container; 2**62 without a limit."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            return int(text)
-    return 2**62
-
-
-def _gpus() -> int:
-    return sum(1 for name in Path("/dev").glob("nvidia[0-9]*") if name.name.removeprefix("nvidia").isdigit())

@@ -119,7 +119,7 @@ def make_ray_job(
     if together == "node":
         one = _worker_group(workers, name, stage, settings, _Group(1, 1, 1))["template"]["spec"]
         together = _room_of_a_node(Pod.of(stage, "worker", one), nodes or (), settings.gpu)
-    groups = _groups(stage, of_stage, together, experiment, size)
+    groups = _groups(stage, settings, together, experiment, size)
     are_apart = together == 1 and not (settings.gpu.gpus_per_pod == "node" and nodes is None)
     if are_apart and sum(group.gpus * group.pods for group in groups) > 1 and stages.of(stage).trains:
         log.warning(
@@ -233,21 +233,16 @@ class _Group:
 
 
 def _groups(
-    stage: str, settings: StageSettings, gpus_per_pod: int, experiment: Experiment, size: int | None
+    stage: str, settings: Settings, gpus_per_pod: int, experiment: Experiment, size: int | None
 ) -> list[_Group]:
-    """The pods of a stage's workers.
+    """The pods of a stage's workers, of a training as many workers as ``size`` says, or else the experiment.
 
-    For a training stage the experiment decides how many workers there are, if it is not said here, and whether they
-    have GPUs, and the cluster how many of those share a pod: the last pod has what is left. Another stage has GPUs only
-    if it runs a model.
+    The cluster decides how many workers of a training with a GPU each share a pod: the last pod has what is left.
     """
-    if not stages.of(stage).trains:
-        return [_Group(settings.workers, 1, settings.gpus if stages.of(stage).runs_model(experiment) else 0)]
-    training = stages.training_of(experiment, stage)
-    each = training.gpus_per_worker
-    together = gpus_per_pod if each else 1
-    full, left = divmod(size or training.workers, together)
-    groups = [_Group(full, together, together * each), _Group(1, left, left * each)]
+    pods = overlay.pods_of(stage, experiment, settings)
+    together = gpus_per_pod if pods.gpus and stages.of(stage).trains else 1
+    full, left = divmod(size or pods.workers, together)
+    groups = [_Group(full, together, together * pods.gpus), _Group(1, left, left * pods.gpus)]
     return [group for group in groups if group.pods and group.workers]
 
 

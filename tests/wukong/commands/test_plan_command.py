@@ -174,9 +174,13 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
     settings["gpu"] = {"gpus_per_pod": 2}
     maps[0]["data"]["settings.yaml"] = yaml.safe_dump(settings)
     file.write_text(yaml.safe_dump_all([{"kind": "ConfigMap"} | entry for entry in maps]))
-    small = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))["problems"]
-    assert len(small) == 2
-    assert "a checkpoint of pretrain takes" in small[0] and "has 6.3 MB for temporary files" in small[0]
+    of_plan = ("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json")
+    small = json.loads(run(*of_plan, "--gpus", "2"))["problems"]
+    assert len(small) == 4
+    assert "what a task of crawl makes takes 60.0 MB and a worker has 6.3 MB" in small[0], "a task on each of two cores"
+    assert "what a task of filter makes takes 30.0 MB" in small[1]
+    assert "a checkpoint of pretrain takes" in small[2] and "has 6.3 MB for temporary files" in small[2]
+    assert len(json.loads(run(*of_plan))["problems"]) == 2, "without GPUs each worker of a training has its own pod"
     text = run("--config", str(experiment), "--urls", "1000")
     assert "While pretrain goes on, up to" in text and "is validated" not in text
     validated = ("--set", "finetune.validation.every_steps=1", "--set", "finetune.epochs=2")

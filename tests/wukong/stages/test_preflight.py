@@ -18,7 +18,7 @@ from wukong.crawl.attempt import identity
 from wukong.errors import ConfigError, StorageError
 from wukong.model.cost import Shape, Size
 from wukong.stages import preflight, preflight_model, run_paths
-from wukong.stages.preflight import Machine
+from wukong.stages.capacity import Machine
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
