@@ -1,14 +1,8 @@
 """``wukong check``: whether experiments can be run on a cluster, before anything is submitted."""
 
-import json
-import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import typer
 import yaml
@@ -21,11 +15,9 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.runtime import environment
-from wukong.runtime.environment import CONNECT_TO
 from wukong.stages import estimate, fit, measured_rates, overlay, preflight, preflight_model, start
 from wukong.stages.estimate import Work
 from wukong.stages.ray_job import CONFIG_MAP, Settings, parse
-from wukong.store import storage
 
 K8S = Path(__file__).parents[1] / "k8s"
 """The manifests of an installation."""
@@ -41,7 +33,7 @@ def check(
         bool,
         typer.Option(
             "--stand-in",
-            help="Use a store and a search engine that are made up, with a file wherever the experiment names one.",
+            help="Ask neither a store nor a search engine: whatever the experiment names is taken to be there.",
         ),
     ] = False,
     overrides: SetOption = None,
@@ -100,7 +92,7 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         experiment: the experiment.
         template: a RayJob manifest.
         settings: what stages may use.
-        stand_in: whether a store and an engine are made up.
+        stand_in: whether neither a store nor an engine is asked.
 
     Returns:
         What it has to do, with the fewest pairs that may come in and pass the gate.
@@ -121,8 +113,6 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
     collect(lambda: preflight.check_stages(experiment))
     urls = 0
     if stand_in:
-        with stand_ins(experiment) as made:
-            collect(lambda: preflight.check_world(made, connect=True))
         if experiment.crawl.source.searched:  # as many words as there may be; of another list no size is made up
             urls, most = estimate.urls(experiment, experiment.crawl.max_queries)
             preflight.warn_of_few(experiment, most)
@@ -166,55 +156,3 @@ def _out_of_reach(experiment: Experiment) -> Iterator[str]:
     for key, uri in named.items():
         if uri.startswith("file:"):
             yield f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address"
-
-
-@contextmanager
-def stand_ins(experiment: Experiment) -> Iterator[Experiment]:
-    """Give the experiment on a store and a search engine that are made up, for checks that only look what is there.
-
-    The store is a folder, with a file wherever the experiment names one. The engine takes connections.
-
-    Raises:
-        ConfigError: the experiment goes on from a stage's output, which cannot be made up.
-    """
-    value = experiment.model_dump(mode="json")
-    with TemporaryDirectory(prefix="wukong-check-") as scratch, socket.create_server(("127.0.0.1", 0)) as engine:
-        place = storage.from_path(Path(scratch))
-        made = documents.loads(json.dumps(value, ensure_ascii=False).replace('"s3://', f'"{place}/'))
-        for key, uri in made.uris().items():
-            _make_up(made, key, uri)
-        host = urlsplit(experiment.crawl.endpoint).hostname
-        with _variable(CONNECT_TO, f"{host}=127.0.0.1:{engine.getsockname()[1]}"):
-            yield made
-
-
-def _make_up(experiment: Experiment, key: str, uri: str) -> None:
-    if key in ("crawl.previous", "validation.reference"):
-        raise ConfigError(f"{key}: {uri} is a stage's output, which --stand-in cannot make up: check without it")
-    names: tuple[str, ...] = ("",)
-    if key in ("evaluate.sets", "filter.decontaminate.sets"):
-        sets = experiment.published_sets if key == "evaluate.sets" else experiment.decontaminated_sets
-        names = tuple(f"{name}/made-up" for name in sets)
-    elif key == "model.text.weights" or (key.endswith(".model.uri") and not uri.endswith(".onnx")):
-        names = ("config.json", "model.safetensors")
-    elif key == "pretrain.from_model":
-        names = start.FILES
-    elif key == "crawl.endpoint":
-        names = ("made-up",) if experiment.crawl.engine == "published_set" else names
-    for name in names:
-        path = Path(unquote(urlsplit(uri).path), name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

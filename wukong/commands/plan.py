@@ -19,10 +19,8 @@ from wukong.runtime import amounts
 from wukong.runtime.language import _, translated
 from wukong.stages import estimate, fit, measured_rates, overlay, prices
 from wukong.stages.capacity import Capacity
-from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Estimate, RateName, Work
+from wukong.stages.estimate import CAPTION_TOKENS, GPU, NETWORK, RATES, STORE, Estimate, RateName, Work
 from wukong.stages.prices import Prices, in_currency
-
-_STORE, _NETWORK = "store", "network"
 
 
 def plan(
@@ -94,7 +92,6 @@ def plan(
     if overlay_place is not None and cores is not None:
         raise ConfigError("--cores: the overlay says how many cores each stage has; leave one of the two options out")
     price = prices.parse(price_list, "--price") if price_list is not None else prices.of_environment()
-    given = parse_rates(told or [])
     experiment = documents.load(config_file, overrides)
     if gpus is not None:
         changed = {name: _with_gpus(stages.training_of(experiment, name), gpus) for name in stages.TRAININGS}
@@ -114,10 +111,8 @@ def plan(
         size=Size.of(experiment.model),
         capacity=capacity,
         rates=measured_rates.load(),
-        told={name: value for name, value in given.items() if name not in (_STORE, _NETWORK)},
+        told=parse_rates(told or []),
         caption_tokens=caption_tokens,
-        read_speed=given[_STORE] * 1e9 if _STORE in given else None,
-        network=given[_NETWORK] * 1e9 if _NETWORK in given else estimate.NETWORK,
     )
     if measure:
         work = _measured(work)
@@ -144,7 +139,7 @@ def parse_rates(told: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: a value is not NAME=NUMBER with a known name and a positive number.
     """
-    return prices.numbers("--rate", told, (*RATES, GPU, _STORE, _NETWORK))
+    return prices.numbers("--rate", told, (*RATES, GPU, STORE, NETWORK))
 
 
 def _measured(work: Work) -> Work:
@@ -174,7 +169,8 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict
     for name, way in (("cached", training_plan.cached), ("streamed", training_plan.streamed)):
         if way is not None:
             values[name]["hours"] = way.seconds / 3600
-    stored, exchanged = sum(each.bytes for each in planned.values()), estimate.exchanged(work, settings)
+    costs, exchanged = _costs(work, planned, price), estimate.exchanged(work, settings)
+    stored = sum(each.bytes for each in planned.values())
     return {
         "urls": work.urls,
         "pairs": work.pairs,
@@ -183,13 +179,12 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict
         "epochs": settings.epochs,
         "measured": {"machine": work.rates.machine, "on": work.rates.measured, "command": work.rates.command},
         "stages": {
-            name: asdict(each)
-            | {"cost": _cost(work, planned, name, price), "measured_up_to": work.rates.of(name).largest}
+            name: asdict(each) | {"cost": costs[name], "measured_up_to": work.rates.of(name).largest}
             for name, each in planned.items()
         },
         "stored_bytes": stored,
         "store_holds": work.capacity.store,
-        "cost": {"run": _cost_of_run(work, planned, price), "month": price.stored(stored)},
+        "cost": {"run": sum(costs.values()), "month": price.stored(stored)},
         "problems": _problems(work, planned),
         "operations": estimate.step_operations(work, settings),
         "notes": [*fit.notes(work, planned)],
@@ -204,27 +199,24 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict
     }
 
 
-def _cost(work: Work, planned: Mapping[str, Estimate], name: str, price: Prices) -> float:
-    return planned[name].cost(price, work.capacity.held_memory(name))
-
-
-def _cost_of_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> float:
-    return sum(_cost(work, planned, name, price) for name in planned)
+def _costs(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict[str, float]:
+    return {name: each.cost(price, work.capacity.held_memory(name)) for name, each in planned.items()}
 
 
 def _problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
     """Say where what is planned does not fit, or would be refused for its size."""
-    return [*fit.problems(work, planned), *filter(None, [fit.too_few(work.experiment, work.pairs)])]
+    asked = work.experiment
+    return [*fit.problems(work, planned), *fit.unknown_sets(asked), *fit.too_few(asked, work.pairs)]
 
 
 def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> None:
     echo(f"{work.urls:,} URLs, {work.pairs:,} pairs, {work.experiment.name}")
-    rows = []
+    rows, costs = [], _costs(work, planned, price)
     for name, each in planned.items():
         memory = [amounts.size(value) if value else "-" for value in (each.driver_memory, each.task_memory)]
         gpus = f"{each.gpus:,}" if each.gpus else "-"
         row = [name, amounts.duration(each.seconds), f"{each.cores:,}", gpus, *memory, amounts.size(each.bytes)]
-        rows.append([*row, *([f"{_cost(work, planned, name, price):,.2f}"] if price else [])])
+        rows.append([*row, *([f"{costs[name]:,.2f}"] if price else [])])
     titles = (_("Stages"), _("time"), _("cores"), _("GPUs"), _("driver"), _("task"), _("writes"), _("cost"))
     _print_rows(list(titles) if price else list(titles)[:-1], rows)
     stored, store = sum(each.bytes for each in planned.values()), work.capacity.store
@@ -236,7 +228,7 @@ def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> No
     for fact in fit.facts(work, planned):
         echo(fact)
     if price:
-        run, month = in_currency(_cost_of_run(work, planned, price)), in_currency(price.stored(stored))
+        run, month = in_currency(sum(costs.values())), in_currency(price.stored(stored))
         echo(f"The run costs {run}, what it stores {month} a month.")
         if price.gib and not work.capacity.pods:
             echo("The cost of memory is left out: only an overlay says how much of it pods hold.")

@@ -95,6 +95,12 @@ def feature_shape(model: Model, tower: "ImageEncoder | None" = None) -> Shape:
     return Shape(1, tower.pooled_width)
 
 
+def pair_flops(model: Model, shape: Shape, words: int) -> float:
+    """Return the floating-point operations to compare an image with a text of so many words, or with its one vector."""
+    compared = compared_vectors(model, shape) * (words if model.is_token_wise else 1)
+    return 2.0 * compared * (model.embedding or model.text.width)
+
+
 def compared_vectors(model: Model, shape: Shape) -> int:
     """Return how many vectors of an image are compared with a text: its pooled tokens, or all of its features."""
     return model.image.tokens or shape.tokens
@@ -140,9 +146,8 @@ def loss_flops(model: Model, settings: Training, shape: Shape, caption_tokens: i
 
     They are counted as products forward and twice as many backward. On GPUs captions are padded to ``max_tokens``.
     """
-    words = (model.text.max_tokens if settings.gpus_per_worker else caption_tokens) if model.is_token_wise else 1
-    compared = compared_vectors(model, shape) * words * settings.batch_size
-    return 3.0 * 2 * compared * (model.embedding or model.text.width)
+    words = model.text.max_tokens if settings.gpus_per_worker else caption_tokens
+    return 3.0 * settings.batch_size * pair_flops(model, shape, words)
 
 
 class Exchange(NamedTuple):
@@ -172,8 +177,8 @@ class Exchange(NamedTuple):
 def exchange(model: Model, settings: Training, trained: int) -> Exchange:
     """Return what a worker hands to the others in a step (``wukong.model.loss``, and DistributedDataParallel).
 
-    Captions have ``max_tokens``, to which GPUs pad them. Left out are numbers of captions and of steps, for which
-    8 bytes a pair are exchanged.
+    Captions have ``max_tokens``, to which GPUs pad them. Left out are 8 bytes for each caption, by which equal ones are
+    known, and a byte for each of its words.
 
     Args:
         model: the architecture.

@@ -8,7 +8,7 @@ def size(count: float) -> str:
     for unit, each in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= each:
             return f"{count / each:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} KB"
+    return f"{count / 1e3:,.1f} KB" if count >= 1e3 else _("{count:,} bytes").format(count=round(count))
 
 
 def duration(seconds: float) -> str:

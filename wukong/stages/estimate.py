@@ -17,7 +17,7 @@ from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.curate import rules
 from wukong.data.shared_memory import handed_over
-from wukong.model.cost import Exchange, Size, compared_vectors, exchange, loss_flops, text_flops, text_step_flops
+from wukong.model.cost import Exchange, Size, exchange, loss_flops, pair_flops, text_flops, text_step_flops
 from wukong.stages.capacity import Capacity
 from wukong.stages.measured_rates import Rates
 from wukong.stages.prices import GIB, Prices
@@ -31,8 +31,8 @@ DATA_BYTES = 2 * PICTURE_BYTES
 LEAST_RESULTS, MOST_SHARE = 2, 0.83
 """Distinct URLs a query: the demo's 8,303 of 4,000 queries, and the paper's 166 million of 200,000 times 1,000."""
 
-NETWORK, STORE_SPEED = 12.5e9, 1.25e9
-"""Bytes a second that a node sends to others (100 Gbit/s), and that a store gives (10 Gbit/s): assumed."""
+NETWORK_SPEED, STORE_SPEED = 12.5, 1.25
+"""GB a second that a node sends to others (100 Gbit/s), and that a store gives (10 Gbit/s): assumed."""
 
 _PROMPTS = 80  # of a class
 _BYTES = 4
@@ -48,8 +48,8 @@ Bound = Literal[RateName, "store", "network"]
 
 Source = Literal["measured", "told", "computed", "stored"]
 
-GPU = "gpu"
-"""Name of what a GPU is told to sustain, in TFLOP/s."""
+GPU, STORE, NETWORK = "gpu", "store", "network"
+"""Names of what is told beside rates: TFLOP/s of a GPU; GB/s that all workers read from the store, and a node sends."""
 
 CAPTION_TOKENS = 22
 """Mean number of tokens of a caption (table 2: 22 characters)."""
@@ -118,11 +118,9 @@ class Work:
         size: the model's.
         capacity: what it runs on.
         rates: those of the stages.
-        told: rates of a training's worker in place of stored ones; ``gpu`` is the TFLOP/s that a GPU sustains.
+        told: rates of a training's worker in place of stored ones; also ``GPU``, ``STORE`` and ``NETWORK``.
         measured: those that were measured where it will run.
         caption_tokens: mean number of tokens of a caption.
-        read_speed: bytes a second that all workers together read from the store; None if it is never too slow.
-        network: bytes a second that a node sends to others.
     """
 
     experiment: Experiment
@@ -134,8 +132,11 @@ class Work:
     told: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[RateName, Rate] = field(default_factory=dict)
     caption_tokens: int = CAPTION_TOKENS
-    read_speed: float | None = None
-    network: float = NETWORK
+
+    @property
+    def network(self) -> float:
+        """Bytes a second that a node sends to others."""
+        return 1e9 * self.told.get(NETWORK, NETWORK_SPEED)
 
 
 @dataclass(frozen=True)
@@ -318,10 +319,9 @@ def published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[i
 
 def _comparing(work: Work, images: int, texts: int, directions: int) -> float:
     """Return the operations of one model that encodes texts and compares them with images."""
-    model = work.experiment.model
-    words = work.caption_tokens if model.is_token_wise else 1
-    products = directions * images * compared_vectors(model, work.size.shape) * texts * words
-    return texts * text_flops(model, work.caption_tokens) + 2.0 * products * (model.embedding or model.text.width)
+    model, words = work.experiment.model, work.caption_tokens
+    pairs = float(directions * images * texts)
+    return texts * text_flops(model, words) + pairs * pair_flops(model, work.size.shape, words)
 
 
 def _flops(work: Work, *, on_gpus: bool) -> tuple[float, float]:
@@ -361,8 +361,8 @@ def plan_of_training(work: Work, stage: str) -> TrainingPlan:
     settings: Training = getattr(work.experiment, stage)
     rates = rates_of(work, settings)
     image_bytes = feature_bytes(*work.size.shape, work.experiment.features.dtype)
-    seconds = exchanged(work, settings).sent / work.network
-    return training(settings, work.pairs, image_bytes, work.capacity.of(stage), rates, work.read_speed, seconds)
+    store, seconds = 1e9 * work.told.get(STORE, 0.0), exchanged(work, settings).sent / work.network
+    return training(settings, work.pairs, image_bytes, work.capacity.of(stage), rates, store, seconds)
 
 
 def exchanged(work: Work, settings: Training) -> Exchange:
@@ -445,7 +445,7 @@ def training(
     image_bytes: int,
     cores: int,
     rates: Mapping[RateName, Rate],
-    store: float | None = None,
+    store: float = 0.0,
     exchanging: float = 0.0,
 ) -> TrainingPlan:
     """Plan a training from the rates of one worker.
@@ -460,7 +460,7 @@ def training(
         image_bytes: bytes of the features of one view of an image, see ``feature_bytes``.
         cores: number of cores of all machines together; only for a training on processors.
         rates: all of them.
-        store: bytes a second that all workers together read from the store; None if it is never too slow.
+        store: bytes a second that all workers together read from the store; 0 if it is never too slow.
         exchanging: seconds of a step in which workers send to each other, beside their other work.
     """
     on_gpus = settings.gpus_per_worker > 0

@@ -3,7 +3,7 @@
 ``wukong plan`` and ``wukong check`` say the same of an experiment. All of it is arithmetic: nothing is measured here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from wukong import stages
 from wukong.config.experiment import Experiment
@@ -11,9 +11,13 @@ from wukong.evaluate import set_folders
 from wukong.runtime.amounts import duration, size
 from wukong.stages import estimate
 from wukong.stages.capacity import Pods
-from wukong.stages.estimate import STORE_SPEED, Estimate, Work
+from wukong.stages.estimate import STORE, STORE_SPEED, Estimate, Work
 
 _CONFIG_MAP = "of the ConfigMap ray-job"
+APART = (
+    "{stage}: its {gpus} GPUs are in a pod each, so they exchange by the network, not by NVLink: set gpu.gpus_per_pod "
+    f"{_CONFIG_MAP} to the GPUs of a node, or to node"
+)
 
 
 def estimates(work: Work) -> dict[str, Estimate]:
@@ -56,11 +60,8 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> Iterator[str]:
     """Say where what is planned does not fit what it runs on, with the remedy."""
     capacity = work.capacity
     stored = sum(each.bytes for each in planned.values()) + max(each.checkpoints for each in planned.values())
-    if capacity.store is not None and stored > capacity.store:
-        yield (
-            f"the store holds {size(capacity.store)} and {size(stored)} are needed: enlarge its claim and its "
-            "volumes, or take a store outside (docs/store.md)"
-        )
+    if capacity.store is not None:
+        yield from too_full(capacity.store, stored)
     for name, each in planned.items():
         if capacity.head_memory is not None and each.driver_memory > capacity.head_memory:
             yield (
@@ -69,39 +70,31 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> Iterator[str]:
             )
         if pods := capacity.pods.get(name):
             yield from _too_small(work, name, each, pods)
-    asked = dict.fromkeys([*work.experiment.published_sets, *work.experiment.decontaminated_sets])
-    if unknown := ", ".join(name for name in asked if name not in set_folders.NAMES):
-        yield f"no published set is called {unknown}, so nothing can read it: docs/evaluation-sets.md names all"
-
-
-_TOO_SMALL = (
-    (
-        "task_memory",
-        "memory",
-        "a task of {name} needs {needed} and its pods have {there}: enlarge stages.{name}.memory",
-    ),
-    (
-        "disk",
-        "disk",
-        "{made} takes {needed} and a worker has {there} for temporary files: enlarge the volume tmp in template.yaml",
-    ),
-    (
-        "shared_memory",
-        "shared_memory",
-        "loaders of a worker of {name} hand over {needed} in shared memory, which has {there}: lower its "
-        "loader_workers or batch_size, or enlarge stages.{name}.shared_memory",
-    ),
-)
-"""What of an estimate is compared with what of pods, and what is said where it is more."""
 
 
 def _too_small(work: Work, name: str, each: Estimate, pods: Pods) -> Iterator[str]:
     """Say where the pods of a stage are too small for a worker or task of it."""
     made = f"a checkpoint of {name}" if each.checkpoints else f"what a task of {name} makes"
-    for asked, has, said in _TOO_SMALL:
-        needed, there = getattr(each, asked), getattr(pods, has)
+    key, inside = f"stages.{name}", "in template.yaml"
+    for needed, there, said, has, remedy in (
+        (each.task_memory, pods.memory, f"a task of {name} needs", "its pods have {}", f"enlarge {key}.memory"),
+        (
+            each.disk,
+            pods.disk,
+            f"{made} takes",
+            "a worker has {} for temporary files",
+            f"enlarge the volume tmp {inside}",
+        ),
+        (
+            each.shared_memory,
+            pods.shared_memory,
+            f"loaders of a worker of {name} hand over",
+            "there are {} of shared memory",
+            f"lower loader_workers or batch_size, or enlarge {key}.shared_memory",
+        ),
+    ):
         if there is not None and needed > there:
-            yield said.format(name=name, made=made, needed=size(needed), there=size(there)) + f" {_CONFIG_MAP}"
+            yield f"{said} {size(needed)} and {has.format(size(there))}: {remedy} {_CONFIG_MAP}"
     if not stages.of(name).trains:
         return
     settings = stages.training_of(work.experiment, name)
@@ -119,22 +112,19 @@ def _too_small(work: Work, name: str, each: Estimate, pods: Pods) -> Iterator[st
 
 def notes(work: Work, planned: Mapping[str, Estimate]) -> Iterator[str]:
     """Say what makes the stages slow, with the remedy."""
-    model, speed = work.experiment.model, work.read_speed or STORE_SPEED
+    model, speed = work.experiment.model, 1e9 * work.told.get(STORE, STORE_SPEED)
     for name, each in planned.items():
         if each.asks > speed:
             yield (
                 f"{name}: its workers ask the store for {size(each.asks)}/s, and {size(speed)}/s is what it "
-                f"{'gives' if work.read_speed else 'is assumed to give'}: take a store of more servers "
+                f"{'gives' if STORE in work.told else 'is assumed to give'}: take a store of more servers "
                 "(docs/store.md), or fewer workers"
             )
     for name in stages.TRAININGS:
         settings = stages.training_of(work.experiment, name)
         gpus, needed = settings.workers * settings.gpus_per_worker, estimate.step_operations(work, settings)
         if work.capacity.gpus_per_pod == 1 and gpus > 1:
-            yield (
-                f"{name}: its {gpus} GPUs are in a pod each, so they exchange by the network, not by NVLink: "
-                f"set gpu.gpus_per_pod {_CONFIG_MAP} to the GPUs of a node, or to node"
-            )
+            yield APART.format(stage=name, gpus=gpus)
         if not settings.is_skipped and estimate.way_of(work, name).bound_by == "network":
             yield (
                 f"{name}: to exchange what a step needs takes longer than the rest of the step: take fewer workers "
@@ -148,12 +138,37 @@ def notes(work: Work, planned: Mapping[str, Estimate]) -> Iterator[str]:
             )
 
 
-def too_few(experiment: Experiment, pairs: int) -> str:
-    """Say that the gate asks for more than so many pairs, which are the most that there can be; empty if not."""
+def too_full(room: int, needed: float) -> Iterator[str]:
+    """Say that a store has not the room for so many bytes, where it has not."""
+    if needed > room:
+        yield (
+            f"the store holds {size(room)} and {size(needed)} are needed: enlarge its claim and its volumes, or take a "
+            "store outside (docs/store.md)"
+        )
+
+
+def unknown_sets(experiment: Experiment, names: Collection[str] = stages.WHOLE_RUN) -> Iterator[str]:
+    """Say which sets some stages measure or compare with that nothing here can read."""
+    holdouts = [holdout.name for holdout in experiment.filter.split.holdouts]
+    asked: list[tuple[str, str, Sequence[str], Sequence[str]]] = [
+        ("evaluate", "evaluate.tasks", experiment.evaluate.tasks, ()),
+        ("filter", "filter.decontaminate.sets", experiment.decontaminated_sets, holdouts),
+    ]
+    for name in stages.TRAININGS:
+        tasks = stages.training_of(experiment, name).validation.tasks
+        asked.append((name, f"{name}.validation.tasks", tasks, experiment.held_out_tasks))
+    for stage, key, tasks, others in asked:
+        for each in tasks if stage in names else ():
+            if each not in (*set_folders.NAMES, *others):
+                known = ", ".join([*others, *set_folders.NAMES])
+                yield f"{key}: there is no evaluation set {each!r}; there are {known}"
+
+
+def too_few(experiment: Experiment, pairs: int) -> Iterator[str]:
+    """Say that the gate asks for more than so many pairs, which are the most that there can be, where it does."""
     asked = experiment.validation.min_pairs
-    if pairs >= asked:
-        return ""
-    return (
-        f"the gate asks for {asked:,} pairs and there are {pairs:,} at most, so it would refuse them after the crawl: "
-        "lower validation.min_pairs, or find more by another list or more queries"
-    )
+    if pairs < asked:
+        yield (
+            f"the gate asks for {asked:,} pairs and there are {pairs:,} at most, so it would refuse them after the "
+            "crawl: lower validation.min_pairs, or find more by another list or more queries"
+        )

@@ -66,16 +66,6 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
             "captions, for instance held_out_captions: 0.1 and holdouts: "
             '[{name: held-out, source: "*", captions: unseen}], or name published sets in evaluate.tasks'
         )
-    problems += [
-        (
-            f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
-            f"{', '.join([*experiment.held_out_tasks, *set_folders.NAMES])}"
-        )
-        for training in stages.TRAININGS
-        if training in names
-        for name in stages.training_of(experiment, training).validation.tasks
-        if name not in {*experiment.held_out_tasks, *set_folders.NAMES}
-    ]
     for training in stages.TRAININGS:
         settings = stages.training_of(experiment, training)
         if training in names and settings.gpus_per_worker > 1:
@@ -85,22 +75,8 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
                 f"and {training}.workers: {workers} for as many GPUs. How many of them share a pod, the cluster's "
                 "gpus_per_pod says"
             )
-    if "filter" in names:
-        holdouts = ", ".join(holdout.name for holdout in experiment.filter.split.holdouts) or "there are none"
-        problems += [
-            (
-                f"filter.decontaminate.sets names {name!r}, which is no test set; the published ones are "
-                f"{', '.join(set_folders.NAMES)}, and the hold-outs are {holdouts}; or write all"
-            )
-            for name in experiment.decontaminated_sets
-            if name not in set_folders.NAMES
-        ]
+    problems += fit.unknown_sets(experiment, names)
     if "evaluate" in names:
-        problems += [
-            f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}"
-            for name in experiment.evaluate.tasks
-            if name not in set_folders.NAMES
-        ]
         problems += [
             f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one"
             for name in experiment.held_out_tasks
@@ -344,7 +320,7 @@ def warn_of_few(experiment: Experiment, pictures: int | None = None) -> None:
         DataError: the pictures' list cannot be read.
     """
     most = expected_urls(experiment)[1] if pictures is None else pictures
-    if why := fit.too_few(experiment, round(most * (1 - experiment.filter.split.held_out_captions))):
+    for why in fit.too_few(experiment, round(most * (1 - experiment.filter.split.held_out_captions))):
         log.warning("%s", why)
 
 
@@ -360,22 +336,11 @@ def check_store(experiment: Experiment) -> None:
     holds = os.environ.get(overlay.STORE_CAPACITY)
     if not holds or not experiment.storage.startswith("s3://"):
         return
-    few, many = (estimate.DATA_BYTES * urls for urls in expected_urls(experiment))
     room = int(overlay.amount_of(holds))
-    remedy = "enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query"
-    if few > room:
-        raise ConfigError(
-            f"storage: this run writes at least {few / _GIB:,.1f} GiB to {experiment.storage}, and the object store "
-            f"holds {room / _GIB:,.1f} GiB in all ({overlay.STORE_CAPACITY}={holds}): {remedy}"
-        )
-    if many > room:
-        log.warning(
-            "this run may write up to %s GiB to %s, and the object store holds %s GiB in all: %s",
-            f"{many / _GIB:,.1f}",
-            experiment.storage,
-            f"{room / _GIB:,.1f}",
-            remedy,
-        )
+    few, many = (fit.too_full(room, estimate.DATA_BYTES * urls) for urls in expected_urls(experiment))
+    refuse([f"storage: {why}" for why in few])
+    for why in many:
+        log.warning("storage: of a search that finds as much as it may, %s", why)
 
 
 def check_access(experiment: Experiment) -> None:
@@ -445,7 +410,6 @@ def check_machine(
     machine: Machine,
     needed: int,
     size: Size | None = None,
-    trainings: Collection[str] = stages.TRAININGS,
 ) -> None:
     """Check that a run fits a machine.
 
@@ -454,7 +418,6 @@ def check_machine(
         machine: the machine.
         needed: bytes that the stages will write.
         size: the model's; None if none is trained.
-        trainings: names of the training stages that it does.
 
     Raises:
         ConfigError: it does not fit; the message names every key.
@@ -467,7 +430,7 @@ def check_machine(
             "the embedded stack: WUKONG_HOME)"
         )
     if size is not None:
-        for name in trainings:
+        for name in stages.TRAININGS:
             problems += _too_large(name, stages.training_of(experiment, name), machine, size)
     refuse(problems)
 

@@ -16,7 +16,7 @@ from ray_jobs.launch.kuberay.room import Node, Pod
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.stages import access, overlay, run_paths
+from wukong.stages import access, fit, overlay, run_paths
 from wukong.stages.ray_job import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
 
 log = logging.getLogger(__name__)
@@ -121,13 +121,9 @@ def make_ray_job(
         together = _room_of_a_node(Pod.of(stage, "worker", one), nodes or (), settings.gpu)
     groups = _groups(stage, settings, together, experiment, size)
     are_apart = together == 1 and not (settings.gpu.gpus_per_pod == "node" and nodes is None)
-    if are_apart and sum(group.gpus * group.pods for group in groups) > 1 and stages.of(stage).trains:
-        log.warning(
-            "%s: its GPUs are in a pod each, so they exchange by the network, not by NVLink; gpus_per_pod of the "
-            "ConfigMap %s lets those of a node share a pod",
-            stage,
-            CONFIG_MAP,
-        )
+    gpus = sum(group.gpus * group.pods for group in groups)
+    if are_apart and gpus > 1 and stages.of(stage).trains:
+        log.warning(fit.APART.format(stage=stage, gpus=gpus))
     spec = body["spec"]
     spec["entrypoint"] = shlex.join(entrypoint)
     spec["backoffLimit"] = 0  # KubeRay repeats every failure, also a stage's own; the launcher repeats what may help

@@ -348,7 +348,7 @@ def test_what_the_workers_ask_of_the_store() -> None:
     filtered, pretrained = estimate.of_filter(here), estimate.of_pretrain(here)
     assert filtered.asks == pytest.approx(3e6 * 30_000 / (6 + 3e6 * 0.002 / 4))
     assert pretrained.asks == pytest.approx(3 * 2e6 * 30_000 / (pretrained.seconds - 10))
-    slow = estimate.of_pretrain(work(experiment(pretrain=seen), read_speed=1e4))
+    slow = estimate.of_pretrain(work(experiment(pretrain=seen), told={"store": 1e-5}))
     assert slow.seconds - 10 == pytest.approx(3 * 2e6 * 30_000 / 1e4)
     assert slow.asks == pretrained.asks, "what is asked for is not what a slow store gives"
 
@@ -361,7 +361,7 @@ def test_a_training_takes_at_least_the_time_of_its_exchange() -> None:
     assert slow.asks == pytest.approx(3 * 1_000 * 30_000 / 375)
     model = {"embedding": 256, "image": {"image_size": 224}, "text": {"layers": 2, "heads": 4, "width": 256}}
     trained = {"batch_size": 8, "workers": 2}
-    here = work(experiment(model=model, pretrain=trained), network=1e3)
+    here = work(experiment(model=model, pretrain=trained), told={"network": 1e-6})
     # Half of two gradients of 4 million weights, the other's 2 x 4 vectors, and half of the gradients of all 16.
     sent = 0.5 * 2 * 4 * 4_000_000 + 2 * 4 * 256 * 4 + 0.5 * 2 * 8 * 256 * 4
     assert estimate.exchanged(here, here.experiment.pretrain).sent == sent

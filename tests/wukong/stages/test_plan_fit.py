@@ -50,7 +50,7 @@ def test_what_fits_is_no_problem() -> None:
         (
             {"shared_memory": 200 * 2**20},
             {"loader_workers": 4},  # (2 x 4 + 2) batches of 256 pictures of 3 x 224 x 224 bytes
-            "loaders of a worker of pretrain hand over 385.4 MB in shared memory, which has 209.7 MB: lower its "
+            "loaders of a worker of pretrain hand over 385.4 MB and there are 209.7 MB of shared memory: lower "
             "loader_workers or batch_size, or enlarge stages.pretrain.shared_memory of the ConfigMap ray-job",
         ),
         (
@@ -92,9 +92,16 @@ def test_the_disk_of_a_pod_that_crawls_is_compared_with_a_part() -> None:
 
 def test_sets_without_a_reader_are_named() -> None:
     evaluate = {"tasks": ["imagenet", "image-net"], "sets": "s3://wukong/sets"}
-    assert problems(work(evaluate=evaluate)) == [
-        "no published set is called image-net, so nothing can read it: docs/evaluation-sets.md names all"
+    validated = {"validation": {"every_steps": 1, "tasks": ["held", "coco"]}}
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "held", "source": "*", "captions": "unseen"}]}
+    marked = {"split": split, "decontaminate": {"sets": ["cifar10", "cifar", "held"], "action": "mark"}}
+    said = [*fit.unknown_sets(work(training=validated, evaluate=evaluate, filter=marked).experiment)]
+    assert [each.partition("; there are ")[0] for each in said] == [
+        "evaluate.tasks: there is no evaluation set 'image-net'",
+        "filter.decontaminate.sets: there is no evaluation set 'cifar'",
+        "pretrain.validation.tasks: there is no evaluation set 'coco'",
     ]
+    assert "; there are held, aic-icc, aircraft" in said[1] and "; there are aic-icc" in said[0]
     facts = [*fit.facts(asked := work(evaluate=evaluate), fit.estimates(asked))]
     assert "2 published sets are measured, of 50,000 pictures, at s3://wukong/sets." in facts
 
@@ -104,9 +111,9 @@ def test_a_store_that_is_asked_for_more_than_it_gives_is_said() -> None:
     (pretrain,) = [each.asks for name, each in fit.estimates(asked).items() if name == "pretrain"]
     said = "pretrain: its workers ask the store for "
     assert [note for note in notes(asked) if note.startswith(said)] == [] and 0 < pretrain < 1.25e9
-    (note,) = [note for note in notes(replace(asked, read_speed=pretrain / 2)) if note.startswith(said)]
+    (note,) = [note for note in notes(replace(asked, told={"store": pretrain / 2e9})) if note.startswith(said)]
     assert "is what it gives: take a store of more servers" in note
-    assert not [note for note in notes(replace(asked, read_speed=1.01 * pretrain)) if note.startswith(said)]
+    assert not [note for note in notes(replace(asked, told={"store": 1.01e-9 * pretrain})) if note.startswith(said)]
     fast = replace(asked, told={"gpu": 1e6, "decode": 1e6, "augment": 1e6})
     (note,) = [note for note in notes(fast) if note.startswith(said)]
     assert "and 1.2 GB/s is what it is assumed to give" in note
@@ -115,7 +122,7 @@ def test_a_store_that_is_asked_for_more_than_it_gives_is_said() -> None:
 def test_a_network_that_is_slower_than_the_step_is_said() -> None:
     said = "pretrain: to exchange what a step needs takes longer"
     assert not [note for note in notes(work()) if note.startswith(said)]
-    assert [note for note in notes(replace(work(), network=1e6)) if note.startswith(said)]
+    assert [note for note in notes(replace(work(), told={"network": 1e-3})) if note.startswith(said)]
 
 
 def test_the_exchange_of_a_step_is_a_fact() -> None:
