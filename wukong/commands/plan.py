@@ -92,6 +92,7 @@ def plan(
     if overlay_place is not None and cores is not None:
         raise ConfigError("--cores: the overlay says how many cores each stage has; leave one of the two options out")
     price = prices.parse(price_list, "--price") if price_list is not None else prices.of_environment()
+    rates = prices.numbers("--rate", told or [], (*RATES, GPU, NETWORK, STORE))
     experiment = documents.load(config_file, overrides)
     if gpus is not None:
         changed = {name: _with_gpus(stages.training_of(experiment, name), gpus) for name in stages.TRAININGS}
@@ -111,7 +112,7 @@ def plan(
         size=Size.of(experiment.model),
         capacity=capacity,
         rates=measured_rates.load(),
-        told=parse_rates(told or []),
+        told=rates,
         caption_tokens=caption_tokens,
     )
     if measure:
@@ -131,15 +132,6 @@ def _with_gpus(settings: Training, gpus: int) -> Training:
     values["batch_size"] = -(-values["batch_size"] // workers) * workers
     values["min_workers"] = min(values["min_workers"], workers)
     return Training.model_validate(values)
-
-
-def parse_rates(told: Sequence[str]) -> dict[str, float]:
-    """Read ``--rate`` values.
-
-    Raises:
-        ConfigError: a value is not NAME=NUMBER with a known name and a positive number.
-    """
-    return prices.numbers("--rate", told, (*RATES, GPU, STORE, NETWORK))
 
 
 def _measured(work: Work) -> Work:

@@ -257,11 +257,10 @@ def of_evaluate(work: Work) -> Estimate:
     """
     settings, speeds, model = work.experiment.evaluate, work.rates.speeds, work.experiment.model
     models = 2 - work.experiment.finetune.is_skipped
-    held_out = [(each, each, 2) for each in _held_out(work)]
     published_sets = list(published(settings.tasks, settings.protocol))
     # A hold-out's features are computed once.
-    pictures = sum(images for images, *_ in held_out) + models * sum(images for images, *_ in published_sets)
-    compared = models * sum(_comparing(work, *each) for each in (*held_out, *published_sets))
+    pictures = sum(images for images, *_ in _held_out(work)) + models * sum(images for images, *_ in published_sets)
+    compared = models * sum(_comparing(work, *each) for each in (*_held_out(work), *published_sets))
     cores, gpus = work.capacity.of("evaluate"), work.capacity.gpus("evaluate")
     decoding = pictures / speeds.decode / cores
     tower, step = _flops(work, on_gpus=gpus > 0)
@@ -282,10 +281,9 @@ def validations_of(work: Work, stage: str) -> Validations | None:
         return None
     steps = work.pairs // settings.batch_size
     every = steps if asked.every_steps == "epoch" else asked.every_steps
-    held_out = [(each, each, 2) for each in _held_out(work)]
     names = {*work.experiment.held_out_tasks}
     measured = list(published(asked.tasks, asked.protocol, asked.split))
-    measured += held_out if not asked.tasks or names.intersection(asked.tasks) else []
+    measured += _held_out(work) if not asked.tasks or names.intersection(asked.tasks) else []
     tower, step = _flops(work, on_gpus=settings.gpus_per_worker > 0)
     pictures = sum(images for images, *_ in measured) / settings.workers
     looking = pictures * (1 / work.rates.speeds.decode + work.size.tower_flops / tower)
@@ -295,10 +293,10 @@ def validations_of(work: Work, stage: str) -> Validations | None:
     return Validations(count, comparing + (0 if locked else looking), looking if locked else 0.0)
 
 
-def _held_out(work: Work) -> list[int]:
-    """Return the number of pairs that are held out by caption, if there are any."""
+def _held_out(work: Work) -> list[tuple[int, int, int]]:
+    """Return images, texts and directions of what is held out by caption, if anything is."""
     held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
-    return [held_out] if held_out else []
+    return [(held_out, held_out, 2)] if held_out else []
 
 
 def published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[int, int, int]]:

@@ -131,8 +131,21 @@ def warn_of_hosts(crawl: Crawl) -> None:
     Raises:
         DataError: the list cannot be read.
     """
-    for note in _refused_hosts(crawl):
-        log.warning("%s", note)
+    from wukong.crawl.addresses import ConnectTo, is_public, looked_up
+
+    opened = ConnectTo.from_environment().of_crawl(crawl.endpoint).targets
+    ports = {host: port for host, port in _first_hosts(crawl).items() if host not in opened}
+    for host, found in looked_up(ports, _LOOKUP_SECONDS).items():
+        said = f"crawl.endpoint: {host}, a host of its URLs,"
+        if not found:
+            log.warning("%s has no address in DNS: its pictures will fail", said)
+        elif not any(map(is_public, found)):
+            target = f"[{found[0]}]" if ":" in found[0] else found[0]
+            mend = f"export {CONNECT_TO}={host}={target}:{ports[host]}"
+            log.warning(
+                "%s is at %s, no public address, so its pictures will be refused. If it is your own: %s",
+                *(said, target, mend),
+            )
 
 
 def check_lists(experiment: Experiment) -> None:
@@ -233,23 +246,6 @@ def _unsigned(crawl: Crawl) -> Iterator[str]:
             "nobody can reach: write your e-mail address or a page about your crawl, for instance "
             "--set crawl.politeness.contact=crawl@university.example"
         )
-
-
-def _refused_hosts(crawl: Crawl) -> Iterator[str]:
-    """Say which of the first hosts of a list the crawl will refuse, or does not find."""
-    from wukong.crawl.addresses import ConnectTo, is_public, looked_up
-
-    opened = ConnectTo.from_environment().of_crawl(crawl.endpoint).targets
-    ports = {host: port for host, port in _first_hosts(crawl).items() if host not in opened}
-    for host, found in looked_up(ports, _LOOKUP_SECONDS).items():
-        if not found:
-            yield f"crawl.endpoint: {host}, a host of its URLs, has no address in DNS: its pictures will fail"
-        elif not any(map(is_public, found)):
-            target = f"[{found[0]}]" if ":" in found[0] else found[0]
-            yield (
-                f"crawl.endpoint: {host}, a host of its URLs, is at {target}, no public address, so its pictures will "
-                f"be refused. If it is your own: export {CONNECT_TO}={host}={target}:{ports[host]}"
-            )
 
 
 def _first_hosts(crawl: Crawl) -> dict[str, int]:

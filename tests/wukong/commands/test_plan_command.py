@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from wukong import stages
-from wukong.commands import plan
 from wukong.errors import ConfigError
 from wukong.train import rates as rates_of_training
 
@@ -89,9 +88,9 @@ def test_gpus_in_a_pod_each_are_said(experiment: Path, tmp_path: Path, together:
 
 
 @pytest.mark.parametrize("value", ["tower", "tower=fast", "tower=0", "tower=-3", "tower=inf", "cpu=3"])
-def test_a_wrong_rate_is_named_with_what_is_allowed(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"text_step, tower, decode, augment, gpu, store") as said:
-        plan.parse_rates([value])
+def test_a_wrong_rate_is_named_with_what_is_allowed(experiment: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"text_step, tower, decode, augment, gpu, network, store") as said:
+        run("--config", str(experiment), "--pairs", "9", "--rate", value)
     assert repr(value) in str(said.value)
 
 
