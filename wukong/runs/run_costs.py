@@ -93,8 +93,8 @@ class Held:
 
     def __add__(self, other: "Held") -> "Held":
         """Return both together."""
-        *sums, _ended = (getattr(self, each.name) + getattr(other, each.name) for each in fields(Held))
-        return Held(*sums, self.ended and other.ended)
+        sums = {each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(Held)}
+        return Held(**sums | {"ended": self.ended and other.ended})
 
     @property
     def idle(self) -> float | None:

@@ -157,8 +157,8 @@ def unknown_sets(experiment: Experiment, names: Collection[str] = stages.WHOLE_R
     for name in stages.TRAININGS:
         tasks = stages.training_of(experiment, name).validation.tasks
         asked.append((name, f"{name}.validation.tasks", tasks, experiment.held_out_tasks))
-    for stage, key, tasks, others in asked:
-        for each in tasks if stage in names else ():
+    for stage, key, named, others in asked:
+        for each in named if stage in names else ():
             if each not in (*set_folders.NAMES, *others):
                 known = ", ".join([*others, *set_folders.NAMES])
                 yield f"{key}: there is no evaluation set {each!r}; there are {known}"
