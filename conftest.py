@@ -66,8 +66,9 @@ _ORDER = ("runs", "ray", "fast", "commands", *_KILLS, "slow")
 the others' first tests are the fast ones, so that what most changes break is seen early."""
 
 
-SESSION = "WUKONG_TESTSESSION"
-"""In the environment of whatever a session of tests starts; inherited, so also of what these processes start."""
+SESSION = "SESSION_OF_TESTS"
+"""In the environment of whatever a session of tests starts; inherited, so also of what these processes start. Tests
+that leave out variables leave out those of products, such as ``WUKONG_``."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

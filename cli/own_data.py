@@ -116,10 +116,12 @@ def _rows(uri: str) -> int:
 
 def name_of(uri: str) -> str:
     """Make an experiment's name from the last part of a URI, of which Chinese characters become pinyin."""
-    from pypinyin import lazy_pinyin
-
     last = unquote(uri).rstrip("/").rpartition("/")[2].partition(".")[0]
-    name = re.sub(r"[^a-z0-9]+", "-", "-".join(lazy_pinyin(last)).lower()).strip("-")[:40].strip("-")
+    if not last.isascii():
+        from pypinyin import lazy_pinyin  # it reads its dictionary, which takes half a second
+
+        last = "-".join(lazy_pinyin(last))
+    name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:40].strip("-")
     return name or f"own-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"  # for instance, the name is Thai
 
 

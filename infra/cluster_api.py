@@ -1,4 +1,7 @@
-"""The API of Kubernetes: objects of any kind as it sends them, by its own paths, and the logs of pods."""
+"""The API of Kubernetes: objects of any kind as it sends them, by its own paths, and the logs of pods.
+
+The library is imported by whoever asks a cluster: it takes a third of a second, and a run on one machine asks none.
+"""
 
 import json
 import logging
@@ -7,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import urllib3
-from kubernetes import client, config
 
 from wukong.errors import StackError
 
@@ -44,6 +46,8 @@ class Cluster:
     """
 
     def __init__(self) -> None:
+        from kubernetes import client, config
+
         try:
             config.load_incluster_config()
         except config.ConfigException:
@@ -111,13 +115,15 @@ class Cluster:
             seconds: how long the API is to go on.
             since: a version of the object, whose later changes are asked for; empty to begin with what is there.
         """
+        from kubernetes.client import ApiException
+
         query = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(seconds)}
         query |= {"resourceVersion": since} if since else {}
         path = _path(version, kind, namespace)
         for line in self._lines(path, query, (_TIMEOUT[0], seconds + 10.0)):
             event = json.loads(line)
             if event["type"] == "ERROR":
-                raise ClusterError(f"WATCH {path}", client.ApiException(event["object"].get("code")))
+                raise ClusterError(f"WATCH {path}", ApiException(event["object"].get("code")))
             yield event["type"], event["object"]
 
     def log(self, pod: str, namespace: str, **options: str) -> Iterator[str]:
@@ -151,6 +157,8 @@ class Cluster:
         timeout: Timeout = _TIMEOUT,
         preload: bool = True,
     ) -> Any:
+        from kubernetes.client import ApiException
+
         try:
             return self._client.call_api(
                 path,
@@ -164,7 +172,7 @@ class Cluster:
                 _return_http_data_only=True,
                 _request_timeout=timeout,
             )
-        except (client.ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
             if none_if is not None and getattr(error, "status", None) == none_if:
                 return None
             raise ClusterError(f"{method} {path}", error) from error

@@ -152,4 +152,7 @@ def _created_before(result: manifest.Manifest, began: float) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == 0:
+        ray.shutdown()  # else Ray does it at the end, after half a second for last lines of workers
+    sys.exit(status)

@@ -22,6 +22,7 @@ from wukong.data.views import Loaders
 from wukong.errors import DataError
 from wukong.evaluate import (
     answers,
+    classification,
     encoding,
     holdouts,
     packed,
@@ -237,7 +238,9 @@ def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool)
     if isinstance(data, ClassificationData):
         texts = len(data.classes) * len(prompts.of(protocol.prompts, data.name))
         of_image += len(places.EVALUATED) * texts * of_pair
-    return Sizes.of(of_image, of_pair, 4 * cost.compared_vectors(model, shape) * width, gpu=gpu)
+    sizes = Sizes.of(of_image, of_pair, 4 * cost.compared_vectors(model, shape) * width, gpu=gpu)
+    # A GPU has compared as soon as the texts of all classes are read.
+    return replace(sizes, images=classification.IMAGES) if gpu and isinstance(data, ClassificationData) else sizes
 
 
 def _left_by(job: _Job, name: str, block: Block) -> Iterator[str]:
@@ -340,7 +343,7 @@ def _work_of(job: _Job, name: str, read: _Read, device: str) -> Work:
             for role, model in models.items()
         }
 
-    classes = _classes(job.stage.path("_work/classes"), name)
+    classes = Files(job.stage.path("_work/classes"), fenced=True)
     return Work(read.data, protocol, models, encode, job.blocks_of(name), classes, read.sizes)
 
 
@@ -356,12 +359,6 @@ def _models(uris: tuple[tuple[str, str], ...], device: str, *, with_towers: bool
 @lru_cache(maxsize=1)
 def _loaders(uris: tuple[tuple[str, str], ...], device: str, processes: int) -> Loaders[Any, Tensor]:
     return encoding.loaders(_models(uris, device, with_towers=True), processes)
-
-
-@lru_cache(maxsize=1)
-def _classes(uri: str, _task: str) -> Files:
-    # Cached because it keeps copies of what a process reads for each block; those of one task at a time.
-    return Files(uri, fenced=True)
 
 
 def _finished(job: _Job, work: Work) -> dict[str, Any]:

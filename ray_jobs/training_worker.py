@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import ray
 import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from ray_jobs import gpus, metrics
 from wukong.config.experiment import Experiment
@@ -38,8 +37,6 @@ _LAST_METRICS_SECONDS = 10.0
 """Seconds for which the end of a training waits for MLflow; the workers hold their GPUs meanwhile."""
 _WHITENED = 16_384
 """Pairs whose features decide the whitening of the image head."""
-_LONGEST_URI = 4096
-"""Most bytes of a checkpoint's URI."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def work(job: Job) -> None:
     settings = job.settings
     _log_in_drivers_format()
     device = _own_device(settings)
-    resume = _agreed(checkpoints.newest(job.checkpoints) or "", device)
+    resume = checkpoints.agreed(checkpoints.newest(job.checkpoints) or "", device)
     model, pairs, tokenizer = _starting_point(job, whiten=not resume)
     for tower in (model.text, model.image):
         if tower is not None:
@@ -195,17 +192,6 @@ def _validation(job: Job, model: DualEncoder, tokenizer: Tokenizer) -> Iterator[
     ) as validate:
         del tower  # it has done its work
         yield validate
-
-
-def _agreed(uri: str, device: torch.device) -> str:
-    """Return the first worker's URI of a checkpoint on every worker: another may have looked for the newest later."""
-    if world()[1] == 1:
-        return uri
-    data = torch.zeros(_LONGEST_URI, dtype=torch.uint8, device=device)
-    encoded = uri.encode()
-    data[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(device) if encoded else 0
-    dist.broadcast(data, 0)
-    return bytes(data.tolist()).rstrip(b"\0").decode()
 
 
 def _log_in_drivers_format() -> None:

@@ -376,6 +376,14 @@ def test_a_set_in_an_object_store_is_asked_for_once_by_all_and_gives_the_same_re
     assert there.digest == here.digest
 
 
+def test_on_a_gpu_the_texts_of_all_classes_are_read_for_many_images(tmp_path: Path, two_sets: None) -> None:
+    settings, rules = experiment(tmp_path, "token"), evaluate.named("paper")
+    classified, searched = (sets.of(name).read(tmp_path / "sets" / name) for name in ("tuxpaint", "coco-cn"))
+    assert evaluate._sizes(settings, classified, rules, gpu=True).images == 4096  # which are read for each block
+    assert evaluate._sizes(settings, searched, rules, gpu=True).images == 1024  # whose vectors are written
+    assert evaluate._sizes(settings, classified, rules, gpu=False).images < 1024
+
+
 def test_tasks_on_gpus_have_several_blocks() -> None:
     some = [blocks.Block("images", "", (number, number + 1)) for number in range(1_000)]
     assert [len(group) for group in evaluate._groups(some, 0)] == [1] * 1_000

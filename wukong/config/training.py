@@ -164,6 +164,11 @@ class Training(Strict):
         description="equal inputs give equal weights, to the bit; an operation that has no such version is an error; "
         "false lets torch and the token-wise kernels choose the fastest algorithms",
     )
+    shard_optimizer: bool = Field(
+        False,
+        description="each worker keeps the optimiser's state of its share of the weights, and stores it: "
+        "less memory where the image tower is trained too; equal weights, to the bit on processors",
+    )
     compile: bool = Field(False, description="compile the towers with torch.compile; the first steps take much longer")
     checkpoint_activations: bool = Field(
         False, description="compute each layer a second time in the backward pass instead of keeping what it computed"
@@ -232,6 +237,15 @@ class Training(Strict):
                     f"batch_size is {self.batch_size}, which {workers} workers cannot divide; a multiple of {divided} "
                     f"is allowed, for instance {-(-self.batch_size // divided) * divided}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _several_workers_share_a_state(self) -> "Training":
+        if self.shard_optimizer and self.workers == 1:
+            raise ValueError(
+                "shard_optimizer divides the optimiser's state between workers, and workers is 1: set shard_optimizer: "
+                "false, or more workers"
+            )
         return self
 
     @model_validator(mode="after")

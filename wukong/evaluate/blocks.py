@@ -4,16 +4,15 @@ So a task is done by many processes, and one that was killed goes on after the b
 divided changes its numbers by no more than the rounding of products of other shapes.
 """
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from wukong.errors import DataError
@@ -103,24 +102,34 @@ class Files:
         """Return whether there is a file of this name."""
         return storage.exists(self._of(name))
 
-    def read(self, name: str, *, mapped: bool = False) -> dict[str, Tensor]:
+    def read(self, name: str) -> dict[str, Tensor]:
         """Read a file.
-
-        Args:
-            name: its name.
-            mapped: map it; one in an object store is copied, once while this object lives.
 
         Raises:
             DataError: it is damaged.
             StorageError: it is not there.
         """
         try:
-            tensors: dict[str, Tensor] = (
-                load_file(self._local(name)) if mapped else load(storage.read_bytes(self._of(name)))
-            )
+            tensors: dict[str, Tensor] = load(storage.read_bytes(self._of(name)))
         except SafetensorError as error:
             raise DataError(f"{self._of(name)} is damaged ({error}): {damage.remedy(self._of(name))}") from error
         return tensors
+
+    def read_in_turn(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Read files one after the other, each while the one before is in use; at most three are in memory.
+
+        Raises:
+            DataError: for this and the other errors see ``read``.
+        """
+        with ThreadPoolExecutor(1) as ahead:
+            coming = None
+            for name in names:
+                following = ahead.submit(self.read, name)
+                if coming is not None:
+                    yield coming.result()
+                coming = following
+            if coming is not None:
+                yield coming.result()
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a file.
@@ -131,16 +140,6 @@ class Files:
         """
         data = save({key: value.contiguous() for key, value in tensors.items()})
         (fence.publish_bytes if self._fenced else storage.write_bytes)(self._of(name), data)
-
-    def _local(self, name: str) -> Path:
-        if self.uri.startswith("file://"):
-            return Path(storage.filesystem(self._of(name))[1])
-        copied = Path(self._copies.name, name)
-        return copied if copied.exists() else storage.download(self._of(name), copied.parent, copied.name)
-
-    @cached_property
-    def _copies(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="wukong-evaluate-")
 
     def _of(self, name: str) -> str:
         return storage.join(self.uri, f"{name}.safetensors")
@@ -165,7 +164,7 @@ class InMemory(Files):
         """Return whether there is a file of this name."""
         return f"{self._folder}{name}" in self.tensors
 
-    def read(self, name: str, *, mapped: bool = False) -> dict[str, Tensor]:
+    def read(self, name: str) -> dict[str, Tensor]:
         """Return a file's tensors."""
         return self.tensors[f"{self._folder}{name}"]
 

@@ -26,6 +26,8 @@ from wukong.model.dual import Texts
 
 _FORMAT = 1
 PIECE_CLASSES = 50
+IMAGES = 4096
+"""Images that are compared with all classes at a time. For each time the classes' texts are read."""
 _BLOCK_PRODUCTS = 2**23
 """The most products of image tokens and text tokens in a block: 32 MiB in float32."""
 _BEST = 5
@@ -35,7 +37,7 @@ _COMPUTED_AGAIN = 16
 
 @dataclass(frozen=True)
 class Classes:
-    """Embedded classes, in pieces of a few classes on disk or in memory.
+    """Embedded classes, in pieces of a few classes in files.
 
     Attributes:
         names: the names, in label order.
@@ -54,8 +56,13 @@ class Classes:
 
     def texts(self) -> Iterator[Texts]:
         """Read the pieces in order: the texts of ``len(vectors) // prompts`` classes each, [texts, tokens, d]."""
-        for stored in (self.files.read(piece, mapped=True) for piece in self.pieces) if self.files else ():
-            yield Texts(stored["vectors"], stored["counted"])
+        return (texts for _, texts in self.texts_of(torch.ones(len(self.names), dtype=torch.bool)))
+
+    def texts_of(self, wanted: Tensor) -> Iterator[tuple[int, Texts]]:
+        """Read the pieces in which a class is wanted, bool [classes]; with the label of each piece's first class."""
+        pieces = [number for number, some in enumerate(wanted.split(PIECE_CLASSES)) if some.any()]
+        stored = self.files.read_in_turn([self.pieces[number] for number in pieces]) if self.files else iter(())
+        return ((number * PIECE_CLASSES, Texts(**each)) for number, each in zip(pieces, stored, strict=True))
 
 
 def key(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: Protocol) -> str:
@@ -69,8 +76,8 @@ def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: 
     """Embed the classes, or find them in the cache.
 
     The vector of a class of a global model is the normalised mean of its prompts' vectors. Of a token-wise model, the
-    vectors of all tokens are stored: those of 1,000 classes and 80 prompts are about 1 GB at 256 numbers a token, so
-    they are written and read in pieces of 50 classes.
+    vectors of all tokens are stored: those of 1,000 classes and 80 prompts are about 1.6 GB at 256 numbers a token, so
+    they are written and read in pieces of 50 classes, and no process keeps them.
 
     Args:
         model: the model.
@@ -91,10 +98,8 @@ def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: 
     own = key(model, names, prompts, protocol)
     pieces = [_piece(own, first) for first in range(0, len(names), PIECE_CLASSES)]
     if model.token_wise:
-        stored = cache.read(pieces[0], mapped=True)
-        refuse_collapsed(stored["vectors"].float(), "text", stored["counted"])
         return Classes(tuple(names), len(prompts), None, tuple(pieces), cache)
-    vectors = torch.cat([cache.read(piece, mapped=True)["vectors"] for piece in pieces])
+    vectors = torch.cat([each["vectors"] for each in cache.read_in_turn(pieces)])
     refuse_collapsed(vectors, "class")
     return Classes(tuple(names), len(prompts), vectors)
 
@@ -110,6 +115,8 @@ def embed_piece(
     part = names[first : first + PIECE_CLASSES]
     texts = model.encode_texts([prompt.format(name) for name in part for prompt in prompts], protocol)
     refuse_not_finite(texts.vectors, "text")
+    if model.token_wise and not first:
+        refuse_collapsed(texts.vectors.float(), "text", texts.counted)
     cache.write(piece, texts._asdict() if model.token_wise else {"vectors": _means(texts.vectors, len(part))})
 
 
@@ -153,7 +160,7 @@ def compare(model: Model, images: Rows, classes: Classes, protocol: Protocol) ->
         products = images[0 : len(images)] @ classes.vectors.T
     else:
         one = _mean_softmax if protocol.aggregation == "softmax" else _mean_similarity
-        products = torch.cat([one(model, images[rows], classes) for rows in slices(len(images))])
+        products = torch.cat([one(model, images[rows], classes) for rows in slices(len(images), IMAGES)])
     refuse_not_a_number(products, "image", "class")
     return products
 
@@ -192,27 +199,27 @@ def _mean_of_prompts(similarities: Tensor, classes: Classes) -> Tensor:
 
 def _compute_again(model: Model, images: Tensor, classes: Classes, wanted: Tensor, scores: Tensor) -> float:
     """Put scores in float32 where they are wanted, bool [images, classes]; return the largest change."""
-    number, error = 0, 0.0
-    for texts in classes.texts():
-        for first in range(0, len(texts.vectors), classes.prompts):
+    error = 0.0
+    for first, texts in classes.texts_of(wanted.any(0)):
+        for place, start in enumerate(range(0, len(texts.vectors), classes.prompts)):
+            number = first + place
             rows = wanted[:, number].nonzero().squeeze(1)
             if len(rows):
-                prompts = slice(first, first + classes.prompts)
+                prompts = slice(start, start + classes.prompts)
                 part = Texts(texts.vectors[prompts], texts.counted[prompts])
                 score = model.image_to_text(images[rows], part).mean(1)
                 error = max(error, float((score - scores[rows, number]).abs().max()))
                 scores[rows, number] = score
-            number += 1
     return error
 
 
 def _mean_softmax(model: Model, images: Tensor, classes: Classes) -> Tensor:
-    """Mean over prompts of the softmax over classes; the similarities of some images at a time are in memory."""
-    step = max(1, _BLOCK_PRODUCTS // (len(classes.names) * classes.prompts))
+    """Mean over prompts of the softmax over classes, of some images at a time."""
+    blocks = images.split(max(1, _BLOCK_PRODUCTS // (len(classes.names) * classes.prompts)))
+    similarities = [[model.image_to_text(block, texts) for block in blocks] for texts in classes.texts()]
     parts = []
-    for block in images.split(step):
-        each = torch.cat([model.image_to_text(block, texts) for texts in classes.texts()], 1)
-        logits = model.scale * each.view(len(block), len(classes.names), classes.prompts)
+    for each in zip(*similarities, strict=True):
+        logits = model.scale * torch.cat(each, 1).view(-1, len(classes.names), classes.prompts)
         parts.append(logits.softmax(1).mean(2))
     return torch.cat(parts)
 

@@ -61,8 +61,9 @@ class Size:
 
     def memory(self, settings: Training) -> int:
         """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
-        trained = self.trained(settings)
-        return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
+        trained, shares = self.trained(settings), settings.workers if settings.shard_optimizer else 1
+        moments = 8 * trained // shares
+        return 8 * trained + moments + (0 if settings.reads_features else 4 * (self.weights - trained))
 
 
 def empty_tower(model: Model) -> "ImageEncoder":
@@ -159,6 +160,7 @@ class Exchange(NamedTuple):
         vectors: of its texts, and without the token-wise similarity of its images, which all get (all-gather).
         returned: float32 gradients of all workers' vectors, which are summed where the vectors are (reduce-scatter).
         scores: float32, of its images with all texts, and their gradients (all-to-all).
+        weights: float32, of the weights that it moves alone where workers share the optimiser's state (broadcast).
     """
 
     workers: int
@@ -166,12 +168,15 @@ class Exchange(NamedTuple):
     vectors: float = 0.0
     returned: float = 0.0
     scores: float = 0.0
+    weights: float = 0.0
 
     @property
     def sent(self) -> float:
         """What a worker sends, where workers stand in a ring (Patarasuk and Yuan 2009); what a sum needs goes twice."""
         others = self.workers - 1
-        return others * self.vectors + others / self.workers * (2 * self.gradients + self.returned + self.scores)
+        return others * (self.vectors + self.weights) + others / self.workers * (
+            2 * self.gradients + self.returned + self.scores
+        )
 
 
 def exchange(model: Model, settings: Training, trained: int) -> Exchange:
@@ -192,4 +197,6 @@ def exchange(model: Model, settings: Training, trained: int) -> Exchange:
     gathered = rows * width * (model.text.max_tokens if model.is_token_wise else 1 + is_softmax)
     half = model.is_token_wise and settings.precision in ("bfloat16", "float16")
     scores = 2 * 4 * rows * settings.batch_size if model.is_token_wise and is_softmax else 0
-    return Exchange(workers, 4.0 * trained, (2.0 if half else 4.0) * gathered, 4.0 * workers * gathered, float(scores))
+    weights = 4.0 * trained / workers if settings.shard_optimizer else 0.0
+    vectors = (2.0 if half else 4.0) * gathered
+    return Exchange(workers, 4.0 * trained, vectors, 4.0 * workers * gathered, float(scores), weights)

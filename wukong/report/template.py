@@ -1,5 +1,6 @@
 """Fill the HTML templates of this folder (Jinja). Values are escaped. A name without a value is an error."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -23,6 +24,7 @@ def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..
     return templates.get_template(name).render(values)
 
 
+@functools.cache
 def environment(package: str, folder: str) -> jinja2.Environment:
     """Returns an environment for the templates of pages in both languages.
 

@@ -255,8 +255,7 @@ def of_evaluate(work: Work) -> Estimate:
     Of the hold-outs those count that are held out by caption. An unknown set counts nothing: the checks before a run
     refuse it. Nor do pairs of captions, whose number is not known before they are read.
     """
-    settings, speeds, model = work.experiment.evaluate, work.rates.speeds, work.experiment.model
-    models = 2 - work.experiment.finetune.is_skipped
+    settings, speeds, models = work.experiment.evaluate, work.rates.speeds, 2 - work.experiment.finetune.is_skipped
     published_sets = list(published(settings.tasks, settings.protocol))
     # A hold-out's features are computed once.
     pictures = sum(images for images, *_ in _held_out(work)) + models * sum(images for images, *_ in published_sets)
@@ -266,11 +265,7 @@ def of_evaluate(work: Work) -> Estimate:
     tower, step = _flops(work, on_gpus=gpus > 0)
     computing = (pictures * work.size.tower_flops / tower + compared / step) / (gpus or cores)
     seconds = max(decoding, computing) if gpus else decoding + computing
-    made = _estimate(work, "evaluate", work.pairs, 1e6, seconds, cores, gpus)
-    # Each process copies what was computed of the classes of a set, with token-wise similarity of each of their texts.
-    classes = max((texts for _, texts, directions in published_sets if directions == 1), default=0)
-    words = work.caption_tokens if model.is_token_wise else 1 / _PROMPTS
-    return replace(made, disk=_BYTES * classes * words * (model.embedding or model.text.width))
+    return _estimate(work, "evaluate", work.pairs, 1e6, seconds, cores, gpus)
 
 
 def validations_of(work: Work, stage: str) -> Validations | None:

@@ -187,6 +187,15 @@ class Server:
         """Tags of a registered model's version, which is a number or ``@ALIAS``."""
         return {entry["key"]: entry["value"] for entry in self.model_version(name, version).get("tags", [])}
 
+    def register_model(self, name: str, description: str) -> None:
+        """Make a registered model, which has no version yet; one that is there stays as it is."""
+        self.ask("POST", "registered-models/create", {"name": name, "description": description}, but=EXISTS)
+
+    def register_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:
+        """Make a version of a registered model of the files at ``source``, which belong to a run; return its number."""
+        body = {"name": name, "source": source, "run_id": run_id, "tags": _pairs(tags)}
+        return str(self.ask("POST", "model-versions/create", body)["model_version"]["version"])
+
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
         """Create a run, which is running from now on."""
         body = {"experiment_id": experiment_id, "run_name": name, "start_time": now(), "tags": _pairs(tags)}

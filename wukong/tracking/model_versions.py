@@ -4,7 +4,6 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
@@ -15,10 +14,7 @@ from wukong.tracking.availability import MLFLOW, page, refuse_untracked
 from wukong.tracking.mlflow_rest import Server, mlflow_client
 from wukong.tracking.tags import EVALUATION_TAG, PARENT_TAG
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-
+_DIGEST_TAG = "wukong.evaluation"
 _ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|(@[\w-]+))")
 
 
@@ -45,7 +41,7 @@ def register(
         known = ", ".join(sorted(evaluation.metrics))
         raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
     own = {
-        "wukong.evaluation": evaluation.digest,
+        _DIGEST_TAG: evaluation.digest,
         "wukong.origin": digest_of([*experiment.origin])[:16],  # which models are compared
         "wukong.data": next((p.digest for p in evaluation.parents if p.stage == "filter"), ""),
         "wukong.model": model.uri,
@@ -54,20 +50,19 @@ def register(
         "wukong.revision": code_revision(),
     }
     said, name = {**own, **tags}, registry.model_name
-    return MLFLOW.until_answered(lambda: _register(mlflow_client(), name, run_id, model, said))
+    return MLFLOW.until_answered(lambda: _register(Server(), name, run_id, model, said))
 
 
-def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, tags: Mapping[str, str]) -> str:
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description="Chinese dual encoders trained by Wukong")
-    known_as = f"name = '{name}' and tags.`wukong.evaluation` = '{tags['wukong.evaluation']}'"
-    versions = client.search_model_versions(known_as)
-    if versions:
-        return str(versions[0].version)
+def _register(server: Server, name: str, run_id: str, model: Manifest, tags: Mapping[str, str]) -> str:
+    server.register_model(name, "Chinese dual encoders trained by Wukong")
+    measured = {"key": _DIGEST_TAG, "value": tags[_DIGEST_TAG]}
+    for known in server.registered("model-versions", name):
+        if measured in known.get("tags", ()):
+            return str(known["version"])
     # MLflow shows a version on the page of the run that it belongs to: that of the pipeline.
-    owner = client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
-    _log_model(client, owner, model)
-    return str(client.create_model_version(name, f"runs:/{owner}/model", owner, tags=dict(tags)).version)
+    owner = server.run(run_id).tags.get(PARENT_TAG, run_id)
+    _log_model(owner, model)
+    return server.register_version(name, f"runs:/{owner}/model", owner, tags)
 
 
 def versions_of(server: Server) -> dict[str, tuple[str, ...]]:
@@ -147,7 +142,7 @@ def model_url(name: str, version: int | None = None) -> str:
     return page(f"models/{name}" + (f"/versions/{version}" if version is not None else ""))
 
 
-def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
+def _log_model(run_id: str, manifest: Manifest) -> None:
     """Log a stage's ``model/`` folder as an MLflow model, which ``mlflow.pyfunc.load_model`` loads.
 
     It is signed if the environment names a key (``wukong.model.signature``).
@@ -162,4 +157,4 @@ def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
         pyfunc.save(made, Path(folder, "model"), similarity)
         if (signer := signature.Signer.of_environment()) is not None:
             (made / signature.FILE).write_bytes(signature.sign(made, signer))
-        client.log_artifacts(run_id, str(made), "model")
+        mlflow_client().log_artifacts(run_id, str(made), "model")

@@ -4,6 +4,9 @@ A checkpoint is a folder whose name contains the step, below a folder of the att
 it. Its ``checkpoint.json`` is written last and names the other files with their sizes: without it there is no
 checkpoint. So a run that is killed while it writes one goes on from the one before it, and an older attempt that is
 still alive overwrites nothing.
+
+Workers that share the optimiser's state each write a file of it, beside the first worker's other files. A tensor has
+the same name in whichever file it is, so any number of workers can go on from them.
 """
 
 import json
@@ -11,18 +14,21 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wukong.errors import DataError, StorageError
+from wukong.model.loss import gathered_constant, world
 from wukong.store import fence, storage
 
 _MODEL, _OPTIMIZER, _PROGRESS, _MANIFEST = (
@@ -31,7 +37,11 @@ _MODEL, _OPTIMIZER, _PROGRESS, _MANIFEST = (
     "progress.json",
     "checkpoint.json",
 )
+_SHARE = "optimizer-{}.safetensors"
+"""In the place of ``optimizer.safetensors``, a file for each worker by its rank."""
 _FOLDER = re.compile(r"/checkpoint_(\d+)-[0-9a-f]+/checkpoint\.json$")
+_LONGEST_URI = 4096
+"""Most bytes of a checkpoint's URI."""
 
 
 def newest(uri: str) -> str | None:
@@ -40,8 +50,21 @@ def newest(uri: str) -> str | None:
     return max(complete)[1].removesuffix(f"/{_MANIFEST}") if complete else None
 
 
+def agreed(uri: str, device: torch.device) -> str:
+    """Return the first worker's URI of a checkpoint on every worker: the others may have seen or decided otherwise."""
+    if world()[1] == 1:
+        return uri
+    data = torch.zeros(_LONGEST_URI, dtype=torch.uint8, device=device)
+    encoded = uri.encode()
+    data[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(device) if encoded else 0
+    dist.broadcast(data, 0)
+    return bytes(data.tolist()).rstrip(b"\0").decode()
+
+
 class Writer:
     """Writes the checkpoints of a run beside its training.
+
+    Workers that share the optimiser's state call ``save``, ``complete`` and ``wait`` together, each of its own writer.
 
     Args:
         uri: the prefix of the run's checkpoints, of all attempts.
@@ -58,13 +81,15 @@ class Writer:
         self._held: dict[str, Tensor] = {}
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: Future[None] | None = None
+        self._shared: tuple[torch.device, Callable[[], None]] | None = None
+        self._sizes: dict[str, int] = {}
         self.seconds = 0.0
         self.writing = 0.0
 
     @property
     def busy(self) -> bool:
-        """Whether the last checkpoint is still being written."""
-        return self._upload is not None and not self._upload.done()
+        """Whether the last checkpoint is still being written, by this worker or another."""
+        return self._shared is not None or (self._upload is not None and not self._upload.done())
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Get the memory for the copies beside the training; without this, the first ``save`` waits for it.
@@ -73,7 +98,9 @@ class Writer:
             model: the model that will be saved.
             optimizer: its optimiser, after its first step.
         """
-        files, before = {_MODEL: _trained(model), _OPTIMIZER: _state(optimizer)[0]}, self._upload
+        files, before = {_OPTIMIZER: _state(optimizer)[0]}, self._upload
+        if not world()[0]:
+            files[_MODEL] = _trained(model)
 
         def allocate() -> None:
             if before is not None:
@@ -96,6 +123,8 @@ class Writer:
         progress: dict[str, Any],
         uri: str | None = None,
         best: str | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """Copy the state of a run to memory of its own, and begin to write it; wait for the checkpoint before it.
 
@@ -106,6 +135,8 @@ class Writer:
             progress: a JSON value.
             uri: URI of the checkpoint, from ``place``, where the progress names it; None for a new one.
             best: URI of the checkpoint that is kept though it is not among the newest; None if there is none.
+            shared: true where each worker has a share of the optimiser's state, and writes it. The checkpoint is then
+                complete only after ``complete`` or ``wait``.
 
         Raises:
             FencedError: a newer attempt has begun, so the checkpoint before it was not completed.
@@ -113,13 +144,39 @@ class Writer:
         """
         began = time.monotonic()
         self.wait()
+        rank, folder = world()[0], uri or self.place(step)
         tensors, groups = _state(optimizer)
-        files = {_MODEL: self._copied(_MODEL, _trained(model)), _OPTIMIZER: self._copied(_OPTIMIZER, tensors)}
+        files = {_SHARE.format(rank) if shared else _OPTIMIZER: self._copied(_OPTIMIZER, tensors)}
+        if not rank:
+            files[_MODEL] = self._copied(_MODEL, _trained(model))
         if any(value.is_cuda for value in model.parameters()):
             torch.cuda.synchronize()
         text = json.dumps({"progress": progress, "groups": groups})
-        self._upload = self._uploader.submit(self._write, files, text, step, uri or self.place(step), best)
+        publish = partial(self._publish, text, step, folder, best)
+        if shared:
+            self._shared = next(model.parameters()).device, publish
+        self._upload = self._uploader.submit(self._write, files, step, folder, None if shared else publish)
         self.seconds += time.monotonic() - began
+
+    def complete(self) -> None:
+        """Begin to complete a checkpoint that workers share, if all of them have written their files.
+
+        Raises:
+            StorageError: this worker's file cannot be written.
+        """
+        if self._shared is None or self._upload is None:
+            return
+        device, publish = self._shared
+        own = 0
+        if self._upload.done():
+            self._upload.result()
+            own = self._sizes[_SHARE.format(world()[0])]
+        sizes = gathered_constant(torch.tensor([own], device=device)).tolist()
+        if all(sizes):
+            self._shared = None
+            if not world()[0]:
+                self._sizes |= {_SHARE.format(rank): size for rank, size in enumerate(sizes)}
+                self._upload = self._uploader.submit(publish)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete.
@@ -129,6 +186,8 @@ class Writer:
             StorageError: it cannot be written.
         """
         if self._upload is not None:
+            self._upload.result()
+            self.complete()
             self._upload.result()
 
     def close(self) -> None:
@@ -150,9 +209,13 @@ class Writer:
         return held
 
     def _write(
-        self, files: Mapping[str, dict[str, Tensor]], progress: str, step: int, folder: str, best: str | None
+        self,
+        files: Mapping[str, dict[str, Tensor]],
+        step: int,
+        folder: str,
+        publish: Callable[[], None] | None,
     ) -> None:
-        sizes, began = {}, time.monotonic()
+        began, self._sizes = time.monotonic(), {}
         with tempfile.TemporaryDirectory() as local:
             for name, tensors in files.items():
                 path = Path(local, name)
@@ -164,17 +227,22 @@ class Writer:
                         "name another folder for temporary files by TMPDIR"
                     ) from error
                 storage.upload(path, storage.join(folder, name))
-                sizes[name] = path.stat().st_size
+                self._sizes[name] = path.stat().st_size
                 path.unlink()
+        if publish is not None:
+            publish()
+        self.writing = time.monotonic() - began
+
+    def _publish(self, progress: str, step: int, folder: str, best: str | None) -> None:
+        """Write what makes the files a checkpoint, and delete older ones."""
         data = progress.encode()
         storage.write_bytes(storage.join(folder, _PROGRESS), data)
-        fence.publish(storage.join(folder, _MANIFEST), {"step": step, "bytes": {**sizes, _PROGRESS: len(data)}})
+        fence.publish(storage.join(folder, _MANIFEST), {"step": step, "bytes": {**self._sizes, _PROGRESS: len(data)}})
         complete = [file for file in storage.list_files(self._uri, _MANIFEST) if _FOLDER.search(file)]
         for old in sorted(complete)[: -self._keep]:
             if old.removesuffix(f"/{_MANIFEST}") != best:
                 storage.delete(old)  # first, so that what remains is no checkpoint
                 storage.delete(old.removesuffix(f"/{_MANIFEST}"))
-        self.writing = time.monotonic() - began
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
@@ -203,13 +271,16 @@ def _state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[di
     return tensors, groups
 
 
-def load(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load(
+    uri: str, model: nn.Module, optimizer: torch.optim.Optimizer, own: Container[int] | None = None
+) -> dict[str, Any]:
     """Restore a checkpoint into a model and an optimiser.
 
     Args:
         uri: URI of the checkpoint, from ``newest``.
         model: a model of the architecture that was saved.
         optimizer: an optimiser of the same parameters.
+        own: numbers of the parameters whose state the optimiser gets; None for all.
 
     Returns:
         The progress that ``Writer.save`` got.
@@ -220,7 +291,12 @@ def load(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     with _explained(uri), _local(uri, _MODEL, _OPTIMIZER, _PROGRESS) as folder:
         locked = {name: value for name, value in model.state_dict().items() if name not in _trained(model)}
         model.load_state_dict({**locked, **load_file(folder / _MODEL)}, strict=True)
-        tensors = load_file(folder / _OPTIMIZER)
+        tensors = {
+            key: tensor
+            for file in folder.glob("optimizer*.safetensors")
+            for key, tensor in load_file(file).items()
+            if own is None or key.startswith("group.") or int(key.split(".", 2)[1]) in own
+        }
         value = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         entries: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors.items():
@@ -256,8 +332,9 @@ def load_weights(uri: str, goes_with: str = "") -> tuple[dict[str, Tensor], dict
 def _local(uri: str, *names: str) -> Iterator[Path]:
     """Copy files of a checkpoint to a folder of this machine."""
     sizes = json.loads(storage.read_bytes(storage.join(uri, _MANIFEST)))["bytes"]
+    shares = [file for file in sizes if file.startswith(_SHARE.partition("{")[0])]
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
+        for name in (file for kind in names for file in ((shares or [kind]) if kind == _OPTIMIZER else [kind])):
             path = storage.download(storage.join(uri, name), Path(folder), name)
             if path.stat().st_size != sizes[name]:
                 raise ValueError(f"{name} has {path.stat().st_size} bytes, not {sizes[name]}")

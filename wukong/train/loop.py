@@ -34,6 +34,7 @@ from wukong.train import checkpoint, gradients, looks, optimizer
 from wukong.train.batches import Batch, onto
 from wukong.train.looks import Look, Recent
 from wukong.train.pairs import Pairs
+from wukong.train.shares import Shares
 from wukong.train.state import Epoch, State, Validated
 
 Validate: TypeAlias = Callable[[DualEncoder], Mapping[str, float]]
@@ -72,7 +73,8 @@ def train(
         seed: seed of the order of the pairs, the choice among stored views and dropout.
         after_epoch: function that gets the results of each epoch, on every worker.
         after_look: function that gets what was measured at each look, on every worker.
-        checkpoints: writer of the checkpoints, used on the first worker; None for none.
+        checkpoints: writer of the checkpoints, used on the first worker, with ``shard_optimizer`` on each; None for
+            none.
         resume: URI of a checkpoint from which to continue, the same on every worker.
         validate: function that measures the model; None for no validation.
         after_validation: function that gets what was measured, on the first worker.
@@ -143,7 +145,8 @@ class _Run:
         self.replica: nn.Module = model
         self.optimiser = optimizer.build(model, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
-        self.checkpoints = None if self.rank else checkpoints
+        self.shares = Shares(self.optimiser) if settings.shard_optimizer and self.workers > 1 else None
+        self.checkpoints = None if self.rank and self.shares is None else checkpoints
         self.state = State(pairs.digest, len(pairs))
         self.first = self.taken = 0
         self.last = self.epoch_steps * settings.epochs
@@ -151,7 +154,8 @@ class _Run:
 
     def resume(self, uri: str) -> None:
         """Take up the weights and the state of a checkpoint."""
-        self.state = self.state.restored(checkpoint.load(uri, self.model, self.optimiser), uri)
+        own = None if self.shares is None else self.shares.own
+        self.state = self.state.restored(checkpoint.load(uri, self.model, self.optimiser, own), uri)
         if self.scaler.is_enabled() and self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
         seen, epoch, epochs = self.state.sample, self.state.epoch, self.settings.epochs
@@ -178,6 +182,11 @@ class _Run:
         self.model.train()
         if not self.rank:
             log.info("training on %d workers, step %d to %d", self.workers, self.first + 1, self.last)
+            if self.shares is not None:
+                own, every = self.shares.size
+                log.info(
+                    "this worker keeps the optimiser's state of %s of %s trained numbers", f"{own:,}", f"{every:,}"
+                )
         self.looked = self.stored = time.monotonic()
         self.recent = Recent(self.looked)
 
@@ -236,7 +245,8 @@ class _Run:
         self.optimiser.zero_grad()
         scaling = (self.scaler, self.optimiser)
         self.recent.losses.append(gradients.backward(self.model, self.replica, batch, self.settings, scaling))
-        self.scaler.step(self.optimiser)
+        with nullcontext() if self.shares is None else self.shares.moved():
+            self.scaler.step(self.optimiser)
         self.scaler.update()
         self.model.clamp_temperature()
         self.taken += 1
@@ -299,21 +309,31 @@ class _Run:
         return ended
 
     def store(self, *, is_best: bool) -> None:
-        """Store a checkpoint on the first worker, if one is needed, or if one is due and not too soon."""
+        """Store a checkpoint, if one is needed, or if one is due and not too soon: the first worker decides."""
         if self.checkpoints is None:
             return
+        self.checkpoints.complete()
         asked, passed = self.settings.checkpoint, self.looked - self.stored
         is_late = 0 < 60 * asked.minutes <= passed
         is_due = is_late or self._is_every(asked.steps) or self._is_every(self.epoch_steps)
         by_share = min(self.checkpoints.writing / asked.most_share, 60 * asked.minutes or math.inf)
         is_soon = passed < max(asked.least_seconds, by_share)
         is_kept = is_best and self.settings.validation.keep == "best"
-        if is_kept or self.has_ended or (is_due and not is_soon and not self.checkpoints.busy):
-            uri, validations = self.checkpoints.place(self.taken), self.state.validations
+        is_wanted = is_kept or self.has_ended or (is_due and not is_soon and not self.checkpoints.busy)
+        uri, validations = self.checkpoints.place(self.taken) if is_wanted else "", self.state.validations
+        if self.shares is not None:
+            uri = checkpoint.agreed(uri, self.device)
+        if uri:
             self.state.scaler = self.scaler.state_dict()
             validations.checkpoint = uri if is_kept else validations.checkpoint
             self.checkpoints.save(
-                self.model, self.optimiser, self.taken, asdict(self.state), uri, validations.checkpoint
+                self.model,
+                self.optimiser,
+                self.taken,
+                asdict(self.state),
+                uri,
+                validations.checkpoint,
+                shared=self.shares is not None,
             )
             self.stored = time.monotonic()
 

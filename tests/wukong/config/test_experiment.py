@@ -198,6 +198,10 @@ def test_a_list_needs_no_queries(tmp_path: Path) -> None:
         ("finetune.workers=3", ["finetune", "batch_size is 512", "3 workers", "513"]),
         ("finetune={workers: 4, min_workers: 2}", ["finetune", "batch_size is 512", "3 workers", "516"]),
         ("finetune={workers: 2, min_workers: 3}", ["finetune", "min_workers is 3", "at most workers", "2"]),
+        (
+            "finetune={workers: 1, shard_optimizer: true}",
+            ["finetune", "shard_optimizer", "workers is 1", "more workers"],
+        ),
     ],
 )
 def test_what_values_can_never_mean_is_refused(tmp_path: Path, override: str, named: list[str]) -> None:

@@ -31,13 +31,22 @@ def test_global_exchange_is_in_float32_whatever_the_precision(loss: str, sides: 
     settings = Training.model_validate({"batch_size": 80, "workers": 4, "precision": "bfloat16"})
     found = exchange(model(loss=loss), settings, 1_000)
     vectors = sides * 20 * 128 * 4
-    assert found == (4, 4_000, vectors, 4 * vectors, 0)
+    assert found == (4, 4_000, vectors, 4 * vectors, 0, 0)
     assert found.sent == pytest.approx(3 * vectors + 3 / 4 * (2 * 4_000 + 4 * vectors))
 
 
 def test_the_sigmoid_loss_needs_no_others_scores() -> None:
     settings = Training.model_validate({"batch_size": 80, "workers": 4})
     assert exchange(model(similarity="token", loss="sigmoid"), settings, 1).scores == 0
+
+
+def test_workers_that_share_the_optimisers_state_hand_on_what_they_moved() -> None:
+    settings = Training.model_validate({"batch_size": 80, "workers": 4, "shard_optimizer": True})
+    found, whole = (
+        exchange(model(), each, 1_000) for each in (settings, settings.model_copy(update={"shard_optimizer": False}))
+    )
+    assert (found.weights, whole.weights) == (1_000, 0), "a quarter of 4,000 bytes"
+    assert found.sent - whole.sent == pytest.approx(3 * 1_000), "to three others"
 
 
 def test_one_worker_exchanges_nothing() -> None:

@@ -335,11 +335,6 @@ def test_what_lies_on_a_disk_and_in_shared_memory() -> None:
     assert estimate.of_pretrain(stored).disk == 12 * 4_000_000, "a checkpoint: weights and two moments"
     assert (estimate.of_crawl(streamed).disk, estimate.of_filter(streamed).disk) == (2 * 3e7, 3e7)
     assert estimate.of_crawl(work(experiment(), urls=10, pairs=10)).disk == 2 * 10 * 30_000
-    assert estimate.of_evaluate(work(experiment(**IMAGENET))).disk == 4 * 1_000 * 256
-    model = {"embedding": 128, "similarity": "token", "image": {"image_size": 224}, "text": {"width": 256, "heads": 4}}
-    size = Size(9_000_000, 5_000_000, 2e9, Shape(49, 256))
-    token_wise = estimate.of_evaluate(work(experiment(model=model, **IMAGENET), size=size))
-    assert token_wise.disk == 4 * 80 * 1_000 * 22 * 128, "22 words of each prompt of each class"
 
 
 def test_what_the_workers_ask_of_the_store() -> None:

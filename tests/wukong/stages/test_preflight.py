@@ -281,6 +281,11 @@ def test_a_batch_has_no_more_pairs_than_there_are(experiment: Callable[..., Expe
             ["pretrain.lock=none"],
             [r"pretrain\.workers: 2 workers with a model of 100,000,000 weights.* hold 3\.0 GiB.* has 2\.0 GiB"],
         ),
+        (
+            Machine(2 * GIB, 8, 0, 500 * GIB),
+            ["pretrain.lock=none", "pretrain.shard_optimizer=true"],
+            [r"pretrain\.workers: 2 workers .* hold 2\.2 GiB"],
+        ),
     ],
 )
 def test_a_machine_that_is_too_small_is_named(

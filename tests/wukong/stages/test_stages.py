@@ -164,7 +164,7 @@ def test_each_setting_of_a_training_is_in_its_key_but_those_that_decide_nothing(
         changed = getattr(given, name).model_copy(update={key: other})
         if entry.config(given.model_copy(update={name: changed})) == entry.config(given):
             left_out.add(key)
-    assert left_out == {"from_model", "log_every", "max_failures", "min_workers", "threads"}
+    assert left_out == {"from_model", "log_every", "max_failures", "min_workers", "shard_optimizer", "threads"}
 
 
 def test_a_validation_is_in_the_key_only_if_it_decides() -> None:

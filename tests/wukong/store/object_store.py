@@ -90,7 +90,7 @@ class ObjectStore:
                 stderr=log,
                 env={
                     # By the second, Ctrl-C finds it.
-                    **{name: os.environ[name] for name in ("PATH", "WUKONG_TESTSESSION") if name in os.environ},
+                    **{name: os.environ[name] for name in ("PATH", "SESSION_OF_TESTS") if name in os.environ},
                     "HOME": str(self.folder),
                     "GOMEMLIMIT": "400MiB",
                     "WEED_MASTER_VOLUME_GROWTH_COPY_1": "2",

@@ -149,7 +149,8 @@ def steps_stored(tmp_path: Path, seconds_a_step: float, seconds_a_write: float, 
         def prepare(self, *_: object) -> None:
             pass
 
-        def save(self, model: object, optimizer: object, step: int, *_: object) -> None:
+        def save(self, model: object, optimizer: object, step: int, *_: object, shared: bool) -> None:
+            assert not shared
             stored.append(step)
             self.writing = seconds_a_write
 
