@@ -22,7 +22,8 @@ class Machine:
         while not folder.exists():
             folder = folder.parent
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(min(memory, _limit_of_group()), os.cpu_count() or 1, _gpus(), shutil.disk_usage(folder).free)
+        gpus = sum(name.name.removeprefix("nvidia").isdigit() for name in Path("/dev").glob("nvidia[0-9]*"))
+        return cls(min(memory, _limit_of_group()), os.cpu_count() or 1, gpus, shutil.disk_usage(folder).free)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,3 @@ def _limit_of_group() -> int:
         if text.isdigit():
             return int(text)
     return 2**62
-
-
-def _gpus() -> int:
-    return sum(1 for name in Path("/dev").glob("nvidia[0-9]*") if name.name.removeprefix("nvidia").isdigit())

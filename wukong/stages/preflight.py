@@ -18,7 +18,6 @@ from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
 from wukong.config.model import TEXT_FILES
-from wukong.config.training import Training
 from wukong.crawl.source import Listed
 from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
@@ -425,31 +424,28 @@ def check_machine(
             f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of "
             "the embedded stack: WUKONG_HOME)"
         )
-    if size is not None:
-        for name in stages.TRAININGS:
-            problems += _too_large(name, stages.training_of(experiment, name), machine, size)
+    for name in stages.TRAININGS:
+        if size is None:
+            break
+        settings = stages.training_of(experiment, name)
+        fewest = settings.min_workers or settings.workers
+        key = "min_workers" if settings.min_workers else "workers"
+        if fewest > machine.cores:
+            problems.append(
+                f"{name}.{key}: {fewest} workers need a core each and this machine has {machine.cores}, so "
+                f"they would wait for ever; at most {machine.cores} are allowed here"
+            )
+        cards = fewest * settings.gpus_per_worker
+        if cards > machine.gpus:
+            problems.append(
+                f"{name}.gpus_per_worker: {fewest} workers with {settings.gpus_per_worker} each need {cards} "
+                f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
+            )
+        held = settings.workers * size.memory(settings)
+        if not settings.gpus_per_worker and held > machine.memory:
+            problems.append(
+                f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
+                f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
+                "take fewer workers or a smaller model"
+            )
     refuse(problems)
-
-
-def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> Iterator[str]:
-    """Say why a training run does not fit a machine."""
-    needed = settings.min_workers or settings.workers
-    key = "min_workers" if settings.min_workers else "workers"
-    if needed > machine.cores:
-        yield (
-            f"{name}.{key}: {needed} workers need a core each and this machine has {machine.cores}, so "
-            f"they would wait for ever; at most {machine.cores} are allowed here"
-        )
-    cards = needed * settings.gpus_per_worker
-    if cards > machine.gpus:
-        yield (
-            f"{name}.gpus_per_worker: {needed} workers with {settings.gpus_per_worker} each need {cards} "
-            f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
-        )
-    held = settings.workers * size.memory(settings)
-    if not settings.gpus_per_worker and held > machine.memory:
-        yield (
-            f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
-            f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
-            "take fewer workers or a smaller model"
-        )
