@@ -75,7 +75,7 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> Iterator[str]:
 def _too_small(work: Work, name: str, each: Estimate, pods: Pods) -> Iterator[str]:
     """Say where the pods of a stage are too small for a worker or task of it."""
     made = f"a checkpoint of {name}" if each.checkpoints else f"what a task of {name} makes"
-    key, inside = f"stages.{name}", "in template.yaml"
+    key = f"stages.{name}"
     for needed, there, said, has, remedy in (
         (each.task_memory, pods.memory, f"a task of {name} needs", "its pods have {}", f"enlarge {key}.memory"),
         (
@@ -83,7 +83,7 @@ def _too_small(work: Work, name: str, each: Estimate, pods: Pods) -> Iterator[st
             pods.disk,
             f"{made} takes",
             "a worker has {} for temporary files",
-            f"enlarge the volume tmp {inside}",
+            "enlarge the volume tmp in template.yaml",
         ),
         (
             each.shared_memory,
@@ -104,9 +104,8 @@ def _too_small(work: Work, name: str, each: Estimate, pods: Pods) -> Iterator[st
             f"each worker: at most {pods.cores} are allowed here"
         )
     weights = work.size.weights
-    if (
-        pods.memory is not None and 8 * weights > pods.memory
-    ):  # in float32: the model, and the file that it is read from
+    read = 8 * weights  # in float32: the model, and the file that it is read from
+    if pods.memory is not None and read > pods.memory:
         yield f"{name}: a model of {weights:,} weights is not read in a pod with {size(pods.memory)} of memory"
 
 
