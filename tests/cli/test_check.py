@@ -34,6 +34,17 @@ def test_every_config_of_the_paper_passes(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(passed) == len(configs) == 21
 
 
+def test_what_a_run_asks_for_is_told() -> None:
+    """By hand: ten loader processes with two batches each, and two more, of 256 pictures of 224 x 224 x 3 bytes."""
+    done = CliRunner().invoke(app, ["check", str(PAPER / "vit-b-32.yaml"), "--stand-in"])
+    assert f"{22 * 256 * 3 * 224**2 / 1e6:.1f} MB of /dev/shm for its loaders" in done.output
+    assert "In a step of pretrain a worker hands the others 406.8 MB of gradients" in done.output  # 4 x 101.7 million
+    assert "22 published sets are measured, of 336,690 pictures, at s3://wukong/inputs/evaluation-sets." in done.output
+    assert (
+        "Slow: pretrain: its workers ask the store for 3.0 GB/s, and 1.2 GB/s is what it is assumed to" in done.output
+    )
+
+
 def test_a_hub_is_refused_with_the_command_that_brings_the_weights() -> None:
     said = refused(PAPER / "vit-b-32.yaml", "model.image.weights=hub", "model.text.weights=hub:org/bert-base-chinese")
     assert "model.image.weights: 'hub': only the crawl reaches the internet" in said
