@@ -18,11 +18,10 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
 from wukong.runs import run_records
+from wukong.runtime import amounts
 from wukong.runtime.language import _, translated
 from wukong.stages import estimate, measured_rates, preflight, preflight_model
-from wukong.stages.preflight import Machine
-
-_MIB, _GIB = 2**20, 2**30
+from wukong.stages.capacity import Machine
 
 
 def check_experiment(experiment: Experiment, run: str, *, containers: bool = False) -> None:
@@ -138,8 +137,8 @@ def print_plan(
         table.add_column(column, overflow="fold", justify="right" if column == "about" else "left")
     for entry in planned:
         state = translated(_("reused") if entry.finished else _("goes on") if entry.begun else _("to do"))
-        size, time = (_size(entry.estimate.bytes), _time(entry.estimate.seconds)) if not entry.finished else ("", "")
-        mark = "*" if entry.measured else ""
+        about, mark = entry.estimate, "*" if entry.measured else ""
+        size, time = ("", "") if entry.finished else (amounts.size(about.bytes), amounts.duration(about.seconds))
         reads = "\n".join(_short(uri, experiment) for uri in entry.reads) or "-"
         table.add_row(entry.stage, state, size, time + mark, reads, _short(entry.writes, experiment))
     console.print(table)
@@ -150,7 +149,11 @@ def print_plan(
             "In all about {total} and {time}; {free} are free. Places begin with {root}/. Figures with * come from "
             "an earlier run, the others from rates of {machine}."
         ).format(
-            total=_size(total[0]), time=_time(total[1]), free=_size(free), root=experiment.root, machine=rates.machine
+            total=amounts.size(total[0]),
+            time=amounts.duration(total[1]),
+            free=amounts.size(free),
+            root=experiment.root,
+            machine=rates.machine,
         ),
         highlight=False,
     )
@@ -160,7 +163,7 @@ def print_plan(
             _(
                 "How much a search finds is not known before: at most some {most:,} pictures, {float}, with "
                 "crawl.max_queries and crawl.max_results_per_query."
-            ).format(most=most, float=_size(float(most * estimate.DATA_BYTES))),
+            ).format(most=most, float=amounts.size(float(most * estimate.DATA_BYTES))),
             highlight=False,
         )
     console.print(_("Nothing was run (--dry-run), and no service was left running."), highlight=False)
@@ -179,17 +182,3 @@ def _disk(experiment: Experiment, home: Path) -> Path:
 
 def _short(uri: str, experiment: Experiment) -> str:
     return uri.removeprefix(experiment.root + "/")
-
-
-def _size(count: float) -> str:
-    if count >= _GIB:
-        return f"{count / _GIB:,.1f} GiB"
-    return f"{max(count, 1e5) / _MIB:,.1f} MiB" if count else "0"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else _("{seconds:,.0f} days").format(seconds=seconds / 86400)

@@ -1,36 +1,26 @@
 """``wukong check``: whether experiments can be run on a cluster, before anything is submitted."""
 
-import json
-import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import typer
 import yaml
 
 from ray_jobs.launch.kuberay.manifest import make_ray_job
-from ray_jobs.launch.kuberay.settings import CONFIG_MAP, Settings, StageSettings, parse
 from wukong import stages
 from wukong.commands.app import SetOption
 from wukong.commands.output import echo
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError
-from wukong.model.cost import Size
 from wukong.runtime import environment
-from wukong.runtime.environment import CONNECT_TO
-from wukong.stages import estimate, overlay, preflight, preflight_model, start
-from wukong.stages.preflight import Machine
-from wukong.store import storage
+from wukong.stages import estimate, fit, measured_rates, overlay, preflight, preflight_model, start
+from wukong.stages.estimate import Work
+from wukong.stages.ray_job import CONFIG_MAP, Settings, parse
 
 K8S = Path(__file__).parents[1] / "k8s"
 """The manifests of an installation."""
-_ABUNDANT = 2**60
 T = TypeVar("T")
 
 
@@ -43,7 +33,7 @@ def check(
         bool,
         typer.Option(
             "--stand-in",
-            help="Use a store and a search engine that are made up, with a file wherever the experiment names one.",
+            help="Ask neither a store nor a search engine: whatever the experiment names is taken to be there.",
         ),
     ] = False,
     overrides: SetOption = None,
@@ -58,12 +48,17 @@ def check(
     wrong = 0
     for path in configs:
         try:
-            size = check_one(documents.load(path, overrides), template, settings, stand_in=stand_in)
+            work = check_one(documents.load(path, overrides), template, settings, stand_in=stand_in)
         except WukongError as error:
             wrong += 1
             echo(f"{path}: {error}", err=True)
         else:
+            size, planned = work.size, fit.estimates(work)
             echo(f"{path}: can be run on {overlay}; {size.weights:,} weights, {size.image:,} of the image tower")
+            for fact in fit.facts(work, planned):
+                echo(f"  {fact}")
+            for note in fit.notes(work, planned):
+                echo(f"  Slow: {note}.")
     if wrong:
         raise typer.Exit(1)
 
@@ -90,17 +85,17 @@ def resources_of(overlay: str) -> tuple[dict[str, Any], Settings]:
     return parse(data, f"overlay {overlay}")
 
 
-def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Settings, *, stand_in: bool) -> Size:
+def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Settings, *, stand_in: bool) -> Work:
     """Check one experiment, by the checks that a run makes before its first stage, and against the stages' pods.
 
     Args:
         experiment: the experiment.
         template: a RayJob manifest.
         settings: what stages may use.
-        stand_in: whether a store and an engine are made up.
+        stand_in: whether neither a store nor an engine is asked.
 
     Returns:
-        The model's size.
+        What it has to do, with the fewest pairs that may come in and pass the gate.
 
     Raises:
         ConfigError: it cannot be run; the message names every key that was found wrong.
@@ -116,11 +111,11 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
             return None
 
     collect(lambda: preflight.check_stages(experiment))
+    urls = 0
     if stand_in:
-        with stand_ins(experiment) as made:
-            collect(lambda: preflight.check_world(made, connect=True))
         if experiment.crawl.source.searched:  # as many words as there may be; of another list no size is made up
-            preflight.warn_of_few(experiment, estimate.urls(experiment, experiment.crawl.max_queries)[1])
+            urls, most = estimate.urls(experiment, experiment.crawl.max_queries)
+            preflight.warn_of_few(experiment, most)
     else:
         environment.use_for(experiment.storage)
         preflight.check_access(experiment)
@@ -128,15 +123,22 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
         if not problems:  # else the lists may be missing
+            urls = preflight.expected_urls(experiment)[0]
             preflight.warn_of_few(experiment)
     on_hub = any(".weights: 'hub" in each for each in problems)
     size = None if on_hub else collect(lambda: preflight_model.check_model(experiment))
     if size is not None and not stand_in:
         collect(lambda: preflight_model.check_weights(experiment))
-    problems += _unfit(experiment, template, settings, size)
+    for name in stages.JOBS:  # to make a job's manifest checks the template too
+        make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
+    if size is not None:
+        capacity = overlay.capacity_of(experiment, template, settings)
+        pairs = max(urls, experiment.validation.min_pairs)  # with fewer the gate refuses it
+        work = Work(experiment, pairs, pairs, size, capacity, measured_rates.load())
+        problems += fit.problems(work, fit.estimates(work))
     if problems or size is None:
         raise ConfigError("\n  ".join(["it cannot be run:", *problems]))
-    return size
+    return work
 
 
 def _out_of_reach(experiment: Experiment) -> Iterator[str]:
@@ -154,78 +156,3 @@ def _out_of_reach(experiment: Experiment) -> Iterator[str]:
     for key, uri in named.items():
         if uri.startswith("file:"):
             yield f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address"
-
-
-def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settings, size: Size | None) -> Iterator[str]:
-    """Say which stages the pods of a cluster cannot do; making a job's manifest checks the template too."""
-    for name in stages.JOBS:
-        make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
-        if name not in stages.TRAININGS or size is None:
-            continue
-        pod = settings.stages.get(name, StageSettings())
-        training, memory = stages.training_of(experiment, name), int(overlay.amount_of(pod.memory))
-        workers = training.workers
-        machine = Machine(memory * workers, pod.cpus * workers, workers * training.gpus_per_worker, _ABUNDANT)
-        try:
-            preflight.check_machine(experiment, machine, 0, size, (name,))
-        except ConfigError as error:
-            yield str(error).removeprefix("the experiment cannot be run:\n  ")
-        if not training.reads_features and training.loader_workers > pod.cpus:
-            yield (
-                f"{name}.loader_workers: {training.loader_workers} processes decode in a pod with {pod.cpus} cores "
-                f"for each worker: at most {pod.cpus} are allowed here"
-            )
-        if 8 * size.weights > memory:  # in float32: the model, and the file that it is read from
-            yield f"{name}: a model of {size.weights:,} weights is not read in a pod with {pod.memory} of memory"
-
-
-@contextmanager
-def stand_ins(experiment: Experiment) -> Iterator[Experiment]:
-    """Give the experiment on a store and a search engine that are made up, for checks that only look what is there.
-
-    The store is a folder, with a file wherever the experiment names one. The engine takes connections.
-
-    Raises:
-        ConfigError: the experiment goes on from a stage's output, which cannot be made up.
-    """
-    value = experiment.model_dump(mode="json")
-    with TemporaryDirectory(prefix="wukong-check-") as scratch, socket.create_server(("127.0.0.1", 0)) as engine:
-        place = storage.from_path(Path(scratch))
-        made = documents.loads(json.dumps(value, ensure_ascii=False).replace('"s3://', f'"{place}/'))
-        for key, uri in made.uris().items():
-            _make_up(made, key, uri)
-        host = urlsplit(experiment.crawl.endpoint).hostname
-        with _variable(CONNECT_TO, f"{host}=127.0.0.1:{engine.getsockname()[1]}"):
-            yield made
-
-
-def _make_up(experiment: Experiment, key: str, uri: str) -> None:
-    if key in ("crawl.previous", "validation.reference"):
-        raise ConfigError(f"{key}: {uri} is a stage's output, which --stand-in cannot make up: check without it")
-    names: tuple[str, ...] = ("",)
-    if key in ("evaluate.sets", "filter.decontaminate.sets"):
-        sets = experiment.published_sets if key == "evaluate.sets" else experiment.decontaminated_sets
-        names = tuple(f"{name}/made-up" for name in sets)
-    elif key == "model.text.weights" or (key.endswith(".model.uri") and not uri.endswith(".onnx")):
-        names = ("config.json", "model.safetensors")
-    elif key == "pretrain.from_model":
-        names = start.FILES
-    elif key == "crawl.endpoint":
-        names = ("made-up",) if experiment.crawl.engine == "published_set" else names
-    for name in names:
-        path = Path(unquote(urlsplit(uri).path), name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -4,6 +4,7 @@ The scheduler decides by more than this looks at: affinities, spreading, priorit
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -11,8 +12,8 @@ from infra.cluster_api import Cluster, ClusterError
 from ray_jobs.launch.kuberay import room
 from ray_jobs.launch.kuberay.manifest import make_ray_job
 from ray_jobs.launch.kuberay.room import Node, Pod, amount_of
-from ray_jobs.launch.kuberay.settings import Settings
 from wukong.config.experiment import Experiment
+from wukong.stages.ray_job import Settings
 
 
 def pods_of(experiment: Experiment, template: Mapping[str, Any], settings: Settings, stage: str) -> list[Pod]:
@@ -43,20 +44,8 @@ def nodes(cluster: Cluster) -> list[Node]:
     for pod in cluster.items("v1", "Pod"):
         if (name := pod["spec"].get("nodeName")) and pod["status"].get("phase") not in ("Succeeded", "Failed"):
             used[name] = room.total([used.get(name, {}), room.requests_of(pod["spec"]), {"pods": Decimal(1)}])
-    return [
-        Node(
-            name,
-            {
-                resource: amount - used.get(name, {}).get(resource, Decimal(0))
-                for resource, amount in allocatable.items()
-            },
-            node["metadata"].get("labels", {}),
-            [taint for taint in node["spec"].get("taints", ()) if taint["effect"] != "PreferNoSchedule"],
-        )
-        for node in cluster.items("v1", "Node")
-        if not node["spec"].get("unschedulable")
-        for name, allocatable in [(node["metadata"]["name"], room.quantities(node["status"]["allocatable"]))]
-    ]
+    open_nodes = (node for node in cluster.items("v1", "Node") if not node["spec"].get("unschedulable"))
+    return [Node.of(node, used.get(node["metadata"]["name"], {})) for node in open_nodes]
 
 
 def unplaced(pods: Iterable[Pod], on: Sequence[Node]) -> list[Pod]:
@@ -66,7 +55,7 @@ def unplaced(pods: Iterable[Pod], on: Sequence[Node]) -> list[Pod]:
         pods: all at the same time.
         on: the nodes, which stay as they are.
     """
-    left = [Node(node.name, dict(node.free), node.labels, node.taints) for node in on]
+    left = list(on)
     without = []
     for pod in sorted(pods, key=lambda pod: room.weight(pod.requests), reverse=True):
         fitting = [node for node in left if node.takes(pod)]
@@ -74,8 +63,7 @@ def unplaced(pods: Iterable[Pod], on: Sequence[Node]) -> list[Pod]:
             without.append(pod)
             continue
         node = min(fitting, key=lambda node: room.weight(node.free))
-        for name, amount in room.total([pod.requests, {"pods": Decimal(1)}]).items():
-            node.free[name] = node.free.get(name, Decimal(0)) - amount
+        left[left.index(node)] = replace(node, free=room.less(node.free, pod.requests | {"pods": Decimal(1)}))
     return without
 
 

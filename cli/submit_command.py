@@ -123,7 +123,7 @@ def _look_for_room(console: Console, prepared: Prepared, namespace: str) -> None
     from cli import free_resources
     from infra.cluster_api import Cluster
     from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
-    from ray_jobs.launch.kuberay.settings import CONFIG_MAP, parse
+    from wukong.stages.ray_job import CONFIG_MAP, parse
 
     api = KubernetesApi(namespace, Timing(patience=10))
     template, settings = parse(api.read_config_map(CONFIG_MAP), namespace)

@@ -31,8 +31,8 @@ def note_stage(experiment: Experiment, run: str, stage: str, run_id: str | None)
         costs, price = _stored(experiment, run)
         for each in costs:
             if each.stage == stage:
-                numbers = run_costs.numbers(each.held, each.written, price)
-                stage_results.log_cost(run_id, stage, report_costs.said_of_stage(each), numbers)
+                said, numbers = " ".join(report_costs.said([each], price)), run_costs.numbers(each, price)
+                stage_results.log_cost(run_id, stage, said, numbers)
     except (WukongError, ValidationError) as error:
         log.warning("what the stage %s has cost is left out: %s", stage, error)
 
@@ -42,7 +42,7 @@ def note_run(experiment: Experiment, run: str) -> dict[str, Any]:
     try:
         costs, price = _stored(experiment, run)
         if costs:
-            numbers = run_costs.numbers(run_costs.total(costs), run_costs.written_by(costs), price)
+            numbers = run_costs.numbers(run_costs.total(costs), price)
             mlflow_runs.log_cost(experiment, run, " ".join(report_costs.said(costs, price)), numbers)
         return report_costs.shown(costs, price)
     except (WukongError, ValidationError) as error:

@@ -233,13 +233,12 @@ def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool)
     """Return the sizes of the blocks of a published set."""
     model = experiment.model
     tower, width = cost.empty_tower(model), model.embedding or model.text.width
-    vectors = cost.compared_vectors(model, cost.feature_shape(model, tower))
-    words = estimate.CAPTION_TOKENS if model.is_token_wise else 1
-    of_pair, of_image = 2.0 * vectors * words * width, cost.tower_flops(model, tower)
+    shape = cost.feature_shape(model, tower)
+    of_pair, of_image = cost.pair_flops(model, shape, estimate.CAPTION_TOKENS), cost.tower_flops(model, tower)
     if isinstance(data, ClassificationData):
         texts = len(data.classes) * len(prompts.of(protocol.prompts, data.name))
         of_image += len(places.EVALUATED) * texts * of_pair
-    sizes = Sizes.of(of_image, of_pair, 4 * vectors * width, gpu=gpu)
+    sizes = Sizes.of(of_image, of_pair, 4 * cost.compared_vectors(model, shape) * width, gpu=gpu)
     # A GPU has compared as soon as the texts of all classes are read.
     return replace(sizes, images=classification.IMAGES) if gpu and isinstance(data, ClassificationData) else sizes
 

@@ -11,7 +11,6 @@ features of that tower.
 """
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from wukong.model import cost
 from wukong.runtime import progress
 from wukong.runtime.language import _
 from wukong.stages import estimate, places
+from wukong.stages.capacity import Machine
 from wukong.stages.estimate import Rate, RateName
 from wukong.store import storage
 from wukong.store.conditional_store import ChangedError, UnconditionalError
@@ -302,10 +302,7 @@ def room_for_features(uri: str, settings: Features) -> float | None:
     filesystem, path = storage.filesystem(uri)
     if filesystem.type_name != "local":
         return None
-    folder = Path(path)
-    while not folder.exists():
-        folder = folder.parent
-    return float(shutil.disk_usage(folder).free)
+    return float(Machine.here(Path(path)).free)
 
 
 @ray.remote(max_retries=2)

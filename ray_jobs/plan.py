@@ -12,7 +12,8 @@ from wukong.errors import WukongError
 from wukong.model.cost import Size
 from wukong.runs import run_records
 from wukong.stages import measured_rates, places
-from wukong.stages.estimate import Capacity, Estimate, Work
+from wukong.stages.capacity import Capacity
+from wukong.stages.estimate import Estimate, Work
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 

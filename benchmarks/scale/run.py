@@ -49,7 +49,8 @@ from wukong.model.cost import Size
 from wukong.runs import run_records
 from wukong.runtime import environment
 from wukong.stages import estimate, measured_rates
-from wukong.stages.estimate import Capacity, Work
+from wukong.stages.capacity import Capacity
+from wukong.stages.estimate import Work
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 

@@ -110,7 +110,7 @@ def main() -> None:
         fill()
         epoch()
         for _ in range(options.rounds):
-            found = rates.find(experiment.model, settings, None, tokens, options.seconds)
+            found = rates.find(experiment.model, settings, caption_tokens=tokens, seconds=options.seconds)
             of_pictures = estimate.training(settings, options.pictures, size, CORES, found).cached
             of_pairs = estimate.training(settings, options.pairs, size, CORES, found).cached
             assert of_pictures is not None and of_pairs is not None

@@ -16,7 +16,8 @@ from unittest import mock
 import pytest
 import torch
 
-from wukong.model.cost import Size
+from wukong.config import documents
+from wukong.model.cost import Exchange, Size, exchange
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import gathered_constant
 
@@ -108,6 +109,9 @@ def test_a_second_all_gather_is_counted(found: dict[str, Any]) -> None:
     (calls, size), (more, larger) = found["nothing"][kind], found["second all-gather"][kind]
     assert (calls, size) == (2, 2 * 32 * 256 * 4)  # images and captions: 32 of a rank, 256 numbers
     assert (more, larger) == (3, size + 4 * 4)
+    planned = _planned("vit-b-32", *SMALL)
+    assert planned.vectors == size
+    assert planned.returned == found["nothing"]["reduce_scatter_base float32"][1]
 
 
 @pytest.mark.slow
@@ -115,8 +119,6 @@ def test_a_second_all_gather_is_counted(found: dict[str, Any]) -> None:
 def test_memory_and_collectives_of_the_papers_columns(
     found: dict[str, Any], name: str, ranks: int, patches: int
 ) -> None:
-    from wukong.config import documents
-
     model = documents.load(PATH.parents[2] / "configs" / "paper" / f"{name}.yaml").model
     size, (peak, collectives, fits, _) = Size.of(model), found[name]
     trained, rows, words = size.weights - size.image, 10240 // ranks, 32
@@ -132,6 +134,18 @@ def test_memory_and_collectives_of_the_papers_columns(
     assert collectives["alltoall_base float32"] == (2, 2 * rows * 10240 * 4)
     assert collectives["allreduce float32"][1] == pytest.approx(4 * trained, rel=1e-3)
     assert not [kind for kind in collectives if kind.startswith("broadcast")]
+    planned = _planned(name)
+    assert planned.gradients == pytest.approx(collectives["allreduce float32"][1], rel=1e-3)
+    assert planned.vectors == collectives["allgather_base bfloat16"][1]
+    assert planned.returned == collectives["reduce_scatter_base float32"][1]
+    assert planned.scores == collectives["alltoall_base float32"][1]
+
+
+def _planned(name: str, *changes: str) -> Exchange:
+    """What `wukong plan` says that a worker hands to the others in a step."""
+    experiment = documents.load(PATH.parents[2] / "configs" / "paper" / f"{name}.yaml", list(changes))
+    size = Size.of(experiment.model)
+    return exchange(experiment.model, experiment.pretrain, size.trained(experiment.pretrain))
 
 
 @pytest.mark.slow

@@ -69,7 +69,8 @@ def test_a_stage_that_has_ended(experiment: Experiment, logged: list[Any]) -> No
         "filter/cost/money": 4.0,
         "filter/cost/money_a_month": 0.0,
     }
-    assert tags == {"wukong.cost": "The stage filter held 2.0 core-hours and 1.0 GPU-hours, 75 % idle."}
+    said = "This run held 2.0 core-hours and 1.0 GPU-hours, 75 % idle. The run costs 4.00, what it stores 0.00 a month."
+    assert tags == {"wukong.cost": said}
     assert document(experiment)["run"]["money"] == 8.0, "with the stage before it"
     cost.note_stage(experiment, "r", "filter", None)
     assert len(logged) == 1, "a run without MLflow"

@@ -12,8 +12,8 @@ import yaml
 
 from infra import laptop_cluster
 from infra.images import build
-from ray_jobs.launch.kuberay.settings import Settings
 from wukong.errors import StackError
+from wukong.stages.ray_job import Settings
 
 IMAGES = [build.tag(image) for image in build.IMAGES]
 DOCS = Path("docs/cluster.md").read_text(encoding="utf-8")

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
-from ray_jobs.launch.kuberay.settings import Settings
 from wukong.config import documents
 from wukong.stages import JOBS
+from wukong.stages.ray_job import Settings
 
 FOLDER = Path(__file__).parents[2] / "k8s"
 BUILDS = ("overlays/kind", "overlays/gpu", "overlays/external-s3")

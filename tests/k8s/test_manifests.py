@@ -39,11 +39,11 @@ from typer.testing import CliRunner
 
 from infra import cluster, install_manifest, stage_keys
 from ray_jobs.launch.kuberay import room
-from ray_jobs.launch.kuberay import settings as launcher_settings
 from wukong.commands.app import app
 from wukong.publish.unneeded import DAY, Policy
 from wukong.runtime import forwarded
 from wukong.stages import JOBS, access
+from wukong.stages import ray_job as launcher_settings
 from wukong.stages.overlay import amount_of
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())

@@ -255,7 +255,7 @@ def test_names_of_no_set_are_refused_with_the_names_that_there_are():
         "filter": {"split": {"held_out_captions": 0.0, "holdouts": HOLDOUTS}, "decontaminate": {"sets": ["imagenett"]}},
     }
     asked = documents.parse(document | {"evaluate": {"sets": "file:///sets"}})
-    with pytest.raises(ConfigError, match=r"'imagenett', which is no test set; .*imagenet, .*the hold-outs are held"):
+    with pytest.raises(ConfigError, match=r"there is no evaluation set 'imagenett'; there are held.*, imagenet, "):
         preflight.check_stages(asked, ["filter"])
     document["filter"]["decontaminate"]["sets"] = ["imagenet"]
     with pytest.raises(ConfigError, match=r"evaluate\.sets is empty, and filter\.decontaminate\.sets names imagenet"):

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wukong.commands.output import Console, JsonOption, Table, print_json, size, wide
+from wukong.commands.output import Console, JsonOption, Table, print_json, wide
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import ConfigError
 from wukong.runtime import environment
+from wukong.runtime.amounts import size
 from wukong.runtime.language import _
 from wukong.tracking import availability
 from wukong.tracking.mlflow_rest import Server

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from wukong.commands import search
-from wukong.commands.output import echo, size
+from wukong.commands.output import echo
+from wukong.runtime.amounts import size
 
 app = typer.Typer(help="Use the index of a search outside of Wukong.", no_args_is_help=True)
 

@@ -120,14 +120,6 @@ def wide(console: Console) -> Console:
     return Console(width=_WIDE, file=console.file, force_terminal=console.is_terminal)
 
 
-def size(count: int) -> str:
-    """Return a number of bytes for people, for instance ``338.7 KiB``."""
-    for unit, bytes_of_it in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= bytes_of_it:
-            return f"{count / bytes_of_it:,.1f} {unit}"
-    return _("{count:,} bytes").format(count=count)
-
-
 def sizes(of: Mapping[str, int]) -> str:
     """Return the sizes of an evaluation set for people, for instance ``10,000 images, 10 classes``."""
     known = [said.format(count=of[what]) for what, said in _COUNTED.items() if what in of]

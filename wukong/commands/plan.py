@@ -15,12 +15,12 @@ from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
+from wukong.runtime import amounts
 from wukong.runtime.language import _, translated
-from wukong.stages import estimate, measured_rates, overlay, prices
-from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Capacity, Estimate, RateName, Validations, Work
+from wukong.stages import estimate, fit, measured_rates, overlay, prices
+from wukong.stages.capacity import Capacity
+from wukong.stages.estimate import CAPTION_TOKENS, GPU, NETWORK, RATES, STORE, Estimate, RateName, Work
 from wukong.stages.prices import Prices, in_currency
-
-_STORE = "store"
 
 
 def plan(
@@ -59,7 +59,8 @@ def plan(
             metavar="NAME=NUMBER",
             help="Use this rate of training instead of the stored one (repeatable). Of one worker a second: "
             "text_step=PAIRS, tower=PICTURES; of one core a second: decode=PICTURES, augment=PICTURES. gpu=TFLOPS is "
-            "what a GPU sustains; text_step and tower are computed from it. store=GB is read by all workers a second.",
+            "what a GPU sustains; text_step and tower are computed from it. store=GB is read by all workers a second, "
+            "network=GB sent by a node.",
         ),
     ] = None,
     measure: Annotated[
@@ -91,7 +92,7 @@ def plan(
     if overlay_place is not None and cores is not None:
         raise ConfigError("--cores: the overlay says how many cores each stage has; leave one of the two options out")
     price = prices.parse(price_list, "--price") if price_list is not None else prices.of_environment()
-    given = parse_rates(told or [])
+    rates = prices.numbers("--rate", told or [], (*RATES, GPU, NETWORK, STORE))
     experiment = documents.load(config_file, overrides)
     if gpus is not None:
         changed = {name: _with_gpus(stages.training_of(experiment, name), gpus) for name in stages.TRAININGS}
@@ -111,18 +112,17 @@ def plan(
         size=Size.of(experiment.model),
         capacity=capacity,
         rates=measured_rates.load(),
-        told={name: value for name, value in given.items() if name != _STORE},
+        told=rates,
         caption_tokens=caption_tokens,
-        read_speed=given[_STORE] * 1e9 if _STORE in given else None,
     )
     if measure:
         work = _measured(work)
-    planned = {name: made(work) for name in stages.WHOLE_RUN if (made := stages.of(name).estimate) is not None}
+    planned = fit.estimates(work)
     if as_json:
         print_json(_as_json(work, planned, price))
     else:
         _print_run(work, planned, price)
-        _print_training(work)
+        _print_training(work, planned)
 
 
 def _with_gpus(settings: Training, gpus: int) -> Training:
@@ -132,15 +132,6 @@ def _with_gpus(settings: Training, gpus: int) -> Training:
     values["batch_size"] = -(-values["batch_size"] // workers) * workers
     values["min_workers"] = min(values["min_workers"], workers)
     return Training.model_validate(values)
-
-
-def parse_rates(told: Sequence[str]) -> dict[str, float]:
-    """Read ``--rate`` values.
-
-    Raises:
-        ConfigError: a value is not NAME=NUMBER with a known name and a positive number.
-    """
-    return prices.numbers("--rate", told, (*RATES, GPU, _STORE))
 
 
 def _measured(work: Work) -> Work:
@@ -153,14 +144,15 @@ def _measured(work: Work) -> Work:
 
     from wukong.train import rates
 
-    settings, missing = work.experiment.pretrain, [name for name in ("text_step", "tower") if name not in work.told]
-    if settings.gpus_per_worker and missing and GPU not in work.told and not torch.cuda.is_available():
+    settings, computed = work.experiment.pretrain, () if GPU not in work.told else ("text_step", "tower")
+    names = [name for name in RATES if name not in work.told and name not in computed]
+    missing = [name for name in ("text_step", "tower") if name in names]
+    if settings.gpus_per_worker and missing and not torch.cuda.is_available():
         raise ConfigError(
             f"--measure: this machine has no GPU to measure {' and '.join(missing)} on. Give them for one GPU, such as "
             f"{' '.join(f'--rate {name}=500' for name in missing)}, or give --rate gpu=TFLOPS for what it sustains"
         )
-    found = rates.find(work.experiment.model, settings, work.told, work.caption_tokens)
-    return replace(work, measured={name: rate for name, rate in found.items() if rate.source == "measured"})
+    return replace(work, measured=rates.find(work.experiment.model, settings, names, work.caption_tokens))
 
 
 def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict[str, object]:
@@ -169,6 +161,7 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict
     for name, way in (("cached", training_plan.cached), ("streamed", training_plan.streamed)):
         if way is not None:
             values[name]["hours"] = way.seconds / 3600
+    costs, exchanged = _costs(work, planned, price), estimate.exchanged(work, settings)
     stored = sum(each.bytes for each in planned.values())
     return {
         "urls": work.urls,
@@ -178,117 +171,60 @@ def _as_json(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict
         "epochs": settings.epochs,
         "measured": {"machine": work.rates.machine, "on": work.rates.measured, "command": work.rates.command},
         "stages": {
-            name: asdict(each)
-            | {"cost": _cost(work, planned, name, price), "measured_up_to": work.rates.of(name).largest}
+            name: asdict(each) | {"cost": costs[name], "measured_up_to": work.rates.of(name).largest}
             for name, each in planned.items()
         },
         "stored_bytes": stored,
         "store_holds": work.capacity.store,
-        "cost": {"run": _cost_of_run(work, planned, price), "month": price.stored(stored)},
-        "problems": problems(work, planned),
+        "cost": {"run": sum(costs.values()), "month": price.stored(stored)},
+        "problems": _problems(work, planned),
         "operations": estimate.step_operations(work, settings),
-        "notes": notes(work),
+        "notes": [*fit.notes(work, planned)],
+        "facts": [*fit.facts(work, planned)],
         "rates": {name: asdict(rate) for name, rate in estimate.rates_of(work, settings).items()},
         **values,
         "faster": training_plan.faster,
-        "validations": {name: asdict(each) for name, each in _validations(work).items()},
+        "exchange": exchanged._asdict() | {"sent": exchanged.sent, "seconds": exchanged.sent / work.network},
+        "validations": {
+            name: asdict(each) for name in stages.TRAININGS if (each := estimate.validations_of(work, name)) is not None
+        },
     }
 
 
-def _validations(work: Work) -> dict[str, Validations]:
-    found = {name: estimate.validations_of(work, name) for name in stages.TRAININGS}
-    return {name: each for name, each in found.items() if each is not None}
+def _costs(work: Work, planned: Mapping[str, Estimate], price: Prices) -> dict[str, float]:
+    return {name: each.cost(price, work.capacity.held_memory(name)) for name, each in planned.items()}
 
 
-def _cost(work: Work, planned: Mapping[str, Estimate], name: str, price: Prices) -> float:
-    return planned[name].cost(price, work.capacity.held_memory.get(name, 0))
-
-
-def _cost_of_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> float:
-    return sum(_cost(work, planned, name, price) for name in planned)
-
-
-def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
-    """Say where what is planned does not fit what it runs on, with the remedy."""
-    capacity, said = work.capacity, []
-    stored = sum(each.bytes for each in planned.values()) + max(each.checkpoints for each in planned.values())
-    if capacity.store is not None and stored > capacity.store:
-        said.append(
-            f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
-            "volumes, or take a store outside (docs/store.md)"
-        )
-    for name, each in planned.items():
-        if capacity.head_memory is not None and each.driver_memory > capacity.head_memory:
-            said.append(
-                f"the driver of {name} needs {_size(each.driver_memory)} and the head has "
-                f"{_size(capacity.head_memory)}: enlarge head.memory of the ConfigMap ray-job"
-            )
-        if name in capacity.memory and each.task_memory > capacity.memory[name]:
-            said.append(
-                f"a task of {name} needs {_size(each.task_memory)} and its pods have "
-                f"{_size(capacity.memory[name])}: enlarge stages.{name}.memory of the ConfigMap ray-job"
-            )
-        if capacity.disk is not None and each.disk > capacity.disk:
-            said.append(
-                f"a checkpoint of {name} takes {_size(each.disk)} and a worker has {_size(capacity.disk)} for "
-                "temporary files: enlarge the volume tmp in template.yaml of the ConfigMap ray-job"
-            )
-    return [*said, *filter(None, [estimate.too_few(work.experiment, work.pairs)])]
-
-
-def notes(work: Work) -> list[str]:
-    """Say what makes the trainings slow, with the remedy."""
-    model, said = work.experiment.model, []
-    for name in stages.TRAININGS:
-        settings = stages.training_of(work.experiment, name)
-        gpus, needed = settings.workers * settings.gpus_per_worker, estimate.step_operations(work, settings)
-        if work.capacity.gpus_per_pod == 1 and gpus > 1:
-            said.append(
-                f"{name}: its {gpus} GPUs are in a pod each, so they exchange by the network, not by NVLink: "
-                "set gpu.gpus_per_pod of the ConfigMap ray-job to the GPUs of a node, or to node"
-            )
-        if model.is_token_wise and needed["loss"] > needed["image"]:
-            said.append(
-                f"{name}: the token-wise loss takes {needed['loss'] / 1e12:,.1f} TFLOP of a worker's step, more than "
-                f"the image tower with {needed['image'] / 1e12:,.1f}: compare fewer tokens of a picture, such as "
-                "model.image.tokens: 9, or take a smaller batch_size"
-            )
-    return said
+def _problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
+    """Say where what is planned does not fit, or would be refused for its size."""
+    asked = work.experiment
+    return [*fit.problems(work, planned), *fit.unknown_sets(asked), *fit.too_few(asked, work.pairs)]
 
 
 def _print_run(work: Work, planned: Mapping[str, Estimate], price: Prices) -> None:
     echo(f"{work.urls:,} URLs, {work.pairs:,} pairs, {work.experiment.name}")
-    rows = []
+    rows, costs = [], _costs(work, planned, price)
     for name, each in planned.items():
-        memory = [_size(value) if value else "-" for value in (each.driver_memory, each.task_memory)]
+        memory = [amounts.size(value) if value else "-" for value in (each.driver_memory, each.task_memory)]
         gpus = f"{each.gpus:,}" if each.gpus else "-"
-        row = [name, _time(each.seconds), f"{each.cores:,}", gpus, *memory, _size(each.bytes)]
-        rows.append([*row, *([f"{_cost(work, planned, name, price):,.2f}"] if price else [])])
+        row = [name, amounts.duration(each.seconds), f"{each.cores:,}", gpus, *memory, amounts.size(each.bytes)]
+        rows.append([*row, *([f"{costs[name]:,.2f}"] if price else [])])
     titles = (_("Stages"), _("time"), _("cores"), _("GPUs"), _("driver"), _("task"), _("writes"), _("cost"))
     _print_rows(list(titles) if price else list(titles)[:-1], rows)
     stored, store = sum(each.bytes for each in planned.values()), work.capacity.store
-    together = _time(sum(each.seconds for each in planned.values()))
+    together = amounts.duration(sum(each.seconds for each in planned.values()))
     echo(
-        f"\nTogether {together}; {_size(stored)} stay in the store"
-        f"{f' of the {_size(store)} that it holds' if store is not None else ''}."
+        f"\nTogether {together}; {amounts.size(stored)} stay in the store"
+        f"{f' of the {amounts.size(store)} that it holds' if store is not None else ''}."
     )
-    for name, each in planned.items():
-        if each.checkpoints:
-            echo(
-                f"While {name} goes on, up to {_size(each.checkpoints)} of checkpoints lie there too; a worker needs "
-                f"{_size(each.disk)} for temporary files."
-            )
-    for name, validations in _validations(work).items():
-        echo(
-            f"{name} is validated {validations.count:,} times, {_time(validations.seconds)} each, and prepares that in "
-            f"{_time(validations.before)}."
-        )
+    for fact in fit.facts(work, planned):
+        echo(fact)
     if price:
-        run, month = in_currency(_cost_of_run(work, planned, price)), in_currency(price.stored(stored))
+        run, month = in_currency(sum(costs.values())), in_currency(price.stored(stored))
         echo(f"The run costs {run}, what it stores {month} a month.")
-        if price.gib and not work.capacity.held_memory:
+        if price.gib and not work.capacity.pods:
             echo("The cost of memory is left out: only an overlay says how much of it pods hold.")
-    for problem in problems(work, planned):
+    for problem in _problems(work, planned):
         echo(f"Does not fit: {problem}.")
     rates, largest = work.rates, max(work.rates.of(name).largest for name in planned)
     echo(f"Rates of {rates.machine}, {rates.measured}, measured with up to {largest:,} items.")
@@ -311,7 +247,7 @@ _SOURCES = {
 }
 
 
-def _print_training(work: Work) -> None:
+def _print_training(work: Work, planned: Mapping[str, Estimate]) -> None:
     settings, found = work.experiment.pretrain, estimate.plan_of_training(work, "pretrain")
     echo(
         f"\nPre-training: {settings.epochs} epochs, {settings.workers} "
@@ -329,19 +265,20 @@ def _print_training(work: Work) -> None:
     rows = []
     for title, way in (("cached", found.cached), ("streamed", found.streamed)):
         if way is not None:
-            fill = _time(way.fill_seconds) if way.fill_seconds else "-"
-            row = [title, _size(way.bytes) if way.bytes else "-", fill, _time(way.train_seconds), _time(way.seconds)]
-            rows.append([*row, f"{_size(way.read_bytes / way.train_seconds)}/s", way.bound_by])
+            fill = amounts.duration(way.fill_seconds) if way.fill_seconds else "-"
+            row = [title, amounts.size(way.bytes) if way.bytes else "-", fill]
+            row += map(amounts.duration, (way.train_seconds, way.seconds))
+            rows.append([*row, f"{amounts.size(way.read_bytes / way.train_seconds)}/s", way.bound_by])
     ways = (_("Ways"), _("features"), _("fill"), _("epochs"), _("together"), _("reads"), _("most of it"))
     _print_rows(list(ways), rows, left=(0, 6))
-    echo(f"\nThe pairs themselves take about {_size(found.pair_bytes)}.")
+    echo(f"\nThe pairs themselves take about {amounts.size(found.pair_bytes)}.")
     if found.cached is not None:
         dtype = work.experiment.features.dtype
         (other,) = set(get_args(Dtype)) - {dtype}
         size = work.pairs * (1 + settings.views) * estimate.feature_bytes(*work.size.shape, other)
-        echo(f"Features are stored as {dtype}; as {other} they would take {_size(size)}.")
+        echo(f"Features are stored as {dtype}; as {other} they would take {amounts.size(size)}.")
     echo(f"Faster: {found.faster}.")
-    for note in notes(work):
+    for note in fit.notes(work, planned):
         echo(f"Slow: {note}.")
 
 
@@ -355,18 +292,3 @@ def _print_rows(titles: Sequence[str], rows: Iterable[Sequence[str]], left: Sequ
     console = Console()
     console.print()
     wide(console).print(table, crop=False)
-
-
-def _size(count: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} KB"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 172_800:
-        return _("{seconds:,.1f} days").format(seconds=seconds / 86400)
-    if seconds >= 3600:
-        return f"{seconds / 3600:,.1f} h"
-    return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

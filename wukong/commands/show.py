@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from wukong.commands.output import Console, JsonOption, Table, print_json, size
+from wukong.commands.output import Console, JsonOption, Table, print_json
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.runs import failed_urls
+from wukong.runtime.amounts import size
 from wukong.runtime.language import _, translated
 
 _LONGEST = 90

@@ -20,16 +20,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from wukong.config.model import ImageEncoder
 from wukong.data import images
+from wukong.data.shared_memory import PREFETCHED, handed_over
 from wukong.errors import ConfigError, DataError, StorageError
 
 Encoded = tuple[bytes, str, int, str]
 """An image file, its key, the number of its view, and its name for messages."""
 
 _SHARED = Path("/dev/shm")  # noqa: S108 - where Linux has shared memory
-_PREFETCHED = 2
-"""Batches that each loader process makes before they are needed."""
-_IN_USE = 2
-"""Batches that the training holds: the one of this step, and the next when it arrives."""
 _MIB = 2**20
 
 _Joined = TypeVar("_Joined")
@@ -110,7 +107,7 @@ class Loaders(Generic[_Order, _Joined]):
         pin: bool = False,
     ) -> None:
         self.processes, self._most = processes, most
-        self._needed = (_PREFETCHED * processes + _IN_USE) * most * views.bytes_each
+        self._needed = handed_over(processes, most, views.bytes_each)
         self._orders = _Orders[_Order]()
         self._loader = DataLoader(
             cast("Dataset[Tensor | str]", views),
@@ -119,7 +116,7 @@ class Loaders(Generic[_Order, _Joined]):
             collate_fn=_Handed(join),
             generator=torch.Generator(),  # not the global generator, which dropout uses
             multiprocessing_context="spawn" if processes else None,
-            prefetch_factor=_PREFETCHED if processes else None,
+            prefetch_factor=PREFETCHED if processes else None,
             persistent_workers=processes > 0,
             pin_memory=pin,
         )

@@ -96,6 +96,12 @@ def feature_shape(model: Model, tower: "ImageEncoder | None" = None) -> Shape:
     return Shape(1, tower.pooled_width)
 
 
+def pair_flops(model: Model, shape: Shape, words: int) -> float:
+    """Return the floating-point operations to compare an image with a text of so many words, or with its one vector."""
+    compared = compared_vectors(model, shape) * (words if model.is_token_wise else 1)
+    return 2.0 * compared * (model.embedding or model.text.width)
+
+
 def compared_vectors(model: Model, shape: Shape) -> int:
     """Return how many vectors of an image are compared with a text: its pooled tokens, or all of its features."""
     return model.image.tokens or shape.tokens
@@ -141,6 +147,56 @@ def loss_flops(model: Model, settings: Training, shape: Shape, caption_tokens: i
 
     They are counted as products forward and twice as many backward. On GPUs captions are padded to ``max_tokens``.
     """
-    words = (model.text.max_tokens if settings.gpus_per_worker else caption_tokens) if model.is_token_wise else 1
-    compared = compared_vectors(model, shape) * words * settings.batch_size
-    return 3.0 * 2 * compared * (model.embedding or model.text.width)
+    words = model.text.max_tokens if settings.gpus_per_worker else caption_tokens
+    return 3.0 * settings.batch_size * pair_flops(model, shape, words)
+
+
+class Exchange(NamedTuple):
+    """What a worker hands to the others in a step, in bytes by collective.
+
+    Attributes:
+        workers: how many there are.
+        gradients: float32, which are summed (all-reduce).
+        vectors: of its texts, and without the token-wise similarity of its images, which all get (all-gather).
+        returned: float32 gradients of all workers' vectors, which are summed where the vectors are (reduce-scatter).
+        scores: float32, of its images with all texts, and their gradients (all-to-all).
+        weights: float32, of the weights that it moves alone where workers share the optimiser's state (broadcast).
+    """
+
+    workers: int
+    gradients: float
+    vectors: float = 0.0
+    returned: float = 0.0
+    scores: float = 0.0
+    weights: float = 0.0
+
+    @property
+    def sent(self) -> float:
+        """What a worker sends, where workers stand in a ring (Patarasuk and Yuan 2009); what a sum needs goes twice."""
+        others = self.workers - 1
+        return others * (self.vectors + self.weights) + others / self.workers * (
+            2 * self.gradients + self.returned + self.scores
+        )
+
+
+def exchange(model: Model, settings: Training, trained: int) -> Exchange:
+    """Return what a worker hands to the others in a step (``wukong.model.loss``, and DistributedDataParallel).
+
+    Captions have ``max_tokens``, to which GPUs pad them. Left out are 8 bytes for each caption, by which equal ones are
+    known, and a byte for each of its words.
+
+    Args:
+        model: the architecture.
+        settings: settings of the training.
+        trained: number of weights that are trained.
+    """
+    workers, width = settings.workers, model.embedding or model.text.width
+    if workers == 1:
+        return Exchange(1, 0.0)
+    rows, is_softmax = settings.batch_size // workers, model.loss == "softmax"
+    gathered = rows * width * (model.text.max_tokens if model.is_token_wise else 1 + is_softmax)
+    half = model.is_token_wise and settings.precision in ("bfloat16", "float16")
+    scores = 2 * 4 * rows * settings.batch_size if model.is_token_wise and is_softmax else 0
+    weights = 4.0 * trained / workers if settings.shard_optimizer else 0.0
+    vectors = (2.0 if half else 4.0) * gathered
+    return Exchange(workers, 4.0 * trained, vectors, 4.0 * workers * gathered, float(scores), weights)

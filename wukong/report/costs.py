@@ -5,6 +5,7 @@ from typing import Any
 
 from wukong.runs import run_costs
 from wukong.runs.run_costs import Held, StageCost
+from wukong.runtime.amounts import size
 from wukong.runtime.language import _
 from wukong.stages.prices import Prices, in_currency
 
@@ -38,10 +39,11 @@ def shown(costs: Sequence[StageCost], prices: Prices) -> dict[str, Any]:
 
 
 def said(costs: Sequence[StageCost], prices: Prices) -> list[str]:
-    """Return the sentences that say what a run has cost."""
+    """Return the sentences that say what a run, or a stage as a run of MLflow, has cost."""
     if all(each.held is None for each in costs):
         return [_("What this run held is not known.")]
-    held, sentences = run_costs.total(costs), []
+    together, sentences = run_costs.total(costs), []
+    held = together.held or Held()
     idle = _idle(held)
     hours = {"core_hours": _at_least(_number(held.core_hours), held), "gpu_hours": _number(held.gpu_hours)}
     if idle:
@@ -55,35 +57,19 @@ def said(costs: Sequence[StageCost], prices: Prices) -> list[str]:
         sentences.append(_("Of {missing} it is not known.").format(missing=missing))
     if prices:
         money = _at_least(in_currency(prices.held(held.core_hours, held.gib_hours, held.gpu_hours)), held)
-        written = run_costs.written_by(costs)
-        if written is None:
+        if together.written is None:
             sentences.append(_("The run costs {money}; what it stores is not known.").format(money=money))
         else:
-            month = in_currency(prices.stored(written))
+            month = in_currency(prices.stored(together.written))
             sentences.append(
                 _("The run costs {money}, what it stores {month} a month.").format(money=money, month=month)
             )
     return sentences
 
 
-def said_of_stage(cost: StageCost) -> str:
-    """Return the sentence that says what a stage has held."""
-    if cost.held is None:
-        return _("What the stage {stage} held is not known.").format(stage=cost.stage)
-    if cost.reused and cost.source is None:
-        return _("The stage {stage} was finished already and held nothing.").format(stage=cost.stage)
-    idle = _idle(cost.held) or _("an unknown share")
-    hours = {
-        "core_hours": _at_least(_number(cost.held.core_hours), cost.held),
-        "gpu_hours": _number(cost.held.gpu_hours),
-    }
-    text = _("The stage {stage} held {core_hours} core-hours and {gpu_hours} GPU-hours, {idle} idle.")
-    return text.format(stage=cost.stage, **hours, idle=idle)
-
-
 def _row(cost: StageCost, prices: Prices) -> dict[str, str]:
     name = _("{stage} (reused)").format(stage=cost.stage) if cost.reused else cost.stage
-    written = _NOT_KNOWN if cost.written is None else _size(cost.written)
+    written = _NOT_KNOWN if cost.written is None else size(cost.written)
     row = dict.fromkeys(("core_hours", "gib_hours", "gpu_hours", "idle", "money"), _NOT_KNOWN)
     if (held := cost.held) is not None:
         hours = {
@@ -113,10 +99,3 @@ def _idle(held: Held) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} KB"

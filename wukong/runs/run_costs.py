@@ -7,14 +7,15 @@ equal inputs give equal bytes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from wukong import stages
 from wukong.config.experiment import Experiment
+from wukong.config.section import Strict
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages.prices import GIB, Prices
@@ -30,7 +31,7 @@ _HOUR = 3600.0
 Source = Literal["pods", "ray"]
 
 
-class Holding(BaseModel):
+class Holding(Strict):
     """A pod or a node of Ray, for the time for which it is known to have been held.
 
     Attributes:
@@ -45,8 +46,6 @@ class Holding(BaseModel):
         used: seconds of processor time; None if they are not known.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     key: str
     name: str
     cores: float
@@ -58,7 +57,7 @@ class Holding(BaseModel):
     used: float | None = None
 
 
-class Sheet(BaseModel):
+class Sheet(Strict):
     """What one process has seen of what a stage holds.
 
     Attributes:
@@ -67,11 +66,9 @@ class Sheet(BaseModel):
         written: bytes of the parts of the manifests that the process has committed, by the manifest's stage.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     source: Source
     held: tuple[Holding, ...] = ()
-    written: dict[str, int] = {}
+    written: dict[str, int] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,14 +93,8 @@ class Held:
 
     def __add__(self, other: "Held") -> "Held":
         """Return both together."""
-        return Held(
-            self.core_hours + other.core_hours,
-            self.gib_hours + other.gib_hours,
-            self.gpu_hours + other.gpu_hours,
-            self.measured + other.measured,
-            self.used + other.used,
-            self.ended and other.ended,
-        )
+        sums = {each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(Held)}
+        return Held(**sums | {"ended": self.ended and other.ended})
 
     @property
     def idle(self) -> float | None:
@@ -209,24 +200,26 @@ def of_stage(name: str, record: Record | None, sheets: Sequence[Sheet]) -> Stage
     return StageCost(name, None, reused, Held() if reused else None, written)
 
 
-def total(costs: Sequence[StageCost]) -> Held:
-    """Return what all stages have held; at least so much, if of one it is not known."""
-    return reduce(Held.__add__, (Held(ended=False) if each.held is None else each.held for each in costs), Held())
+def total(costs: Sequence[StageCost]) -> StageCost:
+    """Return what all stages have cost together; they have held at least so much, if of one it is not known."""
+    held = reduce(Held.__add__, (Held(ended=False) if each.held is None else each.held for each in costs), Held())
+    written = [each.written for each in costs if each.written is not None]
+    return StageCost("run", None, False, held, sum(written) if len(written) == len(costs) else None)
 
 
-def numbers(held: Held | None, written: int | None, prices: Prices) -> dict[str, float]:
+def numbers(cost: StageCost, prices: Prices) -> dict[str, float]:
     """Return what is known as named numbers, for MLflow and ``cost.json``; money only where there are prices."""
     known: dict[str, float] = {}
-    if held is not None:
+    if (held := cost.held) is not None:
         known = {"core_hours": held.core_hours, "gib_hours": held.gib_hours, "gpu_hours": held.gpu_hours}
         if held.idle is not None:
             known["idle_share"] = held.idle
         if prices:
             known["money"] = prices.held(held.core_hours, held.gib_hours, held.gpu_hours)
-    if written is not None:
-        known["bytes_written"] = written
+    if cost.written is not None:
+        known["bytes_written"] = cost.written
         if prices:
-            known["money_a_month"] = prices.stored(written)
+            known["money_a_month"] = prices.stored(cost.written)
     return known
 
 
@@ -234,25 +227,13 @@ def document(costs: Sequence[StageCost], prices: Prices) -> dict[str, Any]:
     """Return what ``cost.json`` holds. What is not known is null."""
     names = ("core_hours", "gib_hours", "gpu_hours", "idle_share", "bytes_written")
 
-    def shown(held: Held | None, written: int | None) -> dict[str, Any]:
-        return {
-            **dict.fromkeys(names),
-            **numbers(held, written, prices),
-            "at_least": held is not None and not held.ended,
-        }
+    def shown(cost: StageCost) -> dict[str, Any]:
+        at_least = cost.held is not None and not cost.held.ended
+        return {**dict.fromkeys(names), **numbers(cost, prices), "at_least": at_least}
 
     return {
-        "run": shown(total(costs), written_by(costs)),
-        "stages": {
-            each.stage: {"source": each.source, "reused": each.reused, **shown(each.held, each.written)}
-            for each in costs
-        },
+        "run": shown(total(costs)),
+        "stages": {each.stage: {"source": each.source, "reused": each.reused, **shown(each)} for each in costs},
         "not_known": [each.stage for each in costs if each.held is None],
         "prices": asdict(prices) if prices else None,
     }
-
-
-def written_by(costs: Sequence[StageCost]) -> int | None:
-    """Return the bytes that all stages have written; None if of one it is not known."""
-    known = [each.written for each in costs if each.written is not None]
-    return sum(known) if len(known) == len(costs) else None

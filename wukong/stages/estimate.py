@@ -16,7 +16,9 @@ from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.curate import rules
-from wukong.model.cost import Size, compared_vectors, loss_flops, text_flops, text_step_flops
+from wukong.data.shared_memory import handed_over
+from wukong.model.cost import Exchange, Size, exchange, loss_flops, pair_flops, text_flops, text_step_flops
+from wukong.stages.capacity import Capacity
 from wukong.stages.measured_rates import Rates
 from wukong.stages.prices import GIB, Prices
 
@@ -29,6 +31,9 @@ DATA_BYTES = 2 * PICTURE_BYTES
 LEAST_RESULTS, MOST_SHARE = 2, 0.83
 """Distinct URLs a query: the demo's 8,303 of 4,000 queries, and the paper's 166 million of 200,000 times 1,000."""
 
+NETWORK_SPEED, STORE_SPEED = 12.5, 1.25
+"""GB a second that a node sends to others (100 Gbit/s), and that a store gives (10 Gbit/s): assumed."""
+
 _PROMPTS = 80  # of a class
 _BYTES = 4
 _OF_CHECKPOINT = 12
@@ -39,10 +44,12 @@ _MIB = 2**20
 RateName = Literal["text_step", "tower", "decode", "augment"]
 RATES: tuple[RateName, ...] = get_args(RateName)
 
+Bound = Literal[RateName, "store", "network"]
+
 Source = Literal["measured", "told", "computed", "stored"]
 
-GPU = "gpu"
-"""Name of what a GPU is told to sustain, in TFLOP/s."""
+GPU, STORE, NETWORK = "gpu", "store", "network"
+"""Names of what is told beside rates: TFLOP/s of a GPU; GB/s that all workers read from the store, and a node sends."""
 
 CAPTION_TOKENS = 22
 """Mean number of tokens of a caption (table 2: 22 characters)."""
@@ -76,7 +83,11 @@ class Estimate:
         driver_memory: bytes of its driver.
         task_memory: bytes of its largest task or worker.
         checkpoints: bytes of the checkpoints that lie in the store until it ends.
-        disk: bytes of a worker's temporary files: the checkpoint that it writes, or goes on from.
+        disk: bytes of the temporary files of a worker or task: of a training the checkpoint that it writes, or goes on
+            from, of others what it makes at a time.
+        shared_memory: bytes of pictures that a worker's loader processes hand over in ``/dev/shm``.
+        asks: bytes a second that all of its workers read from the store, if that gives as much; 0 where it is little
+            or not known, as for the published sets.
     """
 
     bytes: float
@@ -87,46 +98,13 @@ class Estimate:
     task_memory: float = 0.0
     checkpoints: float = 0.0
     disk: float = 0.0
+    shared_memory: float = 0.0
+    asks: float = 0.0
 
     def cost(self, prices: Prices, memory: float = 0.0) -> float:
         """Return what its cores, GPUs and bytes of memory cost."""
         hours = self.seconds / 3600
         return prices.held(self.cores * hours, memory / GIB * hours, self.gpus * hours)
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the stages run on.
-
-    Attributes:
-        cores: number of cores of a stage that ``by_stage`` does not name.
-        by_stage: number of cores of all pods of a stage.
-        gpus: number of GPUs of all pods of a stage that does not train, where it runs a model.
-        disk: bytes of a worker's share of the temporary files of its pod; None if it is not known.
-        memory: bytes of a worker's pod, by stage; empty if it is not known.
-        held_memory: bytes of all pods of a stage with the head's, likewise.
-        head_memory: bytes of the pod in which a stage's driver runs; None if it is not known.
-        store: bytes that the object store holds; None if it is not known.
-        sized_for: number of URLs that all of this is for; None if it does not say.
-        gpus_per_pod: GPUs of a training's pod, or "node" for as many as a node has; None if it is not known.
-        prices: the operator's, as ``wukong.stages.prices`` reads them; empty if there are none.
-    """
-
-    cores: int
-    by_stage: Mapping[str, int] = field(default_factory=dict)
-    gpus: Mapping[str, int] = field(default_factory=dict)
-    disk: int | None = None
-    memory: Mapping[str, int] = field(default_factory=dict)
-    held_memory: Mapping[str, int] = field(default_factory=dict)
-    head_memory: int | None = None
-    store: int | None = None
-    sized_for: int | None = None
-    gpus_per_pod: int | str | None = None
-    prices: str = ""
-
-    def of(self, stage: str) -> int:
-        """Number of cores of a stage."""
-        return max(self.by_stage.get(stage, self.cores), 1)
 
 
 @dataclass(frozen=True)
@@ -140,10 +118,9 @@ class Work:
         size: the model's.
         capacity: what it runs on.
         rates: those of the stages.
-        told: rates of a training's worker in place of stored ones; ``gpu`` is the TFLOP/s that a GPU sustains.
+        told: rates of a training's worker in place of stored ones; also ``GPU``, ``STORE`` and ``NETWORK``.
         measured: those that were measured where it will run.
         caption_tokens: mean number of tokens of a caption.
-        read_speed: bytes a second that all workers together read from the store; None if it is never too slow.
     """
 
     experiment: Experiment
@@ -155,7 +132,11 @@ class Work:
     told: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[RateName, Rate] = field(default_factory=dict)
     caption_tokens: int = CAPTION_TOKENS
-    read_speed: float | None = None
+
+    @property
+    def network(self) -> float:
+        """Bytes a second that a node sends to others."""
+        return 1e9 * self.told.get(NETWORK, NETWORK_SPEED)
 
 
 @dataclass(frozen=True)
@@ -182,14 +163,16 @@ class Way:
         fill_seconds: time to compute them.
         train_seconds: time of all epochs.
         read_bytes: what all epochs read from the store.
-        bound_by: the rate that most of the time goes to, or ``store``.
+        bound_by: the rate that most of the time goes to, or ``store``, or ``network``.
+        asks: bytes a second that all workers read, if the store is never too slow.
     """
 
     bytes: float
     fill_seconds: float
     train_seconds: float
     read_bytes: float
-    bound_by: RateName | Literal["store"]
+    bound_by: Bound
+    asks: float
 
     @property
     def seconds(self) -> float:
@@ -224,27 +207,20 @@ def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
     return min(asked * LEAST_RESULTS, max(most, 1)), most
 
 
-def too_few(experiment: Experiment, pairs: int) -> str:
-    """Say that the gate asks for more than so many pairs, which are the most that there can be; empty if not."""
-    asked = experiment.validation.min_pairs
-    if pairs >= asked:
-        return ""
-    return (
-        f"the gate asks for {asked:,} pairs and there are {pairs:,} at most, so it would refuse them after the crawl: "
-        "lower validation.min_pairs, or find more by another list or more queries"
-    )
-
-
 def of_crawl(work: Work) -> Estimate:
     """Of searching and downloading."""
-    return _by_items(work, "crawl", work.urls, work.urls * PICTURE_BYTES)
+    # A part's pictures lie on the disk, and again in the tar that is made of them.
+    part = 2.0 * PICTURE_BYTES * min(work.experiment.crawl.part_size, work.urls)
+    return replace(_by_items(work, "crawl", work.urls, work.urls * PICTURE_BYTES), disk=part)
 
 
 def of_filter(work: Work) -> Estimate:
     """Of the rules and the repacking; of a model that runs on pictures, only that they are decoded for it."""
     made = _by_items(work, "filter", work.urls, work.pairs * PICTURE_BYTES)
     decoding = work.pairs / work.rates.speeds.decode / made.cores if rules.run_a_model(work.experiment.filter) else 0.0
-    return replace(made, seconds=made.seconds + decoding)
+    asks = work.urls * PICTURE_BYTES / (made.seconds + decoding)
+    shard = float(PICTURE_BYTES * min(work.experiment.filter.shard_size, work.pairs))
+    return replace(made, seconds=made.seconds + decoding, disk=shard, asks=asks)
 
 
 def of_validate(work: Work) -> Estimate:
@@ -264,6 +240,7 @@ def of_pretrain(work: Work) -> Estimate:
         bytes=own.bytes + features.bytes,
         seconds=own.seconds + features.seconds,
         task_memory=max(own.task_memory, features.task_memory),
+        disk=max(own.disk, features.disk),
     )
 
 
@@ -279,12 +256,11 @@ def of_evaluate(work: Work) -> Estimate:
     refuse it. Nor do pairs of captions, whose number is not known before they are read.
     """
     settings, speeds, models = work.experiment.evaluate, work.rates.speeds, 2 - work.experiment.finetune.is_skipped
-    held_out = [(each, each, 2) for each in _held_out(work)]
-    published = list(_published(settings.tasks, settings.protocol))
+    published_sets = list(published(settings.tasks, settings.protocol))
     # A hold-out's features are computed once.
-    pictures = sum(images for images, *_ in held_out) + models * sum(images for images, *_ in published)
-    compared = models * sum(_comparing(work, *each) for each in (*held_out, *published))
-    cores, gpus = work.capacity.of("evaluate"), work.capacity.gpus.get("evaluate", 0)
+    pictures = sum(images for images, *_ in _held_out(work)) + models * sum(images for images, *_ in published_sets)
+    compared = models * sum(_comparing(work, *each) for each in (*_held_out(work), *published_sets))
+    cores, gpus = work.capacity.of("evaluate"), work.capacity.gpus("evaluate")
     decoding = pictures / speeds.decode / cores
     tower, step = _flops(work, on_gpus=gpus > 0)
     computing = (pictures * work.size.tower_flops / tower + compared / step) / (gpus or cores)
@@ -300,10 +276,9 @@ def validations_of(work: Work, stage: str) -> Validations | None:
         return None
     steps = work.pairs // settings.batch_size
     every = steps if asked.every_steps == "epoch" else asked.every_steps
-    held_out = [(each, each, 2) for each in _held_out(work)]
     names = {*work.experiment.held_out_tasks}
-    measured = list(_published(asked.tasks, asked.protocol, asked.split))
-    measured += held_out if not asked.tasks or names.intersection(asked.tasks) else []
+    measured = list(published(asked.tasks, asked.protocol, asked.split))
+    measured += _held_out(work) if not asked.tasks or names.intersection(asked.tasks) else []
     tower, step = _flops(work, on_gpus=settings.gpus_per_worker > 0)
     pictures = sum(images for images, *_ in measured) / settings.workers
     looking = pictures * (1 / work.rates.speeds.decode + work.size.tower_flops / tower)
@@ -313,13 +288,13 @@ def validations_of(work: Work, stage: str) -> Validations | None:
     return Validations(count, comparing + (0 if locked else looking), looking if locked else 0.0)
 
 
-def _held_out(work: Work) -> list[int]:
-    """Return the number of pairs that are held out by caption, if there are any."""
+def _held_out(work: Work) -> list[tuple[int, int, int]]:
+    """Return images, texts and directions of what is held out by caption, if anything is."""
     held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
-    return [held_out] if held_out else []
+    return [(held_out, held_out, 2)] if held_out else []
 
 
-def _published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[int, int, int]]:
+def published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[int, int, int]]:
     """Yield images, texts and directions of the published sets among some tasks, of a part or of the protocol's."""
     from wukong.evaluate import protocol, sets  # here, because every command reads the table of stages
     from wukong.evaluate.data_set import Classification, Retrieval
@@ -337,10 +312,9 @@ def _published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[
 
 def _comparing(work: Work, images: int, texts: int, directions: int) -> float:
     """Return the operations of one model that encodes texts and compares them with images."""
-    model = work.experiment.model
-    words = work.caption_tokens if model.is_token_wise else 1
-    products = directions * images * compared_vectors(model, work.size.shape) * texts * words
-    return texts * text_flops(model, work.caption_tokens) + 2.0 * products * (model.embedding or model.text.width)
+    model, words = work.experiment.model, work.caption_tokens
+    pairs = float(directions * images * texts)
+    return texts * text_flops(model, words) + pairs * pair_flops(model, work.size.shape, words)
 
 
 def _flops(work: Work, *, on_gpus: bool) -> tuple[float, float]:
@@ -361,7 +335,7 @@ def of_report(work: Work) -> Estimate:
 
 
 def _by_items(work: Work, stage: str, items: int, size: float) -> Estimate:
-    cores, gpus = work.capacity.of(stage), work.capacity.gpus.get(stage, 0)
+    cores, gpus = work.capacity.of(stage), work.capacity.gpus(stage)
     return _estimate(work, stage, items, size, items * work.rates.of(stage).core_seconds / cores, cores, gpus)
 
 
@@ -380,19 +354,27 @@ def plan_of_training(work: Work, stage: str) -> TrainingPlan:
     settings: Training = getattr(work.experiment, stage)
     rates = rates_of(work, settings)
     image_bytes = feature_bytes(*work.size.shape, work.experiment.features.dtype)
-    return training(settings, work.pairs, image_bytes, work.capacity.of(stage), rates, work.read_speed)
+    store, seconds = 1e9 * work.told.get(STORE, 0.0), exchanged(work, settings).sent / work.network
+    return training(settings, work.pairs, image_bytes, work.capacity.of(stage), rates, store, seconds)
+
+
+def exchanged(work: Work, settings: Training) -> Exchange:
+    """Return what a worker of a training gives to others in a step."""
+    return exchange(work.experiment.model, settings, work.size.trained(settings))
 
 
 def of_features(work: Work) -> Estimate | None:
     """Of the features that pre-training computes; None if its image tower runs in the training."""
-    settings, way = work.experiment.pretrain, _way(work, "pretrain")
+    settings, way = work.experiment.pretrain, way_of(work, "pretrain")
     if not way.bytes:
         return None
     gpus = settings.workers * settings.gpus_per_worker
-    return _estimate(work, "features", work.pairs, way.bytes, way.fill_seconds, work.capacity.of("pretrain"), gpus)
+    made = _estimate(work, "features", work.pairs, way.bytes, way.fill_seconds, work.capacity.of("pretrain"), gpus)
+    shard = way.bytes / (1 + settings.views) / max(work.pairs, 1) * work.experiment.filter.shard_size
+    return replace(made, disk=shard)
 
 
-def _way(work: Work, stage: str) -> Way:
+def way_of(work: Work, stage: str) -> Way:
     """Return the way in which a training will be done."""
     settings: Training = getattr(work.experiment, stage)
     plan = plan_of_training(work, stage)
@@ -405,13 +387,16 @@ def _of_training(work: Work, stage: str) -> Estimate:
     if settings.is_skipped:  # a model is copied
         return Estimate(_BYTES * work.size.weights, 0)
     gpus, held = settings.workers * settings.gpus_per_worker, work.size.memory(settings)
-    size, seconds = _BYTES * work.size.weights, _way(work, stage).train_seconds
+    way = way_of(work, stage)
+    size, seconds = _BYTES * work.size.weights, way.train_seconds
     if validations := validations_of(work, stage):
         seconds += validations.before + validations.count * validations.seconds
     one = _OF_CHECKPOINT * work.size.trained(settings)
     kept = settings.checkpoint.keep + (settings.validation.keep == "best") + 1  # and the one that is being written
     made = _estimate(work, stage, work.pairs, size, seconds, work.capacity.of(stage), gpus, held)
-    return replace(made, checkpoints=kept * one, disk=one)
+    picture = 0 if way.bytes else 3 * work.experiment.model.image.image_size**2
+    shared = handed_over(settings.loader_workers, settings.batch_size // settings.workers, picture)
+    return replace(made, checkpoints=kept * one, disk=one, shared_memory=float(shared), asks=way.asks)
 
 
 def rates_of(work: Work, settings: Training) -> dict[RateName, Rate]:
@@ -453,7 +438,8 @@ def training(
     image_bytes: int,
     cores: int,
     rates: Mapping[RateName, Rate],
-    store: float | None = None,
+    store: float = 0.0,
+    exchanging: float = 0.0,
 ) -> TrainingPlan:
     """Plan a training from the rates of one worker.
 
@@ -467,7 +453,8 @@ def training(
         image_bytes: bytes of the features of one view of an image, see ``feature_bytes``.
         cores: number of cores of all machines together; only for a training on processors.
         rates: all of them.
-        store: bytes a second that all workers together read from the store; None if it is never too slow.
+        store: bytes a second that all workers together read from the store; 0 if it is never too slow.
+        exchanging: seconds of a step in which workers send to each other, beside their other work.
     """
     on_gpus = settings.gpus_per_worker > 0
     spare = settings.loader_workers if on_gpus else min(settings.loader_workers, cores // settings.workers - 1)
@@ -482,9 +469,12 @@ def training(
         costs += [(seen * cost, name) for name, cost in train_costs.items()]
         read_bytes = float(pairs * settings.epochs) * read
         filling, training = filled * first, seen * each
-        reading = read_bytes / store if store else 0.0
-        bound = "store" if reading > filling + training else max(costs)[1]
-        return Way(stored, filling, max(training, reading), read_bytes, bound)
+        sending = pairs // settings.batch_size * settings.epochs * exchanging
+        beside: list[tuple[float, Bound]] = [(read_bytes / store if store else 0.0, "store"), (sending, "network")]
+        longest, waits_for = max(beside)
+        bound = waits_for if longest > filling + training else max(costs)[1]
+        asks = read_bytes / max(training, sending, 1e-9)
+        return Way(stored, filling, max(training, longest), read_bytes, bound, asks)
 
     cached = None
     if settings.lock == "all":

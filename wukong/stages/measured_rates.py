@@ -7,8 +7,9 @@ packaged (``measured_rates.json``). Both say on which machine they were measured
 from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from wukong.config.section import Strict
 from wukong.errors import ConfigError
 from wukong.runtime import environment
 
@@ -16,11 +17,7 @@ FILE = "rates.json"
 """Name in the stack's home."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StageRate(_Strict):
+class StageRate(Strict):
     """What a stage takes.
 
     Attributes:
@@ -43,7 +40,7 @@ class StageRate(_Strict):
     largest: int = 0
 
 
-class Speeds(_Strict):
+class Speeds(Strict):
     """How fast one core is, in one thread.
 
     Attributes:
@@ -61,7 +58,7 @@ class Speeds(_Strict):
     gpu_flops: float
 
 
-class Rates(_Strict):
+class Rates(Strict):
     """All rates.
 
     Attributes:

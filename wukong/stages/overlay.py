@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import yaml
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.stages import prices
-from wukong.stages.estimate import Capacity
+from wukong.stages import prices, ray_job
+from wukong.stages.capacity import Capacity, Pods
+from wukong.stages.ray_job import Settings, StageSettings
 
 STORE_CAPACITY = "WUKONG_STORE_CAPACITY"
 """What the object store holds, a Kubernetes quantity: in the ConfigMap ``wukong-settings``; may be empty."""
@@ -44,43 +46,62 @@ def read(place: Path, experiment: Experiment) -> Capacity:
         for manifest in manifests(place)
         if manifest["kind"] == "ConfigMap" and manifest["metadata"].get("namespace") == "wukong"
     }
-    if "ray-job" not in maps:
+    if ray_job.CONFIG_MAP not in maps:
         raise ConfigError(f"--overlay: {place} has no ConfigMap ray-job in the namespace wukong")
-    settings = yaml.safe_load(maps["ray-job"]["data"]["settings.yaml"])
-    pods = settings["stages"]
-    workers = {name: pods[name].get("workers", 1) for name in pods}
-    workers |= {name: stages.training_of(experiment, name).workers for name in stages.TRAININGS}
+    template, settings = ray_job.parse({"template.yaml": "{}"} | maps[ray_job.CONFIG_MAP]["data"], str(place))
     of_all = maps.get("wukong-settings", {})
-    capacity = of_all.get("data", {}).get(STORE_CAPACITY)
-    memory = {name: int(amount_of(pods[name]["memory"])) for name in pods if "memory" in pods[name]}
-    head_memory = int(amount_of(settings["head"]["memory"]))
+    holds = of_all.get("data", {}).get(STORE_CAPACITY)
     urls = of_all.get("metadata", {}).get("annotations", {}).get(SIZED_FOR)
-    return Capacity(
-        cores=1,  # of stages that are components
-        by_stage={name: pods[name].get("cpus", 1) * workers[name] for name in pods},
-        gpus={
-            name: pods[name].get("gpus", 0) * workers[name]
-            for name, entry in ((name, stages.of(name)) for name in pods)
-            if entry.runs_model(experiment) and not entry.trains
-        },
-        disk=_disk(maps["ray-job"]["data"], settings.get("gpu", {}).get("gpus_per_pod", 1)),
-        memory=memory,
-        held_memory={name: size * workers[name] + head_memory for name, size in memory.items()},
-        head_memory=head_memory,
-        store=int(amount_of(capacity)) if capacity else None,
+    return replace(
+        capacity_of(experiment, template, settings),
+        store=int(amount_of(holds)) if holds else None,
         sized_for=None if urls is None else int(urls),
-        gpus_per_pod=settings.get("gpu", {}).get("gpus_per_pod", 1),
         prices=of_all.get("data", {}).get(prices.VARIABLE, ""),
     )
 
 
-def _disk(data: Mapping[str, str], together: int | str) -> int | None:
-    """Return the bytes of temporary files of a worker of a training, where the template limits those of a pod."""
-    if "template.yaml" not in data or not isinstance(together, int):
-        return None
-    (workers,) = yaml.safe_load(data["template.yaml"])["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    limits = [each["emptyDir"] for each in workers["template"]["spec"]["volumes"] if each["name"] == "tmp"]
-    return int(amount_of(limits[0]["sizeLimit"])) // together if limits and "sizeLimit" in limits[0] else None
+def capacity_of(experiment: Experiment, template: Mapping[str, Any], settings: Settings) -> Capacity:
+    """Return what an installation gives an experiment's stages.
+
+    Args:
+        experiment: says how many workers its trainings have.
+        template: a RayJob manifest; its volume ``tmp`` limits the temporary files of a pod.
+        settings: what stages may use.
+    """
+    groups = template.get("spec", {}).get("rayClusterSpec", {}).get("workerGroupSpecs", ())
+    volumes = (volume for group in groups for volume in group["template"]["spec"].get("volumes", ()))
+    limit = next((each.get("emptyDir", {}).get("sizeLimit") for each in volumes if each["name"] == "tmp"), None)
+    disk = None if limit is None else int(amount_of(limit))
+    return Capacity(
+        cores=1,  # of stages that are components
+        pods={name: pods_of(name, experiment, settings, disk) for name in stages.JOBS},
+        head_memory=int(amount_of(settings.head.memory)) if settings.head else None,
+        gpus_per_pod=settings.gpu.gpus_per_pod,
+    )
+
+
+def pods_of(stage: str, experiment: Experiment, settings: Settings, disk: int | None = None) -> Pods:
+    """Return what each worker of a stage has.
+
+    For a training stage the experiment decides how many workers there are and whether they have GPUs. Another stage has
+    GPUs only if it runs a model.
+
+    Args:
+        stage: its name.
+        experiment: the experiment.
+        settings: what stages may use.
+        disk: bytes of the temporary files of a pod, which its workers or the tasks on its cores share.
+    """
+    asked, entry = settings.stages.get(stage, StageSettings()), stages.of(stage)
+    workers, gpus = asked.workers, asked.gpus if entry.runs_model(experiment) else 0
+    sharing: int | str = gpus or asked.cpus
+    if entry.trains:
+        training = stages.training_of(experiment, stage)
+        workers, gpus = training.workers, training.gpus_per_worker
+        sharing = settings.gpu.gpus_per_pod if gpus else 1
+    share = disk // sharing if disk is not None and isinstance(sharing, int) else None
+    memory, shared_memory = (int(amount_of(size)) for size in (asked.memory, asked.shared_memory))
+    return Pods(workers, asked.cpus, gpus, memory, shared_memory, share)
 
 
 def amount_of(quantity: str | float) -> Decimal:

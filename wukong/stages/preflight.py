@@ -8,27 +8,24 @@ of a pipeline before it hands the experiment on. Every message names the key, th
 
 import logging
 import os
-import shutil
 import socket
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
 from wukong.config.model import TEXT_FILES
-from wukong.config.training import Training
 from wukong.crawl.source import Listed
 from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size
 from wukong.runtime.environment import CONNECT_TO
-from wukong.stages import estimate, overlay, run_paths, start
+from wukong.stages import estimate, fit, overlay, run_paths, start
+from wukong.stages.capacity import Machine
 from wukong.store import address, fence, manifest, s3_requests, storage
 
 log = logging.getLogger(__name__)
@@ -68,16 +65,6 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
             "captions, for instance held_out_captions: 0.1 and holdouts: "
             '[{name: held-out, source: "*", captions: unseen}], or name published sets in evaluate.tasks'
         )
-    problems += [
-        (
-            f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
-            f"{', '.join([*experiment.held_out_tasks, *set_folders.NAMES])}"
-        )
-        for training in stages.TRAININGS
-        if training in names
-        for name in stages.training_of(experiment, training).validation.tasks
-        if name not in {*experiment.held_out_tasks, *set_folders.NAMES}
-    ]
     for training in stages.TRAININGS:
         settings = stages.training_of(experiment, training)
         if training in names and settings.gpus_per_worker > 1:
@@ -87,22 +74,8 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
                 f"and {training}.workers: {workers} for as many GPUs. How many of them share a pod, the cluster's "
                 "gpus_per_pod says"
             )
-    if "filter" in names:
-        holdouts = ", ".join(holdout.name for holdout in experiment.filter.split.holdouts) or "there are none"
-        problems += [
-            (
-                f"filter.decontaminate.sets names {name!r}, which is no test set; the published ones are "
-                f"{', '.join(set_folders.NAMES)}, and the hold-outs are {holdouts}; or write all"
-            )
-            for name in experiment.decontaminated_sets
-            if name not in set_folders.NAMES
-        ]
+    problems += fit.unknown_sets(experiment, names)
     if "evaluate" in names:
-        problems += [
-            f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}"
-            for name in experiment.evaluate.tasks
-            if name not in set_folders.NAMES
-        ]
         problems += [
             f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one"
             for name in experiment.held_out_tasks
@@ -157,8 +130,21 @@ def warn_of_hosts(crawl: Crawl) -> None:
     Raises:
         DataError: the list cannot be read.
     """
-    for note in _refused_hosts(crawl):
-        log.warning("%s", note)
+    from wukong.crawl.addresses import ConnectTo, is_public, looked_up
+
+    opened = ConnectTo.from_environment().of_crawl(crawl.endpoint).targets
+    ports = {host: port for host, port in _first_hosts(crawl).items() if host not in opened}
+    for host, found in looked_up(ports, _LOOKUP_SECONDS).items():
+        said = f"crawl.endpoint: {host}, a host of its URLs,"
+        if not found:
+            log.warning("%s has no address in DNS: its pictures will fail", said)
+        elif not any(map(is_public, found)):
+            target = f"[{found[0]}]" if ":" in found[0] else found[0]
+            mend = f"export {CONNECT_TO}={host}={target}:{ports[host]}"
+            log.warning(
+                "%s is at %s, no public address, so its pictures will be refused. If it is your own: %s",
+                *(said, target, mend),
+            )
 
 
 def check_lists(experiment: Experiment) -> None:
@@ -261,23 +247,6 @@ def _unsigned(crawl: Crawl) -> Iterator[str]:
         )
 
 
-def _refused_hosts(crawl: Crawl) -> Iterator[str]:
-    """Say which of the first hosts of a list the crawl will refuse, or does not find."""
-    from wukong.crawl.addresses import ConnectTo, is_public, looked_up
-
-    opened = ConnectTo.from_environment().of_crawl(crawl.endpoint).targets
-    ports = {host: port for host, port in _first_hosts(crawl).items() if host not in opened}
-    for host, found in looked_up(ports, _LOOKUP_SECONDS).items():
-        if not found:
-            yield f"crawl.endpoint: {host}, a host of its URLs, has no address in DNS: its pictures will fail"
-        elif not any(map(is_public, found)):
-            target = f"[{found[0]}]" if ":" in found[0] else found[0]
-            yield (
-                f"crawl.endpoint: {host}, a host of its URLs, is at {target}, no public address, so its pictures will "
-                f"be refused. If it is your own: export {CONNECT_TO}={host}={target}:{ports[host]}"
-            )
-
-
 def _first_hosts(crawl: Crawl) -> dict[str, int]:
     """Return the hosts of the first URLs of a list, and their ports."""
     from wukong.crawl.status import FetchError
@@ -318,24 +287,6 @@ def _unanswered(endpoint: str) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A machine: bytes of memory, cores, GPUs, and bytes free where an experiment writes."""
-
-    memory: int
-    cores: int
-    gpus: int
-    free: int
-
-    @classmethod
-    def here(cls, folder: Path) -> "Machine":
-        """Return this machine, with the disk of a folder, which need not exist yet."""
-        while not folder.exists():
-            folder = folder.parent
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(min(memory, _limit_of_group()), os.cpu_count() or 1, _gpus(), shutil.disk_usage(folder).free)
-
-
 def expected_urls(experiment: Experiment) -> tuple[int, int]:
     """Return the fewest and the most pictures that may be expected to come in; lists are counted, nothing is searched.
 
@@ -364,7 +315,7 @@ def warn_of_few(experiment: Experiment, pictures: int | None = None) -> None:
         DataError: the pictures' list cannot be read.
     """
     most = expected_urls(experiment)[1] if pictures is None else pictures
-    if why := estimate.too_few(experiment, round(most * (1 - experiment.filter.split.held_out_captions))):
+    for why in fit.too_few(experiment, round(most * (1 - experiment.filter.split.held_out_captions))):
         log.warning("%s", why)
 
 
@@ -380,22 +331,11 @@ def check_store(experiment: Experiment) -> None:
     holds = os.environ.get(overlay.STORE_CAPACITY)
     if not holds or not experiment.storage.startswith("s3://"):
         return
-    few, many = (estimate.DATA_BYTES * urls for urls in expected_urls(experiment))
     room = int(overlay.amount_of(holds))
-    remedy = "enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query"
-    if few > room:
-        raise ConfigError(
-            f"storage: this run writes at least {few / _GIB:,.1f} GiB to {experiment.storage}, and the object store "
-            f"holds {room / _GIB:,.1f} GiB in all ({overlay.STORE_CAPACITY}={holds}): {remedy}"
-        )
-    if many > room:
-        log.warning(
-            "this run may write up to %s GiB to %s, and the object store holds %s GiB in all: %s",
-            f"{many / _GIB:,.1f}",
-            experiment.storage,
-            f"{room / _GIB:,.1f}",
-            remedy,
-        )
+    few, many = (fit.too_full(room, estimate.DATA_BYTES * urls) for urls in expected_urls(experiment))
+    refuse([f"storage: {why}" for why in few])
+    for why in many:
+        log.warning("storage: of a search that finds as much as it may, %s", why)
 
 
 def check_access(experiment: Experiment) -> None:
@@ -465,7 +405,6 @@ def check_machine(
     machine: Machine,
     needed: int,
     size: Size | None = None,
-    trainings: Collection[str] = stages.TRAININGS,
 ) -> None:
     """Check that a run fits a machine.
 
@@ -474,7 +413,6 @@ def check_machine(
         machine: the machine.
         needed: bytes that the stages will write.
         size: the model's; None if none is trained.
-        trainings: names of the training stages that it does.
 
     Raises:
         ConfigError: it does not fit; the message names every key.
@@ -486,47 +424,28 @@ def check_machine(
             f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of "
             "the embedded stack: WUKONG_HOME)"
         )
-    if size is not None:
-        for name in trainings:
-            problems += _too_large(name, stages.training_of(experiment, name), machine, size)
+    for name in stages.TRAININGS:
+        if size is None:
+            break
+        settings = stages.training_of(experiment, name)
+        fewest = settings.min_workers or settings.workers
+        key = "min_workers" if settings.min_workers else "workers"
+        if fewest > machine.cores:
+            problems.append(
+                f"{name}.{key}: {fewest} workers need a core each and this machine has {machine.cores}, so "
+                f"they would wait for ever; at most {machine.cores} are allowed here"
+            )
+        cards = fewest * settings.gpus_per_worker
+        if cards > machine.gpus:
+            problems.append(
+                f"{name}.gpus_per_worker: {fewest} workers with {settings.gpus_per_worker} each need {cards} "
+                f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
+            )
+        held = settings.workers * size.memory(settings)
+        if not settings.gpus_per_worker and held > machine.memory:
+            problems.append(
+                f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
+                f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
+                "take fewer workers or a smaller model"
+            )
     refuse(problems)
-
-
-def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> Iterator[str]:
-    """Say why a training run does not fit a machine."""
-    needed = settings.min_workers or settings.workers
-    key = "min_workers" if settings.min_workers else "workers"
-    if needed > machine.cores:
-        yield (
-            f"{name}.{key}: {needed} workers need a core each and this machine has {machine.cores}, so "
-            f"they would wait for ever; at most {machine.cores} are allowed here"
-        )
-    cards = needed * settings.gpus_per_worker
-    if cards > machine.gpus:
-        yield (
-            f"{name}.gpus_per_worker: {needed} workers with {settings.gpus_per_worker} each need {cards} "
-            f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
-        )
-    held = settings.workers * size.memory(settings)
-    if not settings.gpus_per_worker and held > machine.memory:
-        yield (
-            f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
-            f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
-            "take fewer workers or a smaller model"
-        )
-
-
-def _limit_of_group() -> int:
-    """Return the bytes that this process's control group may use, as in a container; 2**62 without a limit."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            return int(text)
-    return 2**62
-
-
-def _gpus() -> int:
-    return sum(1 for name in Path("/dev").glob("nvidia[0-9]*") if name.name.removeprefix("nvidia").isdigit())

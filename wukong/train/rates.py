@@ -18,10 +18,10 @@ from wukong.config.model import Model
 from wukong.config.training import Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.data.views import Views
-from wukong.model.cost import empty_tower, feature_shape, text_step_flops, tower_flops
+from wukong.model.cost import feature_shape
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
-from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName
+from wukong.stages.estimate import CAPTION_TOKENS, RATES, Rate, RateName
 from wukong.train import gradients, optimizer
 from wukong.train.batches import Batch
 
@@ -36,47 +36,33 @@ _DEVIATION = 1 / 3
 def find(
     model: Model,
     settings: Training,
-    told: Mapping[str, float] | None = None,
+    names: Sequence[RateName] = RATES,
     caption_tokens: int = CAPTION_TOKENS,
     seconds: float = 20.0,
 ) -> dict[RateName, Rate]:
-    """Return all rates of a training: told, computed from what a GPU is told to sustain, or else measured here.
+    """Measure rates of a training on this machine.
 
     On processors one thread is measured, which a task that computes features has, and a worker of Ray Train at least.
 
     Args:
         model: the architecture.
         settings: settings of the training.
-        told: rates by their names; ``gpu`` is the TFLOP/s that a GPU sustains.
+        names: their names.
         caption_tokens: mean number of tokens of a caption.
         seconds: time that the measurement takes about, beside the models' construction.
 
     Raises:
         ConfigError: the model cannot be built.
     """
-    told, tower = told or {}, empty_tower(model)
-    shape = feature_shape(model, tower)
     device = torch.device("cuda" if settings.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    operations: dict[RateName, Callable[[], float]] = {
-        "text_step": lambda: text_step_flops(model, settings, shape, caption_tokens),
-        "tower": lambda: tower_flops(model, tower),
-    }
-    rates: dict[RateName, Rate] = {}
-    for name in RATES:
-        if name in told:
-            rates[name] = Rate(told[name], "told")
-        elif name in operations and GPU in told:
-            rates[name] = Rate(told[GPU] * 1e12 / operations[name](), "computed")
-    if missing := [name for name in RATES if name not in rates]:
-        threads = torch.get_num_threads()
-        try:
-            if device.type == "cpu":
-                torch.set_num_threads(1)
-            measured = measure(model, settings, missing, device, caption_tokens, seconds)
-        finally:
-            torch.set_num_threads(threads)
-        rates |= {name: Rate(rate, "measured") for name, rate in measured.items()}
-    return {name: rates[name] for name in RATES}
+    threads = torch.get_num_threads()
+    try:
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        measured = measure(model, settings, names, device, caption_tokens, seconds)
+    finally:
+        torch.set_num_threads(threads)
+    return {name: Rate(rate, "measured") for name, rate in measured.items()}
 
 
 def measure(

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from infra.cluster_api import Cluster, ClusterError, Manifest
-from ray_jobs.launch.kuberay import kept_images, pipeline_run, queue, settings
+from ray_jobs.launch.kuberay import kept_images, pipeline_run, queue
 from ray_jobs.launch.kuberay.client import HEAD, KubernetesApi, Timing, explain
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
@@ -22,7 +22,6 @@ from ray_jobs.launch.kuberay.manifest import WORKERS, images_of, job_name, make_
 from ray_jobs.launch.kuberay.pods import PodsHeld, images_run_by
 from ray_jobs.launch.kuberay.progress import ShownProgress
 from ray_jobs.launch.kuberay.room import Node
-from ray_jobs.launch.kuberay.settings import Settings
 from ray_jobs.launch.kuberay.status import (
     NO_NODE,
     Verdict,
@@ -43,7 +42,8 @@ from wukong.errors import StackError, WukongError
 from wukong.runs import origin, run_costs, run_records
 from wukong.runs.run_records import Record
 from wukong.runtime.cancel import JobLeftError, end_on_signal
-from wukong.stages import run_paths
+from wukong.stages import ray_job, run_paths
+from wukong.stages.ray_job import Settings
 from wukong.store import storage
 
 _MAX_ATTEMPTS = 99
@@ -364,8 +364,8 @@ class _StageJob:
             log.error("that the run was terminated is not recorded: %s", error)
 
     def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-        data = self.api.read_config_map(settings.CONFIG_MAP)
-        template, found = settings.parse(data, self.api.namespace)
+        data = self.api.read_config_map(ray_job.CONFIG_MAP)
+        template, found = ray_job.parse(data, self.api.namespace)
         self.settings = kept_images.of_run(found, self.experiment, self.run_name)
         listed = self.api.nodes() if self.settings.gpu.gpus_per_pod == "node" else None
         nodes = [Node.when_empty(node) for node in listed or ()]

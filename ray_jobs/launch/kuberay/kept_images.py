@@ -7,14 +7,13 @@ component that is started again would not find the RayJob of its stage, whose na
 
 import logging
 
-from ray_jobs.launch.kuberay import settings
 from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
 from ray_jobs.launch.kuberay.errors import RayJobError
-from ray_jobs.launch.kuberay.settings import Settings
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.runtime import installed
-from wukong.stages import run_paths
+from wukong.stages import ray_job, run_paths
+from wukong.stages.ray_job import Settings
 from wukong.store import storage
 
 FILE = "ray_images.json"
@@ -29,12 +28,12 @@ def keep(experiment: Experiment, run_name: str, namespace: str) -> None:
     A cluster that cannot be asked is left to the run's stages, which say more of what is wrong.
     """
     try:
-        data = KubernetesApi(namespace, Timing(patience=60)).read_config_map(settings.CONFIG_MAP)
-        _, found = settings.parse(data, namespace)
+        data = KubernetesApi(namespace, Timing(patience=60)).read_config_map(ray_job.CONFIG_MAP)
+        _, found = ray_job.parse(data, namespace)
     except (ConfigError, RayJobError) as error:
         log.warning("the images of the run are not written down: %s", error)
         return
-    written_for = data.get(settings.VERSION, installed.version())
+    written_for = data.get(ray_job.VERSION, installed.version())
     if written_for != installed.version():
         log.warning(
             "this pipeline has version %s of Wukong, and the RayJobs of this cluster have %s: upload its pipelines",

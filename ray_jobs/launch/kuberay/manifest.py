@@ -13,11 +13,11 @@ import yaml
 
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.room import Node, Pod
-from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.stages import access, overlay, run_paths
+from wukong.stages import access, fit, overlay, run_paths
+from wukong.stages.ray_job import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
 
 log = logging.getLogger(__name__)
 
@@ -119,15 +119,11 @@ def make_ray_job(
     if together == "node":
         one = _worker_group(workers, name, stage, settings, _Group(1, 1, 1))["template"]["spec"]
         together = _room_of_a_node(Pod.of(stage, "worker", one), nodes or (), settings.gpu)
-    groups = _groups(stage, of_stage, together, experiment, size)
+    groups = _groups(stage, settings, together, experiment, size)
     are_apart = together == 1 and not (settings.gpu.gpus_per_pod == "node" and nodes is None)
-    if are_apart and sum(group.gpus * group.pods for group in groups) > 1 and stages.of(stage).trains:
-        log.warning(
-            "%s: its GPUs are in a pod each, so they exchange by the network, not by NVLink; gpus_per_pod of the "
-            "ConfigMap %s lets those of a node share a pod",
-            stage,
-            CONFIG_MAP,
-        )
+    gpus = sum(group.gpus * group.pods for group in groups)
+    if are_apart and gpus > 1 and stages.of(stage).trains:
+        log.warning(fit.APART.format(stage=stage, gpus=gpus))
     spec = body["spec"]
     spec["entrypoint"] = shlex.join(entrypoint)
     spec["backoffLimit"] = 0  # KubeRay repeats every failure, also a stage's own; the launcher repeats what may help
@@ -233,21 +229,16 @@ class _Group:
 
 
 def _groups(
-    stage: str, settings: StageSettings, gpus_per_pod: int, experiment: Experiment, size: int | None
+    stage: str, settings: Settings, gpus_per_pod: int, experiment: Experiment, size: int | None
 ) -> list[_Group]:
-    """The pods of a stage's workers.
+    """The pods of a stage's workers, of a training as many workers as ``size`` says, or else the experiment.
 
-    For a training stage the experiment decides how many workers there are, if it is not said here, and whether they
-    have GPUs, and the cluster how many of those share a pod: the last pod has what is left. Another stage has GPUs only
-    if it runs a model.
+    The cluster decides how many workers of a training with a GPU each share a pod: the last pod has what is left.
     """
-    if not stages.of(stage).trains:
-        return [_Group(settings.workers, 1, settings.gpus if stages.of(stage).runs_model(experiment) else 0)]
-    training = stages.training_of(experiment, stage)
-    each = training.gpus_per_worker
-    together = gpus_per_pod if each else 1
-    full, left = divmod(size or training.workers, together)
-    groups = [_Group(full, together, together * each), _Group(1, left, left * each)]
+    pods = overlay.pods_of(stage, experiment, settings)
+    together = gpus_per_pod if pods.gpus and stages.of(stage).trains else 1
+    full, left = divmod(size or pods.workers, together)
+    groups = [_Group(full, together, together * pods.gpus), _Group(1, left, left * pods.gpus)]
     return [group for group in groups if group.pods and group.workers]
 
 

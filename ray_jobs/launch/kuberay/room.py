@@ -5,7 +5,7 @@ still be refused there; a pod that no node takes here is never placed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -66,12 +66,17 @@ class Node:
     taints: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
+    def of(cls, node: Mapping[str, Any], used: Resources) -> "Node":
+        """A node of the Kubernetes API of which so much is used."""
+        taints = [taint for taint in node["spec"].get("taints") or () if taint["effect"] != "PreferNoSchedule"]
+        free, metadata = quantities(node["status"]["allocatable"]), node["metadata"]
+        return cls(metadata["name"], less(free, used), metadata.get("labels") or {}, taints)
+
+    @classmethod
     def when_empty(cls, node: Mapping[str, Any]) -> "Node":
         """A node of the Kubernetes API as it would be if nothing ran on it, and if what passes had passed."""
-        taints = [taint for taint in node["spec"].get("taints") or () if not taint["key"].startswith(_PASSING)]
-        keeping = [taint for taint in taints if taint["effect"] != "PreferNoSchedule"]
-        metadata = node["metadata"]
-        return cls(metadata["name"], quantities(node["status"]["allocatable"]), metadata.get("labels") or {}, keeping)
+        empty = cls.of(node, {})
+        return replace(empty, taints=[taint for taint in empty.taints if not taint["key"].startswith(_PASSING)])
 
     def allows(self, pod: Pod) -> bool:
         """Whether its labels and taints allow the pod."""
@@ -139,6 +144,11 @@ def total(resources: Iterable[Resources]) -> Resources:
     for each in resources:
         summed |= {name: summed.get(name, Decimal(0)) + amount for name, amount in each.items()}
     return summed
+
+
+def less(resources: Resources, used: Resources) -> Resources:
+    """Return what is left of resources."""
+    return {name: amount - used.get(name, Decimal(0)) for name, amount in resources.items()}
 
 
 def weight(resources: Resources) -> tuple[Decimal, ...]:

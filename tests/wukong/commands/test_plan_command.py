@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from wukong import stages
-from wukong.commands import plan
 from wukong.errors import ConfigError
 from wukong.train import rates as rates_of_training
 
@@ -89,9 +88,9 @@ def test_gpus_in_a_pod_each_are_said(experiment: Path, tmp_path: Path, together:
 
 
 @pytest.mark.parametrize("value", ["tower", "tower=fast", "tower=0", "tower=-3", "tower=inf", "cpu=3"])
-def test_a_wrong_rate_is_named_with_what_is_allowed(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"text_step, tower, decode, augment, gpu, store") as said:
-        plan.parse_rates([value])
+def test_a_wrong_rate_is_named_with_what_is_allowed(experiment: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"text_step, tower, decode, augment, gpu, network, store") as said:
+        run("--config", str(experiment), "--pairs", "9", "--rate", value)
     assert repr(value) in str(said.value)
 
 
@@ -174,9 +173,13 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
     settings["gpu"] = {"gpus_per_pod": 2}
     maps[0]["data"]["settings.yaml"] = yaml.safe_dump(settings)
     file.write_text(yaml.safe_dump_all([{"kind": "ConfigMap"} | entry for entry in maps]))
-    small = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))["problems"]
-    assert len(small) == 2
-    assert "a checkpoint of pretrain takes" in small[0] and "has 6.3 MB for temporary files" in small[0]
+    of_plan = ("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json")
+    small = json.loads(run(*of_plan, "--gpus", "2"))["problems"]
+    assert len(small) == 4
+    assert "what a task of crawl makes takes 60.0 MB and a worker has 6.3 MB" in small[0], "a task on each of two cores"
+    assert "what a task of filter makes takes 30.0 MB" in small[1]
+    assert "a checkpoint of pretrain takes" in small[2] and "has 6.3 MB for temporary files" in small[2]
+    assert len(json.loads(run(*of_plan))["problems"]) == 2, "without GPUs each worker of a training has its own pod"
     text = run("--config", str(experiment), "--urls", "1000")
     assert "While pretrain goes on, up to" in text and "is validated" not in text
     validated = ("--set", "finetune.validation.every_steps=1", "--set", "finetune.epochs=2")

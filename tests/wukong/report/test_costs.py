@@ -42,16 +42,10 @@ def test_a_row_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [tuple(row[title] for title in titles) for row in shown["rows"]] == [
         ("crawl", "3.0", "12.0", "0", "41 %", "2.5 MB", "3.00"),
         ("pretrain", "at least 0.25", "at least 1.0", "at least 0.5", "not known", "1.0 KB", "at least 0.25"),
-        ("filter (reused)", "0", "0", "0", "-", "0.0 KB", "0.00"),
+        ("filter (reused)", "0", "0", "0", "-", "0 bytes", "0.00"),
         ("validate", "not known", "not known", "not known", "not known", "not known", "not known"),
     ]
     assert "submitter" in shown["how"][0] and len(shown["how"]) == 3
     assert [row["money"] for row in page.shown([CRAWL, UNKNOWN], Prices())["rows"]] == ["", ""], "no money is shown"
     partly = StageCost("crawl", "ray", False, Held(4.0, 0.0, 0.0, measured=1.0, used=0.75), 0)
     assert page.shown([partly], Prices())["rows"][0]["idle"] == "25 % of 1.0 core-hours"
-
-
-def test_a_stage_in_a_sentence() -> None:
-    assert page.said_of_stage(CRAWL) == "The stage crawl held 3.0 core-hours and 0 GPU-hours, 41 % idle."
-    assert page.said_of_stage(REUSED) == "The stage filter was finished already and held nothing."
-    assert page.said_of_stage(UNKNOWN) == "What the stage validate held is not known."

@@ -213,8 +213,9 @@ def test_other_features_are_not_used(
     other = experiment(tmp_path, **{"model": KINDS["global"], **changed.get(why, {})})
     with monkeypatch.context() as earlier:
         if why == "version":
-            entry = stages.of("features")
-            earlier.setattr(stages, "of", lambda _: replace(entry, version=entry.version - 1))
+            entry, of = stages.of("features"), stages.of
+            older = replace(entry, version=entry.version - 1)
+            earlier.setattr(stages, "of", lambda name: older if name == "features" else of(name))
         stored = store(other, data, dtype="int8" if why == "int8" else "float16")
     if why == "unfinished":
         storage.delete(storage.join(stored.uri, "manifest.json"))

@@ -14,7 +14,8 @@ from wukong.errors import ConfigError
 from wukong.model.cost import Shape, Size, text_step_flops
 from wukong.model.dual import DualEncoder
 from wukong.stages import estimate, measured_rates
-from wukong.stages.estimate import Capacity, Estimate, Rate, RateName, Work
+from wukong.stages.capacity import Capacity, Pods
+from wukong.stages.estimate import Estimate, Rate, RateName, Work
 from wukong.stages.measured_rates import Rates
 from wukong.stages.prices import Prices
 from wukong.store import storage
@@ -136,7 +137,12 @@ def work(
 def test_the_data_stages_take_the_time_of_their_items_on_their_cores() -> None:
     here = work(experiment())
     assert estimate.of_crawl(here) == Estimate(
-        bytes=3e6 * 30_000, seconds=5 + 3e6 * 0.004 / 4, cores=4, driver_memory=190 * MIB, task_memory=200 * MIB
+        bytes=3e6 * 30_000,
+        seconds=5 + 3e6 * 0.004 / 4,
+        cores=4,
+        driver_memory=190 * MIB,
+        task_memory=200 * MIB,
+        disk=2 * 1_000 * 30_000,
     )
     filtered = estimate.of_filter(here)
     assert (filtered.bytes, filtered.seconds) == (2e6 * 30_000, 6 + 3e6 * 0.002 / 4)
@@ -144,7 +150,7 @@ def test_the_data_stages_take_the_time_of_their_items_on_their_cores() -> None:
     marked = experiment(filter={"decontaminate": {"hashes": ["s3://b/h"], "action": "mark"}})
     assert estimate.of_filter(work(marked)).seconds == filtered.seconds + 2e6 / 100 / 4, "pictures are decoded"
     assert estimate.of_validate(here).seconds == 7 + 2e6 * 0.001 / 4
-    on_pods = work(experiment(), capacity=Capacity(1, {"crawl": 32}))
+    on_pods = work(experiment(), capacity=Capacity(1, {"crawl": Pods(8, 4)}))
     assert (estimate.of_crawl(on_pods).seconds, estimate.of_crawl(on_pods).cores) == (5 + 3e6 * 0.004 / 32, 32)
     assert estimate.of_filter(on_pods).cores == 1
 
@@ -232,7 +238,7 @@ PRODUCTS = 2 * 50_000 * 80 * 1_000 * 256
 
 
 def test_an_evaluation_on_gpus_takes_their_speed_or_that_of_the_cores_which_decode() -> None:
-    given = {"capacity": Capacity(12, gpus={"evaluate": 4})}
+    given = {"capacity": Capacity(12, {"evaluate": Pods(4, 3, 1)})}
     found, nothing = (estimate.of_evaluate(work(experiment(**each), **given)) for each in (IMAGENET, {}))
     computing = (2 * 50_000 * 2e9 + 2 * (TEXTS + PRODUCTS)) / 1e13 / 4
     assert found.seconds - nothing.seconds == pytest.approx(max(computing, 2 * 50_000 / 100 / 12))
@@ -316,3 +322,42 @@ def test_the_rates_of_the_stacks_home_come_first(tmp_path: Path, monkeypatch: py
     (tmp_path / "rates.json").write_text('{"machine": 3}')
     with pytest.raises(ConfigError, match=r"rates.json: these rates cannot be read .*make bench NAME=scale"):
         measured_rates.load()
+
+
+def test_what_lies_on_a_disk_and_in_shared_memory() -> None:
+    seen = {"epochs": 1, "batch_size": 8, "workers": 2, "loader_workers": 3, "store_features": False}
+    streamed, stored = work(experiment(pretrain=seen)), work(experiment(pretrain=seen | {"store_features": True}))
+    # Each of three processes has two batches of 4 pictures ready, and the training two.
+    assert estimate.of_pretrain(streamed).shared_memory == (3 * 2 + 2) * 4 * 3 * 224 * 224
+    assert estimate.of_pretrain(stored).shared_memory == 0
+    features = estimate.of_features(stored)
+    assert features is not None and features.disk == 1_000 * 1_280 * 2, "a shard of 1,000 pairs"
+    assert estimate.of_pretrain(stored).disk == 12 * 4_000_000, "a checkpoint: weights and two moments"
+    assert (estimate.of_crawl(streamed).disk, estimate.of_filter(streamed).disk) == (2 * 3e7, 3e7)
+    assert estimate.of_crawl(work(experiment(), urls=10, pairs=10)).disk == 2 * 10 * 30_000
+
+
+def test_what_the_workers_ask_of_the_store() -> None:
+    seen = {"epochs": 3, "batch_size": 8, "workers": 2, "store_features": False}
+    here = work(experiment(pretrain=seen))
+    filtered, pretrained = estimate.of_filter(here), estimate.of_pretrain(here)
+    assert filtered.asks == pytest.approx(3e6 * 30_000 / (6 + 3e6 * 0.002 / 4))
+    assert pretrained.asks == pytest.approx(3 * 2e6 * 30_000 / (pretrained.seconds - 10))
+    slow = estimate.of_pretrain(work(experiment(pretrain=seen), told={"store": 1e-5}))
+    assert slow.seconds - 10 == pytest.approx(3 * 2e6 * 30_000 / 1e4)
+    assert slow.asks == pretrained.asks, "what is asked for is not what a slow store gives"
+
+
+def test_a_training_takes_at_least_the_time_of_its_exchange() -> None:
+    settings = Training(epochs=3, batch_size=8, workers=2, gpus_per_worker=1, loader_workers=3)
+    assert estimate.training(settings, 1_000, 14, 64, rates(), exchanging=0.1).streamed.seconds == pytest.approx(90)
+    slow = estimate.training(settings, 1_000, 14, 64, rates(), exchanging=1.0).streamed
+    assert (slow.bound_by, slow.train_seconds) == ("network", 3 * (1_000 // 8))
+    assert slow.asks == pytest.approx(3 * 1_000 * 30_000 / 375)
+    model = {"embedding": 256, "image": {"image_size": 224}, "text": {"layers": 2, "heads": 4, "width": 256}}
+    trained = {"batch_size": 8, "workers": 2}
+    here = work(experiment(model=model, pretrain=trained), told={"network": 1e-6})
+    # Half of two gradients of 4 million weights, the other's 2 x 4 vectors, and half of the gradients of all 16.
+    sent = 0.5 * 2 * 4 * 4_000_000 + 2 * 4 * 256 * 4 + 0.5 * 2 * 8 * 256 * 4
+    assert estimate.exchanged(here, here.experiment.pretrain).sent == sent
+    assert estimate.way_of(here, "pretrain").train_seconds == pytest.approx(2e6 // 8 * 20 * sent / 1e3)

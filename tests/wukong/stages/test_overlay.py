@@ -24,14 +24,18 @@ def test_the_pods_of_an_overlay_are_read_through_its_patches() -> None:
     found = overlay.read(OVERLAYS / "gpu", experiment)
     assert (found.of("crawl"), found.of("validate"), found.of("pretrain")) == (8 * 4, 4 * 4, 5 * 12)
     assert found.of("register") == 1
-    assert (found.head_memory, found.memory["pretrain"]) == (8 * GIB, 96 * GIB)
+    assert (found.head_memory, found.pods["pretrain"].memory) == (8 * GIB, 96 * GIB)
+    assert (found.pods["pretrain"].shared_memory, found.held_memory("crawl")) == (30 * GIB, (8 * 8 + 8) * GIB)
     assert found.sized_for == 166_000_000
-    assert (found.gpus["evaluate"], found.gpus.get("filter")) == (1, None)
-    assert found.disk is None, "how many workers share the files of a pod, the nodes decide"
+    assert (found.gpus("evaluate"), found.gpus("filter")) == (1, 0)
+    assert (found.pods["crawl"].disk, found.pods["pretrain"].disk) == (10 * GIB // 4, 10 * GIB), "a task on each core"
+    on_gpus = documents.parse({"name": "x", "crawl": crawl, "pretrain": training | {"gpus_per_worker": 1}})
+    shared = overlay.read(OVERLAYS / "gpu", on_gpus).pods["pretrain"].disk
+    assert shared is None, "how many workers share the files of a pod, the nodes decide"
     marked = experiment.model_copy(update={"filter": Filter(decontaminate=Decontaminate(hashes=("s3://b/h",)))})
-    assert overlay.read(OVERLAYS / "gpu", marked).gpus["filter"] == 8
+    assert overlay.read(OVERLAYS / "gpu", marked).gpus("filter") == 8
     kind = overlay.read(OVERLAYS / "kind", experiment)
-    assert (kind.store, kind.disk) == (60 * 256 * 2**20, 10 * GIB)
+    assert (kind.store, kind.pods["pretrain"].disk) == (60 * 256 * 2**20, 10 * GIB)
     assert overlay.read(OVERLAYS / "external-s3", experiment).store is None, "another store does not say what it holds"
 
 

@@ -18,7 +18,7 @@ from wukong.crawl.attempt import identity
 from wukong.errors import ConfigError, StorageError
 from wukong.model.cost import Shape, Size
 from wukong.stages import preflight, preflight_model, run_paths
-from wukong.stages.preflight import Machine
+from wukong.stages.capacity import Machine
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -314,7 +314,7 @@ def test_a_run_that_the_store_cannot_hold_is_refused(tmp_path: Path, monkeypatch
     preflight.check_store(large)
     monkeypatch.setenv("WUKONG_STORE_CAPACITY", "114Mi")
     with pytest.raises(
-        ConfigError, match=r"storage: .* at least 0\.1 GiB to s3://wukong.*holds 0\.1 GiB.*docs/store\.md"
+        ConfigError, match=r"storage: the store holds 119\.5 MB and 120\.0 MB are needed: .*docs/store\.md"
     ):
         preflight.check_store(large)
     monkeypatch.setenv("WUKONG_STORE_CAPACITY", "plenty")
@@ -336,7 +336,7 @@ def test_a_search_that_may_find_more_than_the_store_holds_is_told(
     monkeypatch.setenv("WUKONG_STORE_CAPACITY", "1Gi")  # 12 MB at least, 5 GB at most
     with caplog.at_level("WARNING"):
         preflight.check_store(search)
-    assert "may write up to 4.6 GiB to s3://wukong, and the object store holds 1.0 GiB" in caplog.text
+    assert "finds as much as it may, the store holds 1.1 GB and 5.0 GB are needed" in caplog.text
 
 
 def test_a_locked_tower_that_is_not_run_takes_no_memory(experiment: Callable[..., Experiment]) -> None:

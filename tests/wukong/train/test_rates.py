@@ -108,20 +108,11 @@ def test_a_text_step_is_work_for_each_pair_and_the_optimisers(monkeypatch: pytes
     assert found == {"text_step": 256 / (0.5 + 0.25)}
 
 
-def test_rates_that_are_not_told_are_measured_or_computed() -> None:
-    told = {"text_step": 10.0, "tower": 5.0, "decode": 4.0}
+def test_rates_that_are_asked_for_are_measured() -> None:
     settings = Training(augmentations=("crop", "flip"))
-    found = rates.find(SMALL, settings, told, seconds=0.1)
-    assert [(name, rate.source) for name, rate in found.items()] == [
-        ("text_step", "told"),
-        ("tower", "told"),
-        ("decode", "told"),
-        ("augment", "measured"),
-    ]
-    assert found["tower"].per_second == 5.0 and 1 < found["augment"].per_second < 1e5
-    computed = rates.find(SMALL, settings, {"gpu": 2.0, "decode": 1.0, "augment": 1.0})
-    assert computed["tower"].source == "computed"
-    assert computed["tower"].per_second == pytest.approx(2e12 / cost.tower_flops(SMALL))
+    found = rates.find(SMALL, settings, ["augment"], seconds=0.1)
+    assert [(name, rate.source) for name, rate in found.items()] == [("augment", "measured")]
+    assert 1 < found["augment"].per_second < 1e5
 
 
 def test_the_measured_picture_is_as_large_as_a_photograph() -> None:

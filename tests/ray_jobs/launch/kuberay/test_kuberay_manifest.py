@@ -16,9 +16,9 @@ from played_ray_job import FAST, experiment_at, installed_config_map
 from ray_jobs.launch.kuberay import RayJobError, run_job
 from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
 from ray_jobs.launch.kuberay.room import Node
-from ray_jobs.launch.kuberay.settings import Settings
 from wukong import stages
 from wukong.config.experiment import Experiment
+from wukong.stages.ray_job import Settings
 from wukong.store import storage
 
 

@@ -34,11 +34,11 @@ from ray_jobs.launch.kuberay.client import KubernetesApi
 from ray_jobs.launch.kuberay.manifest import make_ray_job
 from ray_jobs.launch.kuberay.progress import in_words
 from ray_jobs.launch.kuberay.queue import workers_to_ask_for
-from ray_jobs.launch.kuberay.settings import parse
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
+from wukong.stages.ray_job import parse
 from wukong.store import storage
 
 COMPONENT = REPOSITORY / "k8s" / "components" / "kueue"
