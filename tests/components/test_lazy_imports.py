@@ -39,9 +39,7 @@ def test_a_component_begins_without_what_only_jobs_need() -> None:
 
 
 @pytest.mark.long
-def test_a_component_makes_its_rayjob_with_the_kubernetes_client_and_nothing_else_that_is_large(
-    tmp_path: Path, mlflow_address: str
-) -> None:
+def test_a_component_comes_to_its_rayjob_with_nothing_that_is_large(tmp_path: Path, mlflow_address: str) -> None:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
     given = {"name": "lazy-imports", "storage": storage.from_path(tmp_path), "crawl": crawl}
     experiment = documents.parse(given)
@@ -51,4 +49,4 @@ def test_a_component_makes_its_rayjob_with_the_kubernetes_client_and_nothing_els
     parent.write_text(stage.commit([stage.describe("part.json")]).model_dump_json(), encoding="utf-8")
     uri = stored.store(experiment)
     variables = {"MLFLOW_TRACKING_URI": mlflow_address, "WUKONG_CLUSTER": "wukong"}
-    assert heavy(TO_THE_RAYJOB, uri, str(parent), **variables) == ["kubernetes"]
+    assert heavy(TO_THE_RAYJOB, uri, str(parent), **variables) == []
