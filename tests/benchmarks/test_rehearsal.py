@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -69,7 +69,7 @@ def rehearsed_in_process(names: tuple[str, ...], plants: tuple[str, ...]) -> dic
     bench, found = _bench(), {}
     for name in names:
         once = bench.rehearse(name, bench.experiment_of(name), CLASSES)
-        found[name] = (once.peak, once.collectives, once.fits, once.validation)
+        found[name] = (once.peak, once.collectives, once.fits, SimpleNamespace(**vars(once.validation)))
     whole = DualEncoder.loss
     for plant in plants:
 
