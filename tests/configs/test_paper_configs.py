@@ -13,7 +13,7 @@ from wukong.evaluate import paper, sets
 from wukong.evaluate.data_set import Retrieval
 from wukong.evaluate.protocol import PROTOCOLS
 from wukong.runs.run_records import differences
-from wukong.stages import estimate
+from wukong.stages import estimate, fit
 
 PAPER = PROTOCOLS["paper"]
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
@@ -95,7 +95,7 @@ def test_a_column_has_the_papers_numbers(name: str) -> None:
     assert rules.mask_names
     # Sections 5.2 and 5.3: 17 sets and five.
     assert experiment.evaluate.tasks == (*paper.TABLE_5, *paper.TABLE_7) and experiment.evaluate.protocol == "paper"
-    assert estimate.too_few(experiment, estimate.urls(experiment, experiment.crawl.max_queries)[1]) == ""
+    assert list(fit.too_few(experiment, estimate.urls(experiment, experiment.crawl.max_queries)[1])) == []
 
 
 @pytest.mark.parametrize("name", FINETUNED)

@@ -214,10 +214,10 @@ def experiment(folder: Path, fingerprints: Path) -> dict[str, Any]:
         "validation": {"min_pairs": 50},
         "model": {
             "image": {"name": "tf_efficientnet_lite0", "weights": "package", "image_size": 96, "block": 4},
-            "text": {"layers": 1, "width": 32, "heads": 2},
+            "text": {"layers": 2, "width": 64, "heads": 2},
             "embedding": 64,
         },
-        "pretrain": {"epochs": 1, "batch_size": 32, "threads": 1},
+        "pretrain": {"epochs": 2, "batch_size": 32, "threads": 1},
         "finetune": {"epochs": 1, "batch_size": 32, "threads": 1},
         "registry": {"first": "any"},
         "release": {"files": 2, "licence": "CC-BY-4.0"},

@@ -6,10 +6,9 @@ import pytest
 import yaml
 from manifests import BUILDS, installation, named
 
-from wukong.commands.plan import problems
 from wukong.config import documents
 from wukong.model.cost import Shape, Size
-from wukong.stages import JOBS, WHOLE_RUN, estimate, measured_rates, of, overlay
+from wukong.stages import JOBS, WHOLE_RUN, estimate, fit, measured_rates, of, overlay
 from wukong.stages.estimate import Work
 
 ROOT = Path(__file__).parents[2]
@@ -67,4 +66,4 @@ def test_a_head_holds_the_driver_of_every_stage_beside_ray(name: str, tmp_path: 
 def test_more_urls_than_an_installation_is_for_do_not_fit(tmp_path: Path) -> None:
     many = work("plain", tmp_path, times=2)
     planned = {"crawl": estimate.of_crawl(many), "filter": estimate.of_filter(many)}
-    assert any("the store holds" in problem for problem in problems(many, planned))
+    assert any("the store holds" in problem for problem in fit.problems(many, planned))
