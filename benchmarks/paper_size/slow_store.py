@@ -17,12 +17,12 @@ class SlowStore:
 
     Attributes:
         requests: number of requests, by method.
-        read: how often the content of each object was asked for, by its path.
+        read: how often the content of each object was asked for, by its path and the range of bytes, if one was named.
     """
 
     def __init__(self, target: str) -> None:
         self.requests: Counter[str] = Counter()
-        self.read: Counter[str] = Counter()
+        self.read: Counter[tuple[str, str]] = Counter()
         self._to = urlsplit(target)
         self._loop, started = asyncio.new_event_loop(), threading.Event()
 
@@ -56,11 +56,13 @@ class SlowStore:
             await answered
 
     def _count(self, data: bytes) -> None:
-        method, _, rest = data.partition(b"\r\n")[0].decode("latin-1").partition(" ")
+        first, *headers = data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        method, _, rest = first.partition(" ")
         self.requests[method] += 1
         place = urlsplit(rest.partition(" ")[0])
         if method == "GET" and "list-type" not in place.query:
-            self.read[unquote(place.path)] += 1
+            part = next((line.partition("=")[2] for line in headers if line.lower().startswith("range:")), "")
+            self.read[unquote(place.path), part] += 1
 
 
 async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
