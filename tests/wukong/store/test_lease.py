@@ -315,14 +315,16 @@ def test_who_has_no_lease_any_more_commits_nothing(
     monkeypatch.setattr(lease, "held", partial(lease.held, seconds=0.2))
 
     def make() -> Manifest:
-        storage.delete(stage.path(lease.NAME))
         read = storage.read_version
 
         def look(uri: str) -> tuple[bytes, str] | None:
-            looked.set()
-            return read(uri)
+            found = read(uri)
+            if found is None:
+                looked.set()
+            return found
 
         monkeypatch.setattr(storage, "read_version", look)
+        storage.delete(stage.path(lease.NAME))
         assert looked.wait(20), "it was to be renewed"
         return stage.commit([])
 
