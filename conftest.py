@@ -78,6 +78,8 @@ def pytest_configure(config: pytest.Config) -> None:
         state = tempfile.TemporaryDirectory(prefix="wukong-tests-")
         config.add_cleanup(state.cleanup)
         os.environ["XDG_STATE_HOME"] = state.name
+        # Else commands find the stack that the user has begun in the checkout, or see that it is stopped.
+        os.environ["WUKONG_HOME"] = f"{state.name}/home"
         config.pluginmanager.register(_Failures(config))
 
 

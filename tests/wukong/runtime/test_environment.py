@@ -22,6 +22,9 @@ from wukong.runtime import environment, forwarded
 from wukong.store import storage
 
 
+SESSIONS_HOME = environment.home()
+
+
 @pytest.fixture(autouse=True)
 def nothing_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process without the variables, in its own folder."""
@@ -37,6 +40,11 @@ def written(folder: Path, **variables: str) -> Path:
     folder.mkdir(parents=True)
     (folder / environment.FILE).write_text(json.dumps(variables))
     return folder
+
+
+def test_no_test_sees_the_stack_of_the_checkout() -> None:
+    assert not SESSIONS_HOME.is_relative_to(Path(__file__).parents[3])
+    assert not SESSIONS_HOME.exists()
 
 
 def test_the_home_is_named_or_here_or_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
