@@ -3,6 +3,7 @@
 Not in ``tests/``: that folder would come before the packages whose names its folders have.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -81,6 +82,17 @@ def pytest_configure(config: pytest.Config) -> None:
         # Else commands find the stack that the user has begun in the checkout, or see that it is stopped.
         os.environ["WUKONG_HOME"] = f"{state.name}/home"
         config.pluginmanager.register(_Failures(config))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import without looking for garbage: what is imported stays, and the look takes a sixth of the collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class _Failures:

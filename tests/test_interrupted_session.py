@@ -79,6 +79,7 @@ def _imported() -> set[str]:
     return set(sys.modules)
 
 
+@pytest.mark.long
 def test_processes_are_forked_from_one_that_has_imported_what_they_need() -> None:
     with ProcessPoolExecutor(1, get_context("forkserver")) as forked:
         assert forked.submit(_imported).result() >= {"torch", "wukong.train.loop", "wukong.publish.takedown", "boto3"}

@@ -40,7 +40,7 @@ _FEW = ("kernels", "token", "stored", "validation", "reduce")
 _TOWERS = [pytest.param((part,), marks=pytest.mark.long, id=part) for part in ("step", "pictures", "peers")]
 
 
-@pytest.mark.parametrize("parts", [pytest.param(_FEW, marks=pytest.mark.slow, id="few"), *_TOWERS])
+@pytest.mark.parametrize("parts", [pytest.param(_FEW, marks=pytest.mark.long, id="few"), *_TOWERS])
 def test_every_part_runs_and_is_on_the_page(tmp_path: Path, parts: tuple[str, ...]) -> None:
     if "peers" in parts:
         pytest.importorskip("open_clip_train")

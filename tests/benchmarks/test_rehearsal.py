@@ -92,8 +92,8 @@ def found() -> dict[str, Any]:
         return process.submit(rehearsed_in_process, ("vit-l", "swin-l"), tuple(PLANTS)).result()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("plant", [name for name in PLANTS if name not in ALLOWED])
+@pytest.mark.long
 def test_what_waits_for_the_device_is_refused(found: dict[str, Any], plant: str) -> None:
     refused = found[plant]
     assert isinstance(refused, str), f"{plant} was let through"
@@ -101,7 +101,7 @@ def test_what_waits_for_the_device_is_refused(found: dict[str, Any], plant: str)
     assert refused.startswith(kinds), refused
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_all_gather_is_counted(found: dict[str, Any]) -> None:
     assert isinstance(found["nothing"], dict), found["nothing"]
     assert found["proper copy"] == found["nothing"]
@@ -114,8 +114,8 @@ def test_a_second_all_gather_is_counted(found: dict[str, Any]) -> None:
     assert planned.returned == found["nothing"]["reduce_scatter_base float32"][1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ranks", "patches"), [("vit-l", 40, 256), ("swin-l", 64, 49)])
+@pytest.mark.long
 def test_memory_and_collectives_of_the_papers_columns(
     found: dict[str, Any], name: str, ranks: int, patches: int
 ) -> None:
@@ -148,8 +148,8 @@ def _planned(name: str, *changes: str) -> Exchange:
     return exchange(experiment.model, experiment.pretrain, size.trained(experiment.pretrain))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ranks", "patches"), [("vit-l", 40, 256), ("swin-l", 64, 49)])
+@pytest.mark.long
 def test_a_validation_gathers_texts_alone_and_takes_no_more_than_its_blocks(
     found: dict[str, Any], name: str, ranks: int, patches: int
 ) -> None:
@@ -174,7 +174,7 @@ def test_a_validation_gathers_texts_alone_and_takes_no_more_than_its_blocks(
     assert validation.told > images
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inductor_runs_the_towers_with_equal_results() -> None:
     """A ViT-B/32 of one block, which is trained, and a layer of text, on batches of three lengths."""
     command = [sys.executable, "benchmarks/model/inductor.py", "--layers", "1", "--width", "48"]

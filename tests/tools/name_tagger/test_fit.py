@@ -26,6 +26,7 @@ CAPTIONS = [captions.parse(line) for line in LINES * 6]
 TINY = FitSettings(hidden=(4,), epochs=2, batch_size=16)
 
 
+@pytest.mark.long
 def test_the_same_captions_and_settings_give_the_same_bytes():
     # In processes of their own the second time, as the shipped weights are fitted.
     apart = {

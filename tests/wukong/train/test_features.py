@@ -112,7 +112,7 @@ def test_a_file_has_the_bytes_that_the_library_writes(kind: str, dtype: Dtype, t
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_decode_change_no_byte(tmp_path: Path) -> None:
     tars = [shard(tmp_path), shard(tmp_path, "00001")]
     read = []
