@@ -110,6 +110,7 @@ class _Failures:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End what the tests have left: after Ctrl-C, xdist ends its processes before their fixtures do."""
+    gc.unfreeze()
     if hasattr(config, "workerinput"):
         return
     for process in psutil.process_iter():

@@ -14,16 +14,16 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -50,12 +50,15 @@ def newest(uri: str) -> str | None:
     return max(complete)[1].removesuffix(f"/{_MANIFEST}") if complete else None
 
 
-def agreed(uri: str, device: torch.device) -> str:
-    """Return the first worker's URI of a checkpoint on every worker: the others may have seen or decided otherwise."""
+def agreed(text: str, device: torch.device, most: int = _LONGEST_URI) -> str:
+    """Return the first worker's text, of at most so many bytes, on every worker.
+
+    The text may be the URI of a checkpoint: the others may have seen or decided otherwise.
+    """
     if world()[1] == 1:
-        return uri
-    data = torch.zeros(_LONGEST_URI, dtype=torch.uint8, device=device)
-    encoded = uri.encode()
+        return text
+    data = torch.zeros(most, dtype=torch.uint8, device=device)
+    encoded = text.encode() if not world()[0] else b""
     data[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8).to(device) if encoded else 0
     dist.broadcast(data, 0)
     return bytes(data.tolist()).rstrip(b"\0").decode()
@@ -276,6 +279,8 @@ def load(
 ) -> dict[str, Any]:
     """Restore a checkpoint into a model and an optimiser.
 
+    The first worker alone reads the checkpoint. It sends one tensor after the other to the others.
+
     Args:
         uri: URI of the checkpoint, from ``newest``.
         model: a model of the architecture that was saved.
@@ -288,21 +293,20 @@ def load(
     Raises:
         DataError: the checkpoint is incomplete, or belongs to another architecture.
     """
-    with _explained(uri), _local(uri, _MODEL, _OPTIMIZER, _PROGRESS) as folder:
+    device = next(model.parameters()).device
+    reads = _local(uri, _MODEL, _OPTIMIZER, _PROGRESS) if not world()[0] else nullcontext()
+    with _explained(uri), reads as folder:
         locked = {name: value for name, value in model.state_dict().items() if name not in _trained(model)}
-        model.load_state_dict({**locked, **load_file(folder / _MODEL)}, strict=True)
-        tensors = {
-            key: tensor
-            for file in folder.glob("optimizer*.safetensors")
-            for key, tensor in load_file(file).items()
-            if own is None or key.startswith("group.") or int(key.split(".", 2)[1]) in own
-        }
-        value = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        weights = _sent(folder and [folder / _MODEL], device)
+        model.load_state_dict({**locked, **dict(weights)}, strict=True)
+        value = json.loads(_sent_text(folder and (folder / _PROGRESS).read_text(encoding="utf-8"), device))
         entries: dict[int, dict[str, Any]] = {}
-        for key, tensor in tensors.items():
+        for key, tensor in _sent(folder and sorted(folder.glob("optimizer*.safetensors")), device):
             kind, number, name = key.split(".", 2)
-            entry = value["groups"][int(number)] if kind == "group" else entries.setdefault(int(number), {})
-            entry[name] = tensor
+            if kind == "group":
+                value["groups"][int(number)][name] = tensor
+            elif own is None or int(number) in own:
+                entries.setdefault(int(number), {})[name] = tensor
         progress: dict[str, Any] = value["progress"]
     try:
         optimizer.load_state_dict({"state": entries, "param_groups": value["groups"]})
@@ -311,6 +315,26 @@ def load(
             f"the checkpoint {uri} belongs to a run that trained other parameters ({error}): delete it and train again"
         ) from error
     return progress
+
+
+def _sent_text(text: str | None, device: torch.device) -> str:
+    """Return the first worker's text on every worker."""
+    size = agreed(str(len((text or "").encode())), device)
+    return agreed(text or "", device, int(size))
+
+
+def _sent(files: Sequence[Path] | None, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors of files that the first worker has, on every worker; the tensors are on the CPU."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in files or ()]
+        held = {name: file.get_tensor(name) for file in opened for name in file.keys()}  # noqa: SIM118 - no mapping
+        kinds = {name: (str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in held.items()}
+        for name, (dtype, shape) in json.loads(_sent_text(json.dumps(kinds), device)).items():
+            value = held[name] if held else torch.empty(shape, dtype=getattr(torch, dtype))
+            if world()[1] > 1 and value.numel():
+                value = value.to(device)
+                dist.broadcast(value.flatten().view(torch.uint8), 0)
+            yield name, value.cpu()
 
 
 def load_weights(uri: str, goes_with: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -120,6 +120,7 @@ def _stopped(_rank: int, _count: int, uri: str, shard: bool, epochs: int) -> dic
     writer = checkpoint.Writer(uri)
 
     def stop(epoch: Epoch) -> None:
+        writer.wait()  # a busy one stores nothing, and then other workers would repeat the epoch
         if epoch.epoch > epochs:
             raise KilledError
 
@@ -149,6 +150,44 @@ def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
         assert "optimizer.safetensors" not in files
         for one, other in zip(found, expected, strict=True):
             assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _loaded(rank: int, _count: int, uri: str, shard: bool) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights and the optimiser's state, and how many files were read for them."""
+    model, _ = small.make(dropout=0.2)
+    made = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    own = shares.Shares(made).own if shard else None
+    with mock.patch.object(storage, "download", wraps=storage.download) as read:
+        checkpoint.load(uri, model, made, own)
+    state = made.state_dict()["state"]
+    of_state = {f"{number} {name}": value for number, each in state.items() for name, value in each.items()}
+    return {**model.state_dict(), **of_state, "read": torch.tensor(read.call_count)}
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_the_first_worker_alone_reads_a_checkpoint(tmp_path: Path, shard: bool) -> None:
+    uri = storage.from_path(tmp_path / "checkpoints")
+    model, _ = small.make(dropout=0.2)
+    made = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for weight in model.parameters():
+        weight.grad = torch.rand_like(weight)
+    made.step()
+    writer = checkpoint.Writer(uri)
+    writer.save(model, made, 1, {})
+    writer.wait()
+    writer.close()
+    newest = checkpoint.newest(uri)
+    assert newest is not None
+    first, *others = workers.run(3, tmp_path, _loaded, newest, shard)
+    assert [int(each.pop("read")) for each in (first, *others)] == [3, 0, 0]
+    saved = made.state_dict()["state"]
+    expected = {f"{number} {name}": value for number, each in saved.items() for name, value in each.items()}
+    seen = set[str]()
+    for found in (first, *others):
+        seen |= found.keys()
+        assert shard or found.keys() == model.state_dict().keys() | expected.keys()
+        assert all(torch.equal(value, {**model.state_dict(), **expected}[name]) for name, value in found.items())
+    assert seen == model.state_dict().keys() | expected.keys()
 
 
 def _train_on(rank: int, port: int, folder: Path, name: str) -> None:
