@@ -26,6 +26,7 @@ from aiohttp import web
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 _LABEL_VALUE = re.compile("(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", re.ASCII)
 _UNTIL = 120.0  # seconds in which a script's condition comes true on a slow and busy machine
+_SECOND = 0.1  # of a watch: clients ask for whole seconds, and what is seen only by a new watch is waited for
 RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace}/workloads"
 PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues/{name}/pendingworkloads"
@@ -359,7 +360,7 @@ class ApiServer:
         asyncio.run_coroutine_threadsafe(self._notify(kind, workflow), self._loop).result(60)
 
     async def _after(self, version: int, request: web.Request) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        deadline = self._loop.time() + float(request.query["timeoutSeconds"])
+        deadline = self._loop.time() + _SECOND * int(request.query["timeoutSeconds"])
         while self._loop.time() < deadline and not self._stopping.is_set():
             for at, kind, job in list(self._events):
                 if at > version:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from PIL import Image
 
 from wukong.config import documents
 from wukong.config.experiment import Experiment
+from wukong.crawl.part_writer import Spool, write_part
 from wukong.crawl.url import key_of
 from wukong.data.schema import CRAWLED
 from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 Row = Mapping[str, Any]
 
@@ -75,3 +77,30 @@ def complete(row: Row) -> dict[str, Any]:
         "stored_height": 256,
     }
     return defaults | dict(row)
+
+
+def write_crawl(
+    folder: Path,
+    rows: Sequence[Row],
+    part_size: int = 50,
+    root: str | None = None,
+    name: str = "crawl",
+    picture: Callable[[Row], bytes] = picture_of,
+) -> Manifest:
+    """Write a crawl's output: rows may leave out every column but ``url`` and ``caption``.
+
+    Where a row has ``captions``, all have the column.
+    """
+    stage = Stage(root or storage.from_path(folder), name, {"rows": len(rows)})
+    parts = []
+    several = {"captions": None} if any("captions" in row for row in rows) else {}
+    counts = {"more_captions": sum(bool(row.get("captions")) for row in rows)} if several else {}
+    for number, start in enumerate(range(0, len(rows), part_size)):
+        full = [{**several, **complete(row)} for row in rows[start : start + part_size]]
+        with Spool() as pictures:
+            for row in full:
+                if row["status"] == "success":
+                    pictures.add(row["key"], picture(row))
+            write_part(stage.path(f"parts/{number:05d}"), full, pictures)
+        parts += [stage.describe(f"parts/{number:05d}{suffix}", len(full)) for suffix in (".tar", ".parquet")]
+    return stage.commit(parts, counts=counts)

@@ -583,7 +583,7 @@ def kill_a_worker() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("times", "drivers", "workers"), [(8, 4, 1), pytest.param(14, 7, 2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("times", "drivers", "workers"), [(4, 2, 1), pytest.param(10, 5, 2, marks=pytest.mark.long)])
 def test_killed_at_random_moments_it_ends_with_the_same_shards(
     site: Site, experiment: Callable[..., Experiment], tmp_path: Path, times: int, drivers: int, workers: int
 ) -> None:
@@ -743,7 +743,10 @@ def attempted(site: Site, e: Experiment) -> Manifest:
 
 @pytest.mark.parametrize(
     ("prefix", "suffix"),
-    [("queries", ""), ("index", ""), ("search/", ""), ("parts/", ".parquet"), ("parts/", ".tar")],
+    [
+        *(pytest.param(prefix, "", marks=pytest.mark.long) for prefix in ("queries", "index")),
+        *(("search/", ""), ("parts/", ".tar"), pytest.param("parts/", ".parquet", marks=pytest.mark.long)),
+    ],
 )
 def test_a_damaged_file_of_a_failed_attempt_is_made_again(site: Site, experiment, prefix: str, suffix: str) -> None:
     e = experiment(part_size=5, max_transient_share=0.0)

@@ -240,7 +240,11 @@ def test_each_damaged_part_of_an_evaluation_is_refused_and_made_again(tmp_path: 
 
 @pytest.mark.usefixtures("played")
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("tuxpaint", {"scores", "classes"}), ("coco-cn", {"images", "texts", "scores"})]
+    ("name", "kinds"),
+    [
+        ("tuxpaint", {"scores", "classes"}),
+        pytest.param("coco-cn", {"images", "texts", "scores"}, marks=pytest.mark.long),
+    ],
 )
 def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
     name: str, kinds: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -279,7 +283,9 @@ def test_each_kind_of_block_of_a_killed_evaluation_is_made_again(
 
 
 @pytest.mark.usefixtures("played")
-@pytest.mark.parametrize(("killed_after", "similarity"), [(3, "global"), (9, "token"), (20, "global")])
+@pytest.mark.parametrize(
+    ("killed_after", "similarity"), [(20, "global"), pytest.param(9, "token", marks=pytest.mark.long)]
+)
 def test_a_killed_job_goes_on_inside_a_set_and_encodes_no_image_twice(
     killed_after: int, similarity: str, tmp_path: Path, encoded: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +350,7 @@ def test_a_damaged_picture_ends_the_job_with_its_name(tmp_path: Path) -> None:
         evaluate.run(settings, parents_of(settings))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("played")
 def test_a_set_in_an_object_store_is_asked_for_once_by_all_and_gives_the_same_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,10 +19,8 @@ from crawled import corpus, experiment, picture_of
 from made_again import listing
 from PIL import Image
 
-from ray_jobs import exchange as exchange_tasks
 from ray_jobs import filter as job
 from wukong.crawl.url import key_of
-from wukong.curate import exchange
 from wukong.curate.pairs import DROPPED, PAIRS
 from wukong.errors import DataError, StorageError
 from wukong.evaluate import holdouts
@@ -119,25 +117,6 @@ def test_caption_counts_are_of_the_whole_corpus_not_of_a_part(tmp_path, make_cra
     assert all(
         originals[row["caption"]] == row["caption_count"] for row in counts.to_dicts() if "<" not in row["caption"]
     )
-
-
-def test_ranges_of_hashes_and_rounds_of_merges_do_not_change_what_is_kept(tmp_path, make_crawl, monkeypatch):
-    crawl = make_crawl(corpus(), part_size=20)
-    one = job.run(experiment(tmp_path / "one"), {"crawl": crawl})
-    monkeypatch.setattr(exchange_tasks, "RANGE_ROWS", 9)
-    monkeypatch.setattr(exchange, "FAN", 3)
-    many = job.run(experiment(tmp_path / "many"), {"crawl": crawl})
-    assert many.parts == one.parts
-
-
-def test_part_size_does_not_change_what_is_kept(tmp_path, make_crawl):
-    small = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=15, name="small")})
-    large = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=500, name="large")})
-    assert small.counts == large.counts
-    assert small.dropped == large.dropped
-    assert [p.sha256 for p in small.parts if p.path.startswith("train/")] == [
-        p.sha256 for p in large.parts if p.path.startswith("train/")
-    ]
 
 
 def test_a_second_run_finds_the_first(tmp_path, make_crawl):

@@ -40,6 +40,7 @@ def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: Experiment)
     assert run_records.read(experiment, "first", "crawl") is None, "it is another record"
 
 
+@pytest.mark.long
 def test_weights_of_another_tower_end_the_first_job_before_its_work(
     experiment: Experiment, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,7 @@ def test_what_a_killed_deletion_has_left_of_a_filter_is_made_again(tmp_path, mak
         delete(uri)
 
     names = len(storage.list_names(first.uri))
-    for deletions in range(1, names):
+    for deletions in (1, names // 2, names - 1):
         left = deletions
         with monkeypatch.context() as patched:
             patched.setattr(unneeded.storage, "delete", die)

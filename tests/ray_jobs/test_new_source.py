@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from crawled import picture_of
 
 import ray_jobs
@@ -96,6 +97,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_a_source_is_one_file(tmp_path: Path) -> None:
     for package in (wukong, ray_jobs):
         folder = Path(package.__file__).parent

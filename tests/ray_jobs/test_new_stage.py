@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ray_jobs
 import wukong
 from wukong.store import storage
@@ -66,6 +68,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_a_stage_is_an_entry_and_a_job(tmp_path: Path) -> None:
     for package in (wukong, ray_jobs):
         folder = Path(package.__file__).parent

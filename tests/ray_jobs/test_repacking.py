@@ -84,7 +84,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("run_bytes", "fan", "rounds"),
-    [(bucket_files.RUN_BYTES, bucket_files.FAN_ON_DISK, 1), (20_000, 8, 2), (9_000, 4, 4)],
+    [(9_000, 4, 4), pytest.param(bucket_files.RUN_BYTES, bucket_files.FAN_ON_DISK, 1, marks=pytest.mark.long)],
 )
 def test_shards_are_those_of_a_sort_in_memory(tmp_path, make_crawl, monkeypatch, run_bytes, fan, rounds):
     monkeypatch.setattr(bucket_files, "RUN_BYTES", run_bytes)

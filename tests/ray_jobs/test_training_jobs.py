@@ -316,6 +316,7 @@ def test_the_pages_of_both_paths_take_zero_shot_from_fine_tuned(
     assert both[0] == both[1]
 
 
+@pytest.mark.long
 def test_a_model_is_measured_on_the_test_set_of_another_run(
     done: dict[str, Manifest], crawl: Manifest, tmp_path: Path
 ) -> None:

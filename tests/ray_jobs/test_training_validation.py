@@ -201,7 +201,7 @@ def test_each_damaged_file_of_a_trained_model_is_made_again(
         is_made_again(uri, run, [(cut, flipped)[number % 2]])
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("keep", ["best", pytest.param("last", marks=pytest.mark.long)])
 @pytest.mark.usefixtures("logged")
 def test_a_damaged_checkpoint_of_a_killed_training_is_made_again(
     given: Given, tmp_path: Path, keep: str, monkeypatch: pytest.MonkeyPatch
@@ -307,7 +307,7 @@ def test_a_set_without_pictures_cannot_decide(
     assert InProcess.fits == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_published_set_is_measured_with_the_locked_tower(
     given: Given, tmp_path: Path, logged: dict[str, dict[int, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

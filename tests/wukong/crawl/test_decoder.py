@@ -93,7 +93,7 @@ def jpeg_with_scans(size: tuple[int, int], scans: int) -> bytes:
 
 
 def test_a_slow_image_fails_and_the_next_one_is_decoded() -> None:
-    data = jpeg_with_scans((4800, 4000), 480)  # two seconds and more: the limit is a whole second at least
+    data = jpeg_with_scans((2400, 2000), 2000)  # two seconds and more: the limit is a whole second at least
     with Decoder(make_config(max_decode_seconds=0.1)) as decoder:
         started = time.monotonic()
         assert status_of(decoder, data) is Status.TOO_COSTLY

@@ -41,7 +41,7 @@ def picture(seed: int) -> bytes:
     return target.getvalue()
 
 
-@pytest.mark.parametrize("similarity", ["global", "token"])
+@pytest.mark.parametrize("similarity", ["global", pytest.param("token", marks=pytest.mark.long)])
 def test_a_registered_model_encodes_a_table(
     tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch, similarity: str
 ) -> None:

@@ -91,7 +91,9 @@ def test_a_takedown_takes_the_pairs_out_of_every_stage(place: Place) -> None:
     place.check()
 
 
-@pytest.mark.parametrize("name", small.MADE)
+@pytest.mark.parametrize(
+    "name", [name if name in ("crawl", "filter") else pytest.param(name, marks=pytest.mark.long) for name in small.MADE]
+)
 def test_a_stage_at_work_is_waited_for_and_loses_the_pairs_too(place: Place, name: str) -> None:
     at_work, may_end = _FORKS.Event(), _FORKS.Event()
     stage = place.start(small.work, place.root, name, place.parents, 1, at_work, may_end)

@@ -148,7 +148,7 @@ def expected(
     return needed, halves
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lineages())
 def test_what_stays_is_what_can_be_reached(
     root: str, drawn: tuple[list[Node], list[Begun], list[int], int | None, float]

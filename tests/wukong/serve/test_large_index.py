@@ -35,6 +35,8 @@ faiss = pytest.importorskip("faiss")
 Pairs = list[tuple[str, str, bytes, str]]
 EACH = 60
 PATIENCE = 20.0
+ONE_KIND = pytest.mark.parametrize("data", ["token"], indirect=True)
+"""For what does not depend on what vectors are compared."""
 
 
 def pairs(first: int, count: int = EACH) -> Pairs:
@@ -159,6 +161,7 @@ def test_recall_is_measured_on_questions_whose_answers_are_kept(data: Data) -> N
     assert worse is not None and worse.found < measured.found
 
 
+@ONE_KIND
 def test_the_recall_of_a_served_shard_waits_for_those_who_search(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served_shard, "_MEASURED_EVERY", 0.001)
     first = index.open_index(data.build(), data.model)
@@ -237,6 +240,7 @@ def test_new_pictures_are_added_and_others_are_not_encoded_again(data: Data, see
     assert storage.list_names(f"{data.indexes}/index-shard") == sorted(superseded.listed(grown.uri).keys)
 
 
+@ONE_KIND
 def test_vectors_of_an_index_of_another_version_are_kept(
     data: Data, seen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +346,7 @@ def test_a_takedown_takes_a_picture_out_of_the_files_within_its_run(data: Data, 
         assert found(data, query, shards) == [exact(data, query, shown) for shown in of_shards(data)]
 
 
+@ONE_KIND
 def test_a_takedown_that_was_killed_goes_on(data: Data, seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     data.build()
     key = data.shards["train/00000"][0][0]
@@ -362,6 +367,7 @@ def test_a_takedown_that_was_killed_goes_on(data: Data, seen: list[str], monkeyp
     assert all(each.row_of(key) is None for each in data.opened(made))
 
 
+@ONE_KIND
 def test_a_build_that_was_killed_makes_each_part_once(
     data: Data, seen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +388,7 @@ def test_a_build_that_was_killed_makes_each_part_once(
     assert sorted(set(seen) - {"picture"}) == sorted(pair[1] for shown in of_shards(data) for pair in shown)
 
 
+@ONE_KIND
 def test_what_cannot_be_opened_is_said(data: Data) -> None:
     made = data.build()
     other = OwnModel(drawn.model("global").saved, "another")
@@ -399,6 +406,7 @@ def test_what_cannot_be_opened_is_said(data: Data) -> None:
         index.open_index(made, data.model)
 
 
+@ONE_KIND
 def test_a_lost_shard_is_made_anew_as_the_message_says(data: Data, seen: list[str]) -> None:
     made = data.build()
     lost, _ = superseded.listed(made.uri).keys
@@ -417,6 +425,7 @@ def files_of(made: Manifest, shard: int) -> list[str]:
     return [*made.part_uris(), *of_shard.part_uris()]
 
 
+@ONE_KIND
 def test_each_damaged_file_is_made_anew_as_the_message_says(data: Data, seen: list[str]) -> None:
     made = data.build()
     place = collection.of(storage.from_path(data.root / "data"))
@@ -434,6 +443,8 @@ def test_each_damaged_file_is_made_anew_as_the_message_says(data: Data, seen: li
         assert seen.count("picture") in (0, 2 * EACH), "the other shard is kept"
 
 
+@pytest.mark.long
+@ONE_KIND
 def test_no_altered_file_of_an_index_is_made_anything_of(data: Data) -> None:
     made = data.build()
     for uri in made.part_uris():

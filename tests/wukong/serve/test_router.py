@@ -198,6 +198,7 @@ def test_a_page_that_is_too_far_is_refused(made: Made, service: Service) -> None
         asyncio.run(service.search(QUERY, depth + 1))
 
 
+@pytest.mark.parametrize("made", ["token"], indirect=True)
 @pytest.mark.parametrize("service", [SECONDS], indirect=True)
 @pytest.mark.parametrize("wrong", ["silent", "damaged"])
 def test_a_lost_shard_is_named_within_the_time_and_then_not_waited_for(
@@ -229,6 +230,7 @@ def test_a_lost_shard_is_named_within_the_time_and_then_not_waited_for(
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("made", ["token"], indirect=True)
 @pytest.mark.parametrize("service", [SECONDS], indirect=True)
 def test_a_shard_that_is_only_slow_is_asked_again(service: Service, failing: Sequence[Any]) -> None:
     async def ask() -> None:

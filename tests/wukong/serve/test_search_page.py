@@ -145,7 +145,9 @@ def filtered_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield started
 
 
-@pytest.mark.parametrize(("width", "colour"), [("desktop", "dark"), ("phone", "light")])
+@pytest.mark.parametrize(
+    ("width", "colour"), [("phone", "light"), pytest.param("desktop", "dark", marks=pytest.mark.long)]
+)
 def test_the_form_of_filters_and_the_pages_have_no_serious_finding(
     browser: Any, filtered_site: Site, width: str, colour: str
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_chinese_page_has_no_english_word(open_page: Callable[[str], Any], sit
     assert foreign(page) == set()
 
 
+@pytest.mark.long
 def test_each_text_has_its_language(page: Any, site: Site) -> None:
     """On an English page all that is Chinese is marked so, and so is the box in which people type it."""
     for path in paths(site):

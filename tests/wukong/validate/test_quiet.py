@@ -17,7 +17,7 @@ print(os.environ["GX_ANALYTICS_ENABLED"])
 """
 
 
-@pytest.mark.parametrize("module", ["gate", "suites"])
+@pytest.mark.parametrize("module", ["gate", pytest.param("suites", marks=pytest.mark.long)])
 def test_the_log_has_no_line_for_each_function(module: str) -> None:
     command = [sys.executable, "-c", _IMPORTS.format(module=module)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -187,7 +187,7 @@ def test_a_restarted_component_goes_on_with_the_label(
         read(reader, text)
 
     monkeypatch.setattr(ShownProgress, "read", read_slowly)
-    run_job("filter", experiment, "r", ["filter"], {}, "wukong", replace(FAST, progress=3.0))
+    run_job("filter", experiment, "r", ["filter"], {}, "wukong", replace(FAST, progress=1.5))
     assert len(server.jobs) == 1
     assert labels(server)[before:] == ["42pct-8m-left", "50pct-8m-left", "done"]
 

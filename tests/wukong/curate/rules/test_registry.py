@@ -143,6 +143,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_a_new_rule_is_one_file(tmp_path):
     library = shutil.copytree(Path(rules.__file__).parents[2], tmp_path / "wukong")
     (library / "curate/rules/shouting.py").write_text(TOY, encoding="utf-8")
