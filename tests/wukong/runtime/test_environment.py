@@ -21,7 +21,6 @@ from wukong.errors import ConfigError, StackError
 from wukong.runtime import environment, forwarded
 from wukong.store import storage
 
-
 SESSIONS_HOME = environment.home()
 
 
