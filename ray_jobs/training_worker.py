@@ -115,7 +115,7 @@ def work(job: Job) -> None:
     settings = job.settings
     _log_in_drivers_format()
     device = _own_device(settings)
-    resume = checkpoints.agreed(checkpoints.newest(job.checkpoints) or "", device)
+    resume = checkpoints.agreed("" if world()[0] else checkpoints.newest(job.checkpoints) or "", device)
     model, pairs, tokenizer = _starting_point(job, whiten=not resume)
     for tower in (model.text, model.image):
         if tower is not None:
