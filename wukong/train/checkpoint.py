@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -297,11 +297,12 @@ def load(
     reads = _local(uri, _MODEL, _OPTIMIZER, _PROGRESS) if not world()[0] else nullcontext()
     with _explained(uri), reads as folder:
         locked = {name: value for name, value in model.state_dict().items() if name not in _trained(model)}
-        weights = _sent(folder and [folder / _MODEL], device)
+        weights = _sent(folder, _MODEL, device)
         model.load_state_dict({**locked, **dict(weights)}, strict=True)
-        value = json.loads(_sent_text(folder and (folder / _PROGRESS).read_text(encoding="utf-8"), device))
+        text = (folder / _PROGRESS).read_text(encoding="utf-8") if folder else ""
+        value = json.loads(_sent_text(text, device))
         entries: dict[int, dict[str, Any]] = {}
-        for key, tensor in _sent(folder and sorted(folder.glob("optimizer*.safetensors")), device):
+        for key, tensor in _sent(folder, "optimizer*.safetensors", device):
             kind, number, name = key.split(".", 2)
             if kind == "group":
                 value["groups"][int(number)][name] = tensor
@@ -317,16 +318,16 @@ def load(
     return progress
 
 
-def _sent_text(text: str | None, device: torch.device) -> str:
-    """Return the first worker's text on every worker."""
-    size = agreed(str(len((text or "").encode())), device)
-    return agreed(text or "", device, int(size))
+def _sent_text(text: str, device: torch.device) -> str:
+    """Return the first worker's text, of any length, on every worker."""
+    return agreed(text, device, int(agreed(str(len(text.encode())), device)))
 
 
-def _sent(files: Sequence[Path] | None, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of files that the first worker has, on every worker; the tensors are on the CPU."""
+def _sent(folder: Path | None, pattern: str, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors of files in the first worker's folder, on every worker; the tensors are on the CPU."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(safe_open(file, "pt")) for file in files or ()]
+        files = sorted(folder.glob(pattern)) if folder else []
+        opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
         held = {name: file.get_tensor(name) for file in opened for name in file.keys()}  # noqa: SIM118 - no mapping
         kinds = {name: (str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in held.items()}
         for name, (dtype, shape) in json.loads(_sent_text(json.dumps(kinds), device)).items():
