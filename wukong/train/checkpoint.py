@@ -324,7 +324,7 @@ def _sent_text(text: str, device: torch.device) -> str:
 
 
 def _sent(folder: Path | None, pattern: str, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of files in the first worker's folder, on every worker; the tensors are on the CPU."""
+    """Yield the tensors of files in the first worker's folder by their names, on every worker and its CPU."""
     with ExitStack() as stack:
         files = sorted(folder.glob(pattern)) if folder else []
         opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
