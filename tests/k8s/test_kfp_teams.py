@@ -1,5 +1,6 @@
 """Two teams before the real API servers of Kubernetes and of KFP in multi-user mode: what is refused, what is not."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ):
         for namespace in ("kubeflow", "kube-system"):
             api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}, dry_run=False)
-        for manifest in plain():
+        for manifest in copy.deepcopy(list(plain())):  # other tests read what was remembered
             if manifest["kind"] in _MADE_FIRST or manifest["kind"] in ("Deployment", "Job"):
                 if manifest["metadata"]["name"] == "mlflow" and manifest["kind"] == "Deployment":
                     container = manifest["spec"]["template"]["spec"]["containers"][0]

@@ -133,7 +133,7 @@ def test_what_no_node_can_take_is_said_and_ended(
     for node in nodes:
         server.put(node)
     server.rules = {}
-    change_settings(server, no_node_seconds=1, retries=2)
+    change_settings(server, no_node_seconds=2, retries=2)
     server.scripts = [[("pods", [_unplaced("w-1", "somewhere"), _unplaced("w-2")]), NEW]]
     with pytest.raises(RayJobError, match=said) as caught:
         run(experiment)
