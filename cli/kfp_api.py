@@ -54,6 +54,9 @@ class Pipelines:
             ``KF_PIPELINES_SA_TOKEN_PATH`` names is taken, which is read anew for each request.
         namespace: the user's namespace, in multi-user mode.
 
+    Attributes:
+        host: as given, without a slash at its end.
+
     Raises:
         ConfigError: the token's file cannot be read.
         SubmitError: nothing answers there, or it refuses.
@@ -64,7 +67,7 @@ class Pipelines:
         import kfp_server_api
         from kfp.client import ServiceAccountTokenVolumeCredentials
 
-        self._host, self._api_error, self._api = host.rstrip("/"), kfp_server_api.ApiException, kfp_server_api
+        self.host, self._api_error, self._api = host.rstrip("/"), kfp_server_api.ApiException, kfp_server_api
         file = None if token else os.environ.get(_PATH_OF_KFP)
         self._probe(token or (_token_in(file) if file else None))
         with warnings.catch_warnings():
@@ -72,7 +75,7 @@ class Pipelines:
             self._client = self._ask(
                 "reach Kubeflow Pipelines",
                 lambda: kfp.Client(
-                    host=self._host,
+                    host=self.host,
                     existing_token=token,
                     credentials=ServiceAccountTokenVolumeCredentials(file) if file else None,
                     namespace=namespace or "kubeflow",
@@ -134,7 +137,7 @@ class Pipelines:
             ),
             begins=True,
         )
-        return Submitted(made.run_id, name, f"{self._host}/#/runs/details/{made.run_id}")
+        return Submitted(made.run_id, name, f"{self.host}/#/runs/details/{made.run_id}")
 
     def schedule(
         self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any], every: str
@@ -174,7 +177,7 @@ class Pipelines:
             ),
             begins=True,
         )
-        return Submitted(made.recurring_run_id, name, f"{self._host}/#/recurringrun/details/{made.recurring_run_id}")
+        return Submitted(made.recurring_run_id, name, f"{self.host}/#/recurringrun/details/{made.recurring_run_id}")
 
     def wait(
         self,
@@ -239,11 +242,11 @@ class Pipelines:
         answer = self._ask(
             "reach Kubeflow Pipelines",
             lambda: urllib3.request(
-                "GET", f"{self._host}/apis/v2beta1/healthz", headers=headers, timeout=10.0, retries=False
+                "GET", f"{self.host}/apis/v2beta1/healthz", headers=headers, timeout=10.0, retries=False
             ),
         )
         if answer.status != 200:
-            raise SubmitError(f"cannot reach Kubeflow Pipelines at {self._host}: {_refusal(answer.status)}")
+            raise SubmitError(f"cannot reach Kubeflow Pipelines at {self.host}: {_refusal(answer.status)}")
 
     def _experiment(self, name: str) -> str:
         made = self._ask("make the experiment", lambda: self._client.create_experiment(name, namespace=self.namespace))
@@ -277,15 +280,15 @@ class Pipelines:
             with contextlib.redirect_stdout(io.StringIO()):
                 return repeat(ask)
         except self._api_error as error:
-            said = f"cannot {what} at {self._host}: {_said(error)}"
+            said = f"cannot {what} at {self.host}: {_said(error)}"
             if begins and error.status in (502, 504):  # of what stands before the server
                 raise _may_have_begun(said) from error
             raise SubmitError(said) from error
         except unanswered as error:
             if begins:
-                raise _may_have_begun(f"cannot {what} at {self._host}: {error}") from error
+                raise _may_have_begun(f"cannot {what} at {self.host}: {error}") from error
             raise SubmitError(
-                f"cannot {what}: nothing answers at {self._host} ({error}). In a cluster of your own: "
+                f"cannot {what}: nothing answers at {self.host} ({error}). In a cluster of your own: "
                 "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
             ) from error
 

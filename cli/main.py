@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from cli import check, embedded_sets, logs, release, reproduce, summary, sweep, takedown
+from cli import check, embedded_sets, logs, release, reproduce, submit_command, summary, sweep, takedown
 from ray_jobs.launch import evaluate_champion
 from wukong.commands import evaluate, panels, promote
-from wukong.commands.app import DEMO, ConfigOption, SetOption, app
+from wukong.commands.app import DEMO, SetOption, app
 from wukong.commands.app import run_app as main
 from wukong.commands.output import JsonOption, echo, print_data, print_json
 from wukong.config import documents
@@ -95,81 +95,7 @@ def run(
     run_local(experiment, name, corpus_size, retry_failed, containers=runner is Runner.DOCKER, dry_run=dry_run)
 
 
-@app.command(rich_help_panel=panels.CLUSTER)
-def submit(
-    pipeline: Annotated[
-        str, typer.Argument(help="training, data, evaluate or recurring; or a compiled pipeline's file.")
-    ] = "training",
-    config_file: ConfigOption = DEMO,
-    overrides: SetOption = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline, e.g. gpus_per_worker=1."),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(envvar="WUKONG_KFP_HOST", help="Address of Kubeflow Pipelines.")
-    ] = "http://localhost:8080",
-    token: Annotated[
-        str | None, typer.Option(envvar="WUKONG_KFP_TOKEN", help="Bearer token, where the address asks for one.")
-    ] = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option(envvar="WUKONG_KFP_NAMESPACE", help="Your namespace, in multi-user mode."),
-    ] = None,
-    group: Annotated[
-        str | None, typer.Option("--experiment", help="KFP experiment of the run; by default the experiment's name.")
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run; by default experiment and time.")] = None,
-    every: Annotated[
-        str | None,
-        typer.Option("--every", help="Make the run recurring: 30m, 12h, 7d, or a cron expression of six fields."),
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the run's end and say how it ended.")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="Hours to wait; the run itself goes on.")] = 168.0,
-    pinned: Annotated[
-        bool,
-        typer.Option(
-            "--pinned",
-            help="Refuse a config that is not committed as it is, and a pipeline whose images are not named by digest.",
-        ),
-    ] = False,
-    as_json: JsonOption = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Submit nothing; say what of the run does not fit on the cluster of the kubeconfig as it is now.",
-        ),
-    ] = False,
-) -> None:
-    """Start a pipeline on a cluster: upload it to Kubeflow Pipelines, start a run or a recurring one, wait for its end.
-
-    What is uploaded is the file in pipelines/compiled. Stages whose inputs have not changed are reused. It ends with
-    status 0 if the run has succeeded, 1 if it was refused before its first stage, 3 if it has failed, 4 if it was
-    terminated, and 5 if its end was not seen: docs/ci.md. Example:
-
-        wukong submit training --config my.yaml --param gpus_per_worker=1
-    """
-    from cli.submit_command import submit_run
-
-    submit_run(
-        pipeline,
-        config_file,
-        overrides or [],
-        param or [],
-        host,
-        token,
-        namespace,
-        group,
-        name,
-        every,
-        timeout * 3600 if wait else 0,
-        pinned=pinned,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
-
-
+app.command(rich_help_panel=panels.CLUSTER)(submit_command.submit)
 app.command(rich_help_panel=panels.CLUSTER)(check.check)
 app.command(rich_help_panel=panels.LOOK)(logs.logs)
 app.command(rich_help_panel=panels.DATA)(release.release)

@@ -3,21 +3,22 @@
 ``wukong submit`` (``cli.submit_command``) prints what this does.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 
 from cli.compiled_pipeline import images_of, parameters_of, titles_of, version_of
 from cli.kfp_api import Pipelines, Submitted
 from cli.run_result import Outcome, Result, RunError, stages_of, with_records
 from cli.stage_progress import StageProgress
-from components import run_ends
+from components.parameters import IN_FORM, Parameters
+from wukong.commands.app import DEMO, ConfigOption, SetOption
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
@@ -40,7 +41,48 @@ _OURS = {"experiment", "run", "source"}  # parameters that are made here
 
 HOST = "http://localhost:8080"
 """The address of KFP behind a port-forward of its UI."""
-_HOST, _TOKEN, _USERS_NAMESPACE = "WUKONG_KFP_HOST", "WUKONG_KFP_TOKEN", "WUKONG_KFP_NAMESPACE"
+HOST_VARIABLE, TOKEN_VARIABLE, NAMESPACE_VARIABLE = "WUKONG_KFP_HOST", "WUKONG_KFP_TOKEN", "WUKONG_KFP_NAMESPACE"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What to submit, where and how. Each field is an option of ``wukong submit``, whose help says what it is."""
+
+    pipeline: Annotated[
+        str, typer.Argument(help="training, data, evaluate or recurring; or a compiled pipeline's file.")
+    ] = "training"
+    config: ConfigOption = DEMO
+    overrides: SetOption = None
+    params: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline, e.g. gpus_per_worker=1."),
+    ] = None
+    host: Annotated[
+        str | None, typer.Option(envvar=HOST_VARIABLE, help="Address of Kubeflow Pipelines.", show_default=HOST)
+    ] = None
+    token: Annotated[
+        str | None, typer.Option(envvar=TOKEN_VARIABLE, help="Bearer token, where the address asks for one.")
+    ] = None
+    namespace: Annotated[
+        str | None, typer.Option(envvar=NAMESPACE_VARIABLE, help="Your namespace, in multi-user mode.")
+    ] = None
+    group: Annotated[
+        str | None, typer.Option("--experiment", help="KFP experiment of the run; by default the experiment's name.")
+    ] = None
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; by default experiment and time.")] = None
+    every: Annotated[
+        str | None,
+        typer.Option("--every", help="Make the run recurring: 30m, 12h, 7d, or a cron expression of six fields."),
+    ] = None
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the run's end and say how it ended.")] = True
+    timeout: Annotated[float, typer.Option(min=1, help="Hours to wait; the run itself goes on.")] = 168.0
+    pinned: Annotated[
+        bool,
+        typer.Option(
+            "--pinned",
+            help="Refuse a config that is not committed as it is, and a pipeline whose images are not named by digest.",
+        ),
+    ] = False
 
 
 def parameters(file: Path, experiment: Experiment, run: str, given: Sequence[str]) -> dict[str, Any]:
@@ -86,9 +128,7 @@ def asked_for(values: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: it is not valid.
     """
-    numbers = {name: values[name] for name in run_ends.NUMBERS if name in values}
-    model = values.get("model", "")
-    return run_ends.experiment_of(values["experiment"], values.get("overrides", []), numbers, model)
+    return Parameters(**{name: value for name, value in values.items() if name in IN_FORM}).changed_experiment()
 
 
 @dataclass(frozen=True)
@@ -96,6 +136,7 @@ class Prepared:
     """What is to be submitted, after it was checked.
 
     Attributes:
+        asked: as it was asked for.
         file: the compiled pipeline.
         run: name of the run.
         values: the pipeline's parameters.
@@ -104,6 +145,7 @@ class Prepared:
         images: names of the images that the pipeline has.
     """
 
+    asked: Submission
     file: Path
     run: str
     values: Mapping[str, Any]
@@ -116,60 +158,71 @@ class Prepared:
         """Whether the pipeline evaluates a model."""
         return self.file.stem in _MEASURING
 
+    def result(self, outcome: Outcome, error: str | None = None, group: str | None = None) -> Result:
+        """Return what is known of the run, with an outcome."""
+        return Result(
+            outcome=outcome,
+            error=error,
+            run=self.run,
+            group=group,
+            experiment=self.experiment.name,
+            source=self.source,
+            images=self.images,
+        )
 
-def prepare(
-    pipeline: str,
-    config: Path | Experiment,
-    *,
-    overrides: Sequence[str] = (),
-    given: Sequence[str] = (),
-    name: str | None = None,
-    recurs: bool = False,
-    pinned: bool = False,
-) -> Prepared:
+    def connect(self) -> Pipelines:
+        """Connect to the Kubeflow Pipelines that was asked for, or else that of the variables.
+
+        Raises:
+            ConfigError: the token's file cannot be read.
+            SubmitError: nothing answers there, or it refuses.
+        """
+        asked = self.asked
+        return Pipelines(
+            asked.host or os.environ.get(HOST_VARIABLE) or HOST,
+            asked.token or os.environ.get(TOKEN_VARIABLE),
+            asked.namespace or os.environ.get(NAMESPACE_VARIABLE),
+        )
+
+
+def prepare(asked: Submission, experiment: Experiment | None = None) -> Prepared:
     """Check what is to be submitted; the arguments are those of ``submit``.
 
     Raises:
         ConfigError: there is no such pipeline or parameter, the experiment is not valid, or it is not pinned.
     """
-    file = Path(pipeline) if pipeline.endswith(".yaml") else _COMPILED / f"{pipeline}.yaml"
+    file = Path(asked.pipeline) if asked.pipeline.endswith(".yaml") else _COMPILED / f"{asked.pipeline}.yaml"
     if not file.exists():
         known = ", ".join(sorted(entry.stem for entry in _COMPILED.glob("*.yaml")))
-        raise ConfigError(f"there is no pipeline {pipeline!r}: use one of {known}, or the path of a compiled file")
-    if isinstance(config, Experiment):
-        experiment, source = config, Source(code=origin.own_revision())
+        raise ConfigError(
+            f"there is no pipeline {asked.pipeline!r}: use one of {known}, or the path of a compiled file"
+        )
+    if experiment is not None:
+        source = Source(code=origin.own_revision())
     else:
-        experiment, source = documents.load(config, list(overrides)), origin.of_file(config, overrides)
-    run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        overrides = list(asked.overrides or ())
+        experiment, source = documents.load(asked.config, overrides), origin.of_file(asked.config, overrides)
+    run = asked.name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     preflight.check_name(experiment, run)
     preflight.check_stages(experiment, ("evaluate",) if file.stem in _MEASURING else ())
     # Recurring runs take KFP's names, because each needs its own records and jobs.
-    values = parameters(file, experiment, "" if recurs else run, given)
-    asked = asked_for(values)
+    given = asked.params or ()
+    values = parameters(file, experiment, "" if asked.every else run, given)
+    changed = asked_for(values)
     made = {"pipeline": file.stem, "version": version_of(file), "params": tuple(given)}
-    source = source.model_copy(update={**made, "digest": origin.digest_of_experiment(asked)})
+    source = source.model_copy(update={**made, "digest": origin.digest_of_experiment(changed)})
     if "source" in parameters_of(file):
         values["source"] = source.model_dump_json(exclude_defaults=True)
     images = images_of(file)
-    if pinned:
+    if asked.pinned:
         _refuse_unpinned(source, images)
-    return Prepared(file, run, values, asked, source, images)
+    return Prepared(asked, file, run, values, changed, source, images)
 
 
 def submit(
-    pipeline: str,
-    config: Path | Experiment,
+    asked: Submission,
+    experiment: Experiment | None = None,
     *,
-    overrides: Sequence[str] = (),
-    params: Mapping[str, Any] | None = None,
-    host: str | None = None,
-    token: str | None = None,
-    namespace: str | None = None,
-    group: str | None = None,
-    name: str | None = None,
-    every: str | None = None,
-    pinned: bool = False,
-    timeout: float = 7 * 86_400,
     records: bool = True,
     on_start: Callable[[Submitted], None] = lambda _: None,
     on_change: Callable[[str], None] = lambda _: None,
@@ -177,19 +230,8 @@ def submit(
     """Upload a pipeline, start a run of it or make a recurring run, and wait for the run's end.
 
     Args:
-        pipeline: a name of ``pipelines/compiled``, or the path of a compiled pipeline.
-        config: an experiment's file, with whose repository's revision the run is recorded; or the experiment itself.
-        overrides: ``key.path=value`` entries that change the file's experiment.
-        params: further parameters of the pipeline.
-        host: address of KFP; None for that of ``WUKONG_KFP_HOST``, or http://localhost:8080.
-        token: a bearer token; None for that of ``WUKONG_KFP_TOKEN``, or that in the file that
-            ``KF_PIPELINES_SA_TOKEN_PATH`` names, if there is one.
-        namespace: the user's, in multi-user mode; None for that of ``WUKONG_KFP_NAMESPACE``, if there is one.
-        group: KFP's experiment, which is made if it does not exist; None for the experiment's name.
-        name: the name of the run; None for the experiment's name and the time.
-        every: see ``Pipelines.schedule``; None to start one run now.
-        pinned: refuse what is not bound to a revision and to digests: see ``wukong submit --pinned``.
-        timeout: seconds to wait for the run's end; 0 not to wait. The run itself goes on.
+        asked: what to submit, as the options of ``wukong submit`` say it.
+        experiment: what to submit in the place of the experiment's file, of which no revision is known then.
         records: whether to read what the run left in its storage, which must then be reached from here. One that is
             away is waited for as stages wait, ``WUKONG_STORE_PATIENCE`` seconds.
         on_start: called when the run has begun, or the recurring run was made.
@@ -202,63 +244,38 @@ def submit(
         ConfigError: it is not valid; nothing was submitted.
         SubmitError: KFP cannot be reached or refuses; no run was begun.
     """
-    given = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in (params or {}).items()]
-    prepared = prepare(
-        pipeline, config, overrides=overrides, given=given, name=name, recurs=every is not None, pinned=pinned
-    )
-    return submit_prepared(
-        prepared,
-        Pipelines(
-            host or os.environ.get(_HOST) or HOST,
-            token or os.environ.get(_TOKEN),
-            namespace or os.environ.get(_USERS_NAMESPACE),
-        ),
-        group=group,
-        every=every,
-        timeout=timeout,
-        records=records,
-        on_start=on_start,
-        on_change=on_change,
-    )
+    prepared = prepare(asked, experiment)
+    return submit_prepared(prepared, prepared.connect(), records=records, on_start=on_start, on_change=on_change)
 
 
 def submit_prepared(
     prepared: Prepared,
     api: Pipelines,
     *,
-    group: str | None,
-    every: str | None,
-    timeout: float,
     records: bool,
     on_start: Callable[[Submitted], None],
     on_change: Callable[[str], None],
 ) -> Result:
     """Submit what was prepared; arguments, result and errors are those of ``submit``."""
-    version, group = api.upload(prepared.file), group or prepared.experiment.name
-    result = Result(
-        outcome=Outcome.SCHEDULED if every else Outcome.SUBMITTED,
-        run=prepared.run,
-        group=group,
-        experiment=prepared.experiment.name,
-        source=prepared.source,
-        images=prepared.images,
-    )
+    asked = prepared.asked
+    version, group = api.upload(prepared.file), asked.group or prepared.experiment.name
+    result = prepared.result(Outcome.SCHEDULED if asked.every else Outcome.SUBMITTED, group=group)
     try:
-        if every:
-            begun = api.schedule(group, prepared.run, version, prepared.values, every)
+        if asked.every:
+            begun = api.schedule(group, prepared.run, version, prepared.values, asked.every)
         else:
             begun = api.start(group, prepared.run, version, prepared.values)
     except RunError as raised:
         return result.model_copy(update={"outcome": raised.outcome, "error": str(raised)})
     on_start(begun)
     result = result.model_copy(update={"id": begun.identity, "url": begun.url})
-    if every or not timeout:
+    if asked.every or not asked.wait:
         return result
     progress = StageProgress(cluster_of(api.namespace), prepared.experiment.name, prepared.run)
     outcome, error = Outcome.SUCCEEDED, None
     try:
         titles = titles_of(prepared.file)
-        seen = api.wait(begun, on_change, timeout, progress=progress.now, titles=titles)
+        seen = api.wait(begun, on_change, asked.timeout * 3600, progress=progress.now, titles=titles)
     except RunError as raised:
         outcome, error, seen = raised.outcome, str(raised), raised.seen
     known = {"outcome": outcome, "error": error, "state": seen.state or None, "stages": stages_of(seen)}

@@ -1,92 +1,70 @@
-"""What ``wukong submit`` prints of a run that it submits: lines for people, or one JSON object for programs."""
+"""``wukong submit``: lines for people of a run that it submits, or one JSON object for programs."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 import yaml
 
 from cli import summary
-from cli.kfp_api import Pipelines, Submitted
+from cli.kfp_api import Submitted
 from cli.run_result import Outcome, Result, SubmitError
-from cli.submit import Prepared, cluster_of, prepare, submit_prepared
+from cli.submit import Prepared, Submission, cluster_of, prepare, submit_prepared
 from wukong import stages
-from wukong.commands.output import Console, print_json
+from wukong.commands.output import Console, JsonOption, print_json, taking
 from wukong.errors import WukongError
 from wukong.runtime.language import _
 
 _WIDTH = 11  # cells of a line's title
 
 
-def submit_run(
-    pipeline: str,
-    config: Path,
-    overrides: Sequence[str],
-    given: Sequence[str],
-    host: str,
-    token: str | None,
-    namespace: str | None,
-    group: str | None,
-    name: str | None,
-    every: str | None,
-    timeout: float,
-    *,
-    pinned: bool = False,
-    dry_run: bool = False,
-    as_json: bool = False,
+@taking(Submission)
+def submit(
+    asked: Submission,
+    as_json: JsonOption = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Submit nothing; say what of the run does not fit on the cluster of the kubeconfig as it is now.",
+        ),
+    ] = False,
 ) -> None:
-    """Submit a run, and print what becomes of it.
+    """Start a pipeline on a cluster: upload it to Kubeflow Pipelines, start a run or a recurring one, wait for its end.
 
-    Args:
-        pipeline: see ``cli.submit.submit``.
-        config: the experiment's file.
-        overrides: ``key.path=value`` entries.
-        given: ``name=value`` entries, the pipeline's parameters.
-        host: address of KFP.
-        token: a bearer token.
-        namespace: the user's.
-        group: KFP's experiment.
-        name: the name of the run.
-        every: when the run recurs.
-        timeout: seconds to wait for the run's end; 0 not to wait.
-        pinned: refuse what is not bound to a revision and to digests.
-        dry_run: upload and start nothing; say whether KFP answers, and what does not fit on the cluster.
-        as_json: print the result as JSON on standard output, and all else on standard error.
+    What is uploaded is the file in pipelines/compiled. Stages whose inputs have not changed are reused. It ends with
+    status 0 if the run has succeeded, 1 if it was refused before its first stage, 3 if it has failed, 4 if it was
+    terminated, and 5 if its end was not seen: docs/ci.md. Example:
 
-    Raises:
-        SubmitError: KFP cannot be reached or refuses, or the run did not succeed; of a dry run, something does not fit.
-        ConfigError: there is no such pipeline or parameter, or the experiment is not valid.
+        wukong submit training --config my.yaml --param gpus_per_worker=1
     """
     console = Console(stderr=as_json)
 
     def show(begun: Submitted) -> None:
-        console.print_titled(_("Recurring") if every else _("Run"), begun.name, _WIDTH)
+        console.print_titled(_("Recurring") if asked.every else _("Run"), begun.name, _WIDTH)
         console.print_titled(_("Page"), begun.url, _WIDTH)
 
     prepared: Prepared | None = None
     try:
-        prepared = prepare(
-            pipeline, config, overrides=overrides, given=given, name=name, recurs=every is not None, pinned=pinned
-        )
-        api = Pipelines(host, token, namespace)
+        prepared = prepare(asked)
+        api = prepared.connect()
         if dry_run:
-            said = f"{prepared.file.stem} can be submitted to {host} as {prepared.run}; nothing was"
+            said = f"{prepared.file.stem} can be submitted to {api.host} as {prepared.run}; nothing was"
             console.print(said, soft_wrap=True, highlight=False)
-            _look_for_room(console, prepared, cluster_of(namespace))
-            result = _known(prepared, Outcome.CHECKED)
+            _look_for_room(console, prepared, cluster_of(api.namespace))
+            result = prepared.result(Outcome.CHECKED)
         else:
             result = submit_prepared(
                 prepared,
                 api,
-                group=group,
-                every=every,
-                timeout=timeout,
                 records=as_json,
                 on_start=show,
                 on_change=lambda line: console.out(f"  {line}", highlight=False),
             )
     except WukongError as error:
         if as_json:
-            _print(_known(prepared, Outcome.REFUSED, str(error)))
+            refused, said = Outcome.REFUSED, str(error)
+            _print(prepared.result(refused, said) if prepared else Result(outcome=refused, error=said))
         raise
     if as_json:
         _print(result)
@@ -97,20 +75,6 @@ def submit_run(
 
 def _print(result: Result) -> None:
     print_json(result.model_dump(mode="json"))
-
-
-def _known(prepared: Prepared | None, outcome: Outcome, error: str | None = None) -> Result:
-    """Return what is known of a run that was not begun."""
-    if prepared is None:
-        return Result(outcome=outcome, error=error)
-    return Result(
-        outcome=outcome,
-        error=error,
-        run=prepared.run,
-        experiment=prepared.experiment.name,
-        source=prepared.source,
-        images=prepared.images,
-    )
 
 
 def _look_for_room(console: Console, prepared: Prepared, namespace: str) -> None:

@@ -1,15 +1,13 @@
 """Begin and end of a pipeline run on a cluster: make the experiment from parameters, record how the run ended."""
 
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
 from components import cost
-from wukong import stages
+from components.parameters import Parameters
 from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
@@ -27,70 +25,9 @@ _CANCELLED = ("CANCELLED", "CANCELED", "RUNNING", "NEW")
 """The exit handler gets the state of the run's execution in ML Metadata: COMPLETE for a run that succeeded; RUNNING for
 one that was terminated, whose execution nobody ended."""
 
-NUMBERS: Mapping[str, tuple[type[int] | type[float], tuple[str, ...]]] = {
-    "epochs": (int, ("pretrain.epochs",)),
-    "batch_size": (int, ("pretrain.batch_size",)),
-    "learning_rate": (float, ("pretrain.learning_rate",)),
-    "workers": (int, tuple(f"{stage}.workers" for stage in stages.TRAININGS)),
-    "gpus_per_worker": (int, tuple(f"{stage}.gpus_per_worker" for stage in stages.TRAININGS)),
-}
-"""Parameters that stand for a number of the experiment: its type, and the keys that it sets."""
 
-
-def experiment_of(
-    given: Mapping[str, Any], overrides: Sequence[str], numbers: Mapping[str, str], model: str = ""
-) -> Experiment:
-    """Make the experiment from a pipeline's parameters.
-
-    Args:
-        given: the parameter ``experiment``.
-        overrides: ``key.path=value`` entries, applied first.
-        numbers: parameters of ``NUMBERS``, as texts; an empty one leaves the experiment's own value.
-        model: a model to take in the place of pre-training, whose settings the experiment then has; empty for none.
-
-    Raises:
-        ConfigError: the result is not a valid experiment, or a text is no number; the message says what to write.
-    """
-    changes = [f"pretrain.from_model={json.dumps(model.strip())}", "model={}"] if model.strip() else []
-    for name, text in numbers.items():
-        kind, keys = NUMBERS[name]
-        if not text.strip():
-            continue
-        try:
-            value = kind(text)
-        except ValueError as error:
-            raise ConfigError(
-                f"{name}: {text!r} is not {'a whole number' if kind is int else 'a number'}; leave it empty for the "
-                "experiment's own"
-            ) from error
-        changes += [f"{key}={value!r}" for key in keys]
-    where = "the pipeline's parameter experiment"
-    return documents.loads(json.dumps(given, ensure_ascii=False), [*overrides, *changes], where=where)
-
-
-def configured(
-    given: Mapping[str, Any],
-    overrides: Sequence[str],
-    numbers: Mapping[str, str],
-    name: str,
-    job: str,
-    names: Sequence[str],
-    continue_last_run: bool,
-    model: str = "",
-    source: str = "",
-) -> tuple[str, str, str]:
+def configured(asked: Parameters) -> tuple[str, str, str]:
     """Check what a run is asked to do, store its experiment, and take the run's name for it.
-
-    Args:
-        given: see ``experiment_of``, like the next two.
-        overrides: ``key.path=value`` entries.
-        numbers: parameters of ``NUMBERS``.
-        name: name of the run; empty for ``job``.
-        job: KFP's name of the run.
-        names: names of the stages that will run.
-        continue_last_run: whether the experiment continues its own last run.
-        model: see ``experiment_of``.
-        source: a ``wukong.runs.origin.Source`` as JSON; empty if nobody says where the run comes from.
 
     Returns:
         URI of the experiment, the run's name, and the URI of the pre-training to start from, empty for none.
@@ -98,13 +35,13 @@ def configured(
     Raises:
         ConfigError: the run cannot be done as it is asked for; the message says what to change.
     """
-    run = name.strip() or job
+    run, names = asked.name, asked.stages
     try:
         run_paths.check_name(run)
     except ConfigError as error:
         raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
-    asked = experiment_of(given, overrides, numbers, model)
-    experiment, start = start_model.as_it_begins(asked, names), ""
+    changed = asked.changed_experiment()
+    experiment, start = start_model.as_it_begins(changed, names), ""
     log.info("Check: the run %s of experiment %s: %s", run, experiment.name, ", ".join(names))
     preflight.check_stages(experiment, names)
     if os.environ.get("WUKONG_CLUSTER"):  # each stage is a RayJob with a head and workers
@@ -115,10 +52,10 @@ def configured(
         preflight.check_lists(experiment)
         preflight.check_store(experiment)
         preflight.warn_of_few(experiment)
-    if continue_last_run:
+    if asked.continue_last_run:
         experiment, start = continue_experiment(experiment)
-    run_records.claim(experiment, run, job)
-    note_origin(experiment, run, source, origin.digest_of_experiment(asked))
+    run_records.claim(experiment, run, asked.job)
+    note_origin(experiment, run, asked.source, origin.digest_of_experiment(changed))
     uri = stored.store(experiment)
     log.info("the run %s does what %s says", run, uri)
     return uri, run, start
@@ -130,7 +67,7 @@ def note_origin(experiment: Experiment, run: str, source: str, digest: str) -> N
     Args:
         experiment: the experiment.
         run: name of the run.
-        source: see ``configured``.
+        source: a ``wukong.runs.origin.Source`` as JSON; empty if nobody says where the run comes from.
         digest: of the experiment as it was asked for. Another than that of ``source`` is that of a run that was cloned
             and changed: its revision has another config.
 

@@ -3,11 +3,11 @@
 A local run needs none of this: the command line has the experiment, and the environment the addresses.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -15,6 +15,7 @@ from kfp import dsl, kubernetes
 from kfp.dsl import structures
 
 from components.functions import configure, record_end
+from components.parameters import IN_FORM
 from wukong import stages
 from wukong.runtime import forwarded
 from wukong.stages import access
@@ -22,23 +23,7 @@ from wukong.stages import access
 EXPERIMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8"))
 """Default of every pipeline's ``experiment`` parameter. As a mapping, which KFP's page opens in an editor."""
 
-FILL_IN = """
-Press **Open Json Editor** at `experiment` and replace its queries and endpoint; `wukong config` prints all keys.
-
-`overrides` changes single values, for instance `["crawl.max_queries=1000"]`.
-
-`run` names the records, the MLflow run and the report; empty takes KFP's name of the run.
-
-`source` stays empty: `wukong submit` says in it which revision of the experiment's file and of the code it submits.
-"""
-"""How to fill in the parameters that every pipeline has: KFP's page shows descriptions of pipelines alone."""
-
-NUMBERS = """
-`epochs`, `batch_size`, `learning_rate`: of pre-training. Empty takes the experiment's.
-
-`workers`: Ray workers of both trainings. `gpus_per_worker`: 1 for a GPU each, 0 for none. Empty takes the experiment's.
-"""
-"""How to fill in the numbers. They are texts, because a number on KFP's page cannot be left empty."""
+_OF_ALL = ("experiment", "overrides", "run", "source")
 
 STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 """Annotations of components' pods: whoever saves nodes does not move them."""
@@ -53,17 +38,44 @@ class Run:
     start: Any
 
 
+def pipeline(
+    name: str, summary: str, takes: Sequence[str] = (), **defaults: str
+) -> Callable[[Callable[[Mapping[str, Any]], None]], Any]:
+    """Make a KFP pipeline of a function that gets its parameters by name.
+
+    The pipeline's description says how to fill in each: KFP's page shows no parameter's own.
+
+    Args:
+        name: its name in KFP.
+        summary: what it does, in one line.
+        takes: which of ``Parameters`` it has, besides those that every pipeline has.
+        defaults: of parameters that have another one here.
+    """
+    has = {each: field for each, field in IN_FORM.items() if each in (*_OF_ALL, *takes)}
+    defaults_of = {each: field.default for each, field in has.items()}
+    defaults_of |= {"experiment": EXPERIMENT, "of_run": inspect.Parameter.empty, **defaults}
+    signature = [
+        inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY, default=defaults_of[each], annotation=field.annotation)
+        for each, field in has.items()
+    ]
+
+    def made(function: Callable[[Mapping[str, Any]], None]) -> Any:
+        def of_channels(*channels: Any) -> None:
+            function(dict(zip(has, channels, strict=True)))
+
+        described = [f"    {each}: {field.description}" for each, field in has.items()]
+        of_channels.__doc__ = "\n".join([f"{inspect.getdoc(function)}\n\nArgs:", *described])
+        of_channels.__name__ = function.__name__
+        vars(of_channels)["__signature__"] = inspect.Signature(signature, return_annotation=None)
+        form = "".join(f"\n`{each}`: {field.description}\n" for each, field in has.items())
+        return dsl.pipeline(name=name, description=f"{summary}\n{form}")(of_channels)
+
+    return made
+
+
 @contextmanager
 def run(
-    experiment: Any,
-    overrides: Any,
-    name: Any,
-    source: Any,
-    *,
-    numbers: Mapping[str, Any] = MappingProxyType({}),
-    model: Any = "",
-    continue_last_run: bool = False,
-    names: Sequence[str] = stages.WHOLE_RUN,
+    given: Mapping[str, Any], *, continue_last_run: bool = False, names: Sequence[str] = stages.WHOLE_RUN
 ) -> Iterator[Run]:
     """Check the experiment before the tasks of the block; afterwards record how the run ended, whatever happened.
 
@@ -71,31 +83,17 @@ def run(
     the stages' tasks get its outputs alone.
 
     Args:
-        experiment: the pipeline's parameter.
-        overrides: the pipeline's parameter.
-        name: the pipeline's parameter; empty for KFP's name of the run.
-        source: the pipeline's parameter.
-        numbers: parameters of the pipeline that stand for numbers of the experiment, see ``configure``.
-        model: see ``configure``, like the next one.
-        continue_last_run: see ``configure``.
+        given: the pipeline's parameters, by name.
+        continue_last_run: whether the experiment continues its own last run.
         names: names of the stages in the block; what they need must be there.
     """
     # The resource name: the other placeholder gives the name shown in the UI, "Run of training (8f1e9)", which neither
     # a label nor a folder can have.
-    job = dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER
-    made = configure(
-        experiment=experiment,
-        overrides=overrides,
-        run=name,
-        job=job,
-        stages=list(names),
-        model=model,
-        continue_last_run=continue_last_run,
-        source=source,
-        **numbers,
-    )
+    given = {**given, "job": dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER, "stages": list(names)}
+    known = {name: value for name, value in given.items() if name in configure.component_spec.inputs}
+    made = configure(continue_last_run=continue_last_run, **known)
     prepare(made, "configure", "Check the run", retries=0)
-    ended = record_end(experiment=experiment, overrides=overrides, run=name, job=job, stages=list(names))
+    ended = record_end(**{name: given[name] for name in ("experiment", "overrides", "run", "job", "stages")})
     prepare(ended, "record_end", "Record the end", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])

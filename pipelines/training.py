@@ -10,6 +10,8 @@ from components.functions import data_card, results
 from pipelines import cluster
 from wukong import stages
 
+SUMMARY = "From a list of Chinese words to an evaluated vision-language model."
+
 
 def component_of(name: str) -> Any:
     """The KFP component of a stage."""
@@ -48,7 +50,7 @@ def training_tasks(experiment: Any, run: Any, start: Any = "") -> dict[str, dsl.
     return tasks_of(stages.WHOLE_RUN, experiment, run, {"pretrain": {"start": start}})
 
 
-@dsl.pipeline(name="wukong-training", description="From a list of Chinese words to an evaluated vision-language model.")
+@dsl.pipeline(name="wukong-training", description=SUMMARY)
 def training(experiment: str, run: str) -> None:
     """Crawl, filter, validate, pre-train, fine-tune, evaluate, register, report.
 
@@ -71,58 +73,17 @@ def show_results(evaluated: dsl.PipelineTask) -> None:
     cluster.prepare(shown, "results", "Show the results")
 
 
-@dsl.pipeline(
-    name="wukong-training",
-    description="From a list of Chinese words to an evaluated vision-language model.\n"
-    + cluster.FILL_IN
-    + cluster.NUMBERS
-    + """
-`model`: a trained model that is fine-tuned without pre-training, `models:/NAME@ALIAS` or the URI of its folder. Empty
-pre-trains. A set of Table 7 is an experiment: `configs/paper/finetune-coco-cn.yaml`.
-""",
+@cluster.pipeline(
+    "wukong-training",
+    SUMMARY,
+    ["epochs", "batch_size", "learning_rate", "workers", "gpus_per_worker", "model"],
 )
-def training_on_cluster(
-    experiment: dict[str, Any] = cluster.EXPERIMENT,
-    overrides: list[str] = [],  # noqa: B006 - KFP reads the default, nobody changes it
-    epochs: str = "",
-    batch_size: str = "",
-    learning_rate: str = "",
-    workers: str = "",
-    gpus_per_worker: str = "",
-    model: str = "",
-    run: str = "",
-    source: str = "",
-) -> None:
+def training_on_cluster(given: Mapping[str, Any]) -> None:
     """Crawl, filter, validate, pre-train, fine-tune, evaluate, register, report.
 
-    Args:
-        experiment: the experiment (`wukong config` prints one in full). Stages whose inputs have not
-            changed since an earlier run are found again, not repeated.
-        overrides: single values of the experiment to change, for instance ["crawl.max_queries=1000"].
-        epochs: epochs of pre-training. Empty takes the experiment's.
-        batch_size: pairs a step of pre-training, over all workers. Empty takes the experiment's.
-        learning_rate: learning rate of pre-training. Empty takes the experiment's.
-        workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
-        gpus_per_worker: 1 for a GPU for each of those workers, 0 for none. Empty takes the experiment's.
-        model: a trained model to take in the place of pre-training, models:/NAME@ALIAS or the URI of its
-            folder; the experiment's section `model` is then the model's own. Empty pre-trains.
-        run: name of this run, under which its records, its MLflow run and its report are filed. Empty takes KFP's.
-        source: where the run comes from. `wukong submit` fills it in.
+    Stages whose inputs have not changed since an earlier run are found again, not repeated.
     """
-    with cluster.run(
-        experiment,
-        overrides,
-        run,
-        source,
-        numbers={
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "workers": workers,
-            "gpus_per_worker": gpus_per_worker,
-        },
-        model=model,
-    ) as begun:
+    with cluster.run(given) as begun:
         tasks = training_tasks(begun.experiment, begun.name)
         cluster.prepare_stages(tasks)
         show_data(tasks)

@@ -188,7 +188,7 @@ def _records(job: _Job) -> list[dict[str, Any]]:
         metrics.show("wukong_evaluate_tasks", len(names), state="all")
         metrics.show("wukong_evaluate_tasks", len(records), state="done")
         while waiting:
-            done = gpus.first_done(list(waiting), job.experiment.pretrain.max_failures, on_gpus=cards > 0)
+            done = gpus.first_done(list(waiting), on_gpus=cards > 0)
             name, read = waiting.pop(done)
             if read is not None:
                 waiting[_submit(shared, name, read, ray.get(done), cards)] = name, None

@@ -111,7 +111,7 @@ def _make(
                 waiting[task.remote(stage, filtered.uri, group, experiment.model, tower, decoders)] = None
             if not waiting:
                 break
-            done = gpus.first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
+            done = gpus.first_done(list(waiting), on_gpus=task is _on_gpu)
             del waiting[done]
             for record in ray.get(done):
                 part = Part.model_validate(record)
@@ -279,7 +279,7 @@ def _decision(
         return {"store": False, "why": why, **known}
     options = {"num_gpus": 1} if settings.gpus_per_worker else {"num_cpus": 1}
     asked = _measure.options(**options).remote(experiment.model, settings)
-    done = gpus.first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
+    done = gpus.first_done([asked], on_gpus=settings.gpus_per_worker > 0)
     measured: dict[RateName, Rate] = ray.get(done)
     cores = int(ray.cluster_resources().get("CPU", 1))
     plan = estimate.training(settings, pairs, image_bytes, cores, measured)

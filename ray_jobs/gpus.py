@@ -10,6 +10,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wukong.errors import ConfigError
 
+MAX_FAILURES = 5
+"""Times in a row that a task or a training may fail, or look in vain for a GPU, before it fails for good."""
+
 _LOOK_SECONDS = 60.0
 """Between two looks at whether a GPU has come."""
 
@@ -81,12 +84,11 @@ def _tried() -> str:
     return of_task()
 
 
-def first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
+def first_done(waiting: Sequence[Any], *, on_gpus: bool) -> Any:
     """Wait for one of some tasks. Ray waits for GPUs for ever; this does for some minutes.
 
     Args:
         waiting: the tasks.
-        most: minutes without a GPU, beside the first one.
         on_gpus: whether each task needs a GPU.
 
     Raises:
@@ -107,6 +109,6 @@ def first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
             f"cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} GPUs. Add machines with GPUs, or "
             "set gpus_per_worker: 0"
         )
-        if missing > most:
+        if missing > MAX_FAILURES:
             raise none
         log.warning("%s", none)

@@ -93,7 +93,7 @@ def _until_trained(fit: Callable[[int], None], name: str, settings: Training, ur
     Args:
         fit: function that trains from the newest checkpoint; it gets the number of the failures so far.
         name: name of the stage.
-        settings: settings of the training; ``max_failures`` is used.
+        settings: settings of the training.
         uri: prefix of the checkpoints.
     """
     failures, in_a_row, newest = 0, 0, checkpoints.newest(uri)
@@ -105,7 +105,7 @@ def _until_trained(fit: Callable[[int], None], name: str, settings: Training, ur
             fence.check()
             last, newest = newest, checkpoints.newest(uri)
             failures, in_a_row = failures + 1, 1 if newest != last else in_a_row + 1
-            if in_a_row > settings.max_failures:
+            if in_a_row > gpus.MAX_FAILURES:
                 if reason is error:
                     raise
                 raise reason from error
@@ -114,7 +114,7 @@ def _until_trained(fit: Callable[[int], None], name: str, settings: Training, ur
                 name,
                 newest or "its start",
                 in_a_row,
-                settings.max_failures,
+                gpus.MAX_FAILURES,
                 reason,
             )
 
@@ -195,7 +195,7 @@ def _wait_for_machines(name: str, settings: Training) -> None:
     Raises:
         ConfigError: there were none for as many minutes as there may be failures, and one more.
     """
-    for minute in range(settings.max_failures + 1):
+    for minute in range(gpus.MAX_FAILURES + 1):
         until = time.monotonic() + _START_SECONDS
         while _room_for(_minimum(settings)) < settings.min_workers:
             if time.monotonic() > until:

@@ -240,7 +240,7 @@ def train_small(uri: str, target: str) -> None:
     text = {"layers": 1, "heads": 2, "width": 16, "dropout": 0.2}
     model = Model.model_validate({"text": text, "embedding": 8})
     dual = DualEncoder(model, Tokenizer(packaged_vocabulary()), feature_width=12)
-    section = {"epochs": 40, "batch_size": 32, "workers": 1, "token_dropout": 0.2, "views": 1}
+    section = {"epochs": 40, "batch_size": 32, "workers": 1, "views": 1}
     settings = Training.model_validate({**section, "checkpoint": {"steps": 1, **_EACH}})
     writer = checkpoint.Writer(uri)
     train(dual, Small(), settings, 7, checkpoints=writer, resume=checkpoint.newest(uri))

@@ -13,6 +13,7 @@ from played_kfp import Kfp
 
 from cli import main, submit
 from cli.run_result import FORMAT, Outcome, Result, RunError
+from cli.submit import Submission
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
@@ -122,7 +123,7 @@ def test_a_run_that_is_lost_sight_of_goes_on(
 @pytest.mark.usefixtures("fast")
 def test_time_that_is_up_is_no_failure(kfp: Kfp, file: Path, experiment: Experiment) -> None:
     kfp.script = ["RUNNING"]
-    result = submit.submit("training", file, host=kfp.url, timeout=0.01)
+    result = submit.submit(Submission("training", file, host=kfp.url, timeout=0.01 / 3600))
     assert (result.outcome, result.outcome.exit_status) == (Outcome.LOST, 5)
     assert "it goes on" in str(result.error)
     with pytest.raises(RunError, match="it goes on") as raised:
@@ -289,15 +290,15 @@ def test_what_is_not_pinned_is_refused(kfp: Kfp, file: Path, tmp_path: Path) -> 
     compiled = (Path(submit.__file__).parents[1] / "pipelines" / "compiled" / "data.yaml").read_text()
     pinned.write_text(compiled.replace("wukong/data:0.2.0", f"wukong/data:0.2.0@sha256:{'a' * 64}"))
     with pytest.raises(ConfigError) as refused:
-        submit.submit("data", file, host=kfp.url, pinned=True)
+        submit.submit(Submission("data", file, host=kfp.url, pinned=True))
     assert "the config is in no revision" in str(refused.value)
     assert "image localhost/wukong/data:0.2.0 without a digest" in str(refused.value)
     commit(file.parent)
-    result = submit.submit(str(pinned), file, host=kfp.url, pinned=True, timeout=0)
+    result = submit.submit(Submission(str(pinned), file, host=kfp.url, pinned=True, wait=False))
     assert result.images == (f"localhost/wukong/data:0.2.0@sha256:{'a' * 64}",)
     file.write_text(file.read_text() + "seed: 4\n")
     with pytest.raises(ConfigError, match="has changes, or lacks the config"):
-        submit.submit(str(pinned), file, host=kfp.url, pinned=True)
+        submit.submit(Submission(str(pinned), file, host=kfp.url, pinned=True))
     assert len(kfp.runs) == 1
 
 
@@ -312,11 +313,7 @@ def test_a_run_is_submitted_from_python(
     lines: list[str] = []
     names: list[str] = []
     result = submit.submit(
-        "training",
-        file,
-        overrides=["seed=3"],
-        params={"epochs": 2, "learning_rate": "0.5"},
-        name="first",
+        Submission("training", file, overrides=["seed=3"], params=["epochs=2", "learning_rate=0.5"], name="first"),
         on_start=lambda begun: names.append(begun.name),
         on_change=lines.append,
     )
@@ -328,7 +325,7 @@ def test_a_run_is_submitted_from_python(
 
 
 def test_an_experiment_that_was_made_in_python_has_no_revision(kfp: Kfp, experiment: Experiment) -> None:
-    result = submit.submit("data", experiment, host=kfp.url, timeout=0)
+    result = submit.submit(Submission("data", host=kfp.url, wait=False), experiment)
     assert (result.outcome, result.source.revision, result.source.pipeline) == (Outcome.SUBMITTED, "", "data")
     given = kfp.runs[0]["runtime_config"]["parameters"]["experiment"]
     assert documents.parse(given) == experiment

@@ -1,6 +1,7 @@
 """The first task of a pipeline: what cannot be run ends here, before any pod of a stage."""
 
 import hashlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from components.functions import configure
+from components.parameters import Parameters
 from wukong.config import stored
 from wukong.stages import WHOLE_RUN
 from wukong.store import storage
@@ -27,6 +29,16 @@ def configured(
     }
     made: tuple[str, str, str] = configure.python_func(value, overrides, run, "kfps-own", list(stages), **numbers)
     return made
+
+
+def test_its_parameters_are_those_of_a_run() -> None:
+    """KFP wants them written out, under the types and defaults of the one list."""
+    written = inspect.signature(configure.python_func).parameters
+    assert written.keys() == Parameters.model_fields.keys() - {"of_run"}
+    for name, parameter in written.items():
+        field = Parameters.model_fields[name]
+        assert parameter.annotation == field.annotation, name
+        assert parameter.default in (field.default, inspect.Parameter.empty), name
 
 
 def test_what_can_be_run_is_handed_on(tmp_path: Path) -> None:

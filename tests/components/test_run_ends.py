@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from components import run_ends as ends
+from components.parameters import Parameters
 from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
@@ -30,9 +31,13 @@ def mapping(root: Path) -> dict[str, Any]:
     return dict(yaml.safe_load(text(root)))
 
 
+def asked(root: Path, overrides: list[str] | None = None, **numbers: str) -> Parameters:
+    return Parameters(experiment=mapping(root), overrides=overrides or [], **numbers)
+
+
 def test_parameters_change_the_experiment_and_empty_ones_do_not(tmp_path: Path) -> None:
     numbers = {"epochs": " 7", "batch_size": "", "learning_rate": "1e-4", "workers": "4"}
-    made = ends.experiment_of(mapping(tmp_path), ["pretrain.epochs=5", "crawl.max_queries=3"], numbers)
+    made = asked(tmp_path, ["pretrain.epochs=5", "crawl.max_queries=3"], **numbers).changed_experiment()
     given = documents.loads(text(tmp_path))
     assert (made.pretrain.epochs, made.crawl.max_queries) == (7, 3)
     assert made.pretrain.batch_size == given.pretrain.batch_size
@@ -41,7 +46,7 @@ def test_parameters_change_the_experiment_and_empty_ones_do_not(tmp_path: Path) 
 
 
 def test_zero_gpus_are_zero_gpus(tmp_path: Path) -> None:
-    made = ends.experiment_of(mapping(tmp_path), ["pretrain.gpus_per_worker=1"], {"gpus_per_worker": "0"})
+    made = asked(tmp_path, ["pretrain.gpus_per_worker=1"], gpus_per_worker="0").changed_experiment()
     assert made.pretrain.gpus_per_worker == 0
 
 
@@ -57,13 +62,13 @@ def test_zero_gpus_are_zero_gpus(tmp_path: Path) -> None:
 )
 def test_a_mistake_names_its_key(name: str, text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
-        ends.experiment_of(mapping(tmp_path), [], {name: text})
+        asked(tmp_path, **{name: text}).changed_experiment()
 
 
 def test_a_mapping_from_kfp_makes_the_experiment_of_the_file(tmp_path: Path) -> None:
     """KFP hands on every number of a mapping as a floating-point number."""
     given = mapping(tmp_path) | {"seed": 3.0, "pretrain": {"epochs": 4.0}}
-    assert ends.experiment_of(given, [], {}) == documents.loads(text(tmp_path), ["seed=3"])
+    assert Parameters(experiment=given).changed_experiment() == documents.loads(text(tmp_path), ["seed=3"])
 
 
 def test_a_run_that_takes_a_model_has_its_model_section(tmp_path: Path) -> None:
@@ -74,13 +79,13 @@ def test_a_run_that_takes_a_model_has_its_model_section(tmp_path: Path) -> None:
     for name in ("model.safetensors", "vocab.txt"):
         storage.write_bytes(f"{folder}/{name}", b"x")
     given = mapping(tmp_path) | {"model": {"embedding": 64}}
-    stages = ("pretrain", "finetune")
+    of_job = {"experiment": given, "job": "job", "stages": ["pretrain", "finetune"]}
     with pytest.raises(ConfigError, match=r"model\.embedding is 64, and the model's is 32"):
-        ends.configured(given, [f"pretrain.from_model={folder}"], {}, "a", "job", stages, False)
-    uri, *_ = ends.configured(given, [f"pretrain.from_model={folder}", "model={}"], {}, "a", "job", stages, False)
+        ends.configured(Parameters(**of_job, overrides=[f"pretrain.from_model={folder}"], run="a"))
+    uri, *_ = ends.configured(Parameters(**of_job, overrides=[f"pretrain.from_model={folder}", "model={}"], run="a"))
     made = stored.load(uri)
     assert (made.model.embedding, made.model.similarity, made.pretrain.from_model) == (32, "token", folder)
-    again, *_ = ends.configured(given, [], {}, "b", "job", stages, False, model=f" {folder}")
+    again, *_ = ends.configured(Parameters(**of_job, run="b", model=f" {folder}"))
     assert stored.load(again) == made
 
 
@@ -121,11 +126,16 @@ def test_a_clone_that_was_changed_is_not_the_config_of_its_revision(
     monkeypatch.setattr("wukong.stages.preflight.check_world", lambda *_: None)
     digest = origin.digest_of_experiment(documents.loads(text(tmp_path), ["pretrain.epochs=5"]))
     source = Source(revision="f00", dirty=False, digest=digest).model_dump_json(exclude_defaults=True)
-    stages = ("validate",)
     # KFP hands on every number as a floating-point number.
-    as_submitted = mapping(tmp_path) | {"pretrain": {"epochs": 4.0}}
-    ends.configured(as_submitted, [], {"epochs": "5"}, "same", "job", stages, False, source=source)
-    ends.configured(as_submitted, ["seed=7"], {"epochs": "5"}, "changed", "job", stages, False, source=source)
+    as_submitted = Parameters(
+        experiment=mapping(tmp_path) | {"pretrain": {"epochs": 4.0}},
+        epochs="5",
+        source=source,
+        job="job",
+        stages=["validate"],
+    )
+    ends.configured(as_submitted.model_copy(update={"run": "same"}))
+    ends.configured(as_submitted.model_copy(update={"run": "changed", "overrides": ["seed=7"]}))
     found = {}
     for run, overrides in (("same", []), ("changed", ["seed=7"])):
         stored_origin = origin.read(documents.loads(text(tmp_path), ["pretrain.epochs=5", *overrides]), run)

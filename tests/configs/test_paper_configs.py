@@ -121,7 +121,7 @@ def test_a_set_is_trained_on_chosen_by_and_measured_on_parts_of_its_own(name: st
 def test_no_rule_leaves_out_a_pair_of_a_set() -> None:
     kept = load("finetune-coco-cn").filter
     assert (kept.min_side, kept.min_length, kept.mask_names, kept.duplicate_images) == (1, 0, False, "keep")
-    assert min(kept.max_length, kept.max_aspect_ratio, kept.max_caption_count, kept.max_characters) >= 1000
+    assert min(kept.max_length, kept.max_aspect_ratio, kept.max_caption_count) >= 1000
 
 
 def test_the_columns_share_a_crawl_and_have_a_model_each() -> None:

@@ -52,8 +52,8 @@ ALLOWED = {
     # Hashing pictures: the filter job does.
     ("wukong.curate.rule", "wukong.curate.pdq"),
     # Counting captions in tokens: the filter job does.
-    ("wukong.curate.text.units", "tokenizers"),
-    ("wukong.curate.text.units", "wukong.data.tokenizer"),
+    ("wukong.curate.text.word_pieces", "tokenizers"),
+    ("wukong.curate.text.word_pieces", "wukong.data.tokenizer"),
     # Judging captions by a model: the filter job does.
     *(("wukong.curate.rules.similarity", name) for name in ("torch", "wukong.model.saved_model")),
     # Where CUDA's builds of torch have brought triton.

@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kfp import compiler, components, dsl
+from kfp import compiler, components
 from manifests import named, plain
 
 from components.functions import find_manifest
@@ -244,10 +245,10 @@ def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> Non
     assert record.state == "failed"
 
 
-@dsl.pipeline
-def checked_alone(experiment: dict[str, Any], epochs: str = "", workers: str = "", run: str = "") -> None:
-    numbers = {"epochs": epochs, "workers": workers}
-    with cluster.run(experiment, [], run, "", numbers=numbers, names=("evaluate",)) as begun:
+@cluster.pipeline("checked-alone", "Check a run.", ["epochs", "workers"])
+def checked_alone(given: Mapping[str, Any]) -> None:
+    """Check a run."""
+    with cluster.run(given, names=("evaluate",)) as begun:
         found = find_manifest(experiment=begun.experiment, run=begun.name, stage="filter")
         cluster.prepare(found, "find_manifest", "Find the data", retries=0)
 

@@ -315,9 +315,10 @@ def test_gpus_get_several_files_a_task_and_processes_that_decode(
 def test_gpus_that_never_come_are_named(
     tmp_path: Path, filtered: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training = {"batch_size": 2, "workers": 1, "store_features": "auto", "gpus_per_worker": 1, "max_failures": 2}
+    training = {"batch_size": 2, "workers": 1, "store_features": "auto", "gpus_per_worker": 1}
     settings = experiment(tmp_path, pretrain=training)
     play(monkeypatch)
+    monkeypatch.setattr(gpus, "MAX_FAILURES", 2)
     monkeypatch.setattr(features, "_on_gpu", SimpleNamespace(remote=lambda *_: object()))
     asked = SimpleNamespace(remote=lambda *_: object())
     monkeypatch.setattr(features, "_measure", SimpleNamespace(options=lambda **_: asked))

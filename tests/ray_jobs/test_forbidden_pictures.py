@@ -79,5 +79,5 @@ def test_without_a_list_nothing_of_the_filter_changes(tmp_path, make_crawl):
     plain = job.run(experiment(tmp_path, split={}), {"crawl": crawl})
     assert "forbidden" not in plain.dropped and "unread/forbidden" not in plain.counts
     assert not storage.exists(storage.join(plain.uri, job.FORBIDDEN))
-    again = job.run(experiment(tmp_path, split={}, forbidden={"distance": 31}), {"crawl": crawl})
+    again = job.run(experiment(tmp_path, split={}, forbidden={"lists": []}), {"crawl": crawl})
     assert again.uri == plain.uri

@@ -38,7 +38,7 @@ from typer.testing import CliRunner
 
 from ray_jobs import crawl, evaluate, filter as filtering, finetune, pretrain
 from wukong import stages
-from wukong.commands import paper
+from wukong.commands.app import app
 from wukong.config import documents
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import WukongError
@@ -99,7 +99,7 @@ made = {"crawl": crawl.run(after, {})}
 for name, job in (("filter", filtering), ("pretrain", pretrain), ("finetune", finetune), ("evaluate", evaluate)):
     made[name] = job.run(after, made)
 document = storage.read_json(made["evaluate"].uri + "/evaluation.json")
-shown = CliRunner().invoke(paper.app, ["table7", made["evaluate"].uri, "--output", tables])
+shown = CliRunner().invoke(app, ["paper", "table7", made["evaluate"].uri, "--output", tables])
 rows = [row for uri in made["crawl"].part_uris("parts/", ".parquet") for row in storage.read_table(uri).to_pylist()]
 print(json.dumps({
     "refused": refused(start.with_its_model, other),

@@ -289,7 +289,9 @@ def test_an_operation_without_a_deterministic_version_ends_a_deterministic_train
 
 
 def test_training_ends_early(given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]) -> None:
-    settings = experiment(storage.from_path(tmp_path), every_steps=4, patience=1, min_delta=1.0)
+    settings = experiment(storage.from_path(tmp_path), every_steps=4, patience=1)
+    unchanged = settings.pretrain.model_copy(update={"learning_rate": 1e-30})
+    settings = settings.model_copy(update={"pretrain": unchanged})
     trained = training.run("pretrain", settings, given.filtered)
     found = history_of(trained)
     assert [entry["step"] for entry in found["validations"]["history"]] == [4, 8] and found["validations"]["stopped"]

@@ -17,7 +17,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from test_training_validation import experiment
 
-from ray_jobs import worker_group
+from ray_jobs import gpus, worker_group
 from ray_jobs.training_worker import Job, Validation, work
 from wukong.config.training import Training
 from wukong.errors import ConfigError, DataError, StorageError
@@ -25,7 +25,7 @@ from wukong.store import fence, storage
 from wukong.store.manifest import Manifest
 from wukong.train.corpus import Corpus
 
-SETTINGS = Training(max_failures=2)
+SETTINGS = Training()
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_machines_that_never_come_are_named(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
     never = [ControllerError(TimeoutError("timed out after 60 seconds")) for _ in range(3)]
-    settings = Training(max_failures=2, workers=4, gpus_per_worker=1)
+    settings = Training(workers=4, gpus_per_worker=1)
     with pytest.raises(ConfigError) as caught:
         worker_group._until_trained(failing(iter(never)), "finetune", settings, uri)
     assert str(caught.value) == (
@@ -120,11 +120,12 @@ def machines(*resources: dict[str, float]) -> Callable[[], list[dict[str, object
 def test_an_elastic_training_does_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(gpus, "MAX_FAILURES", 1)
     monkeypatch.setattr(worker_group, "_START_SECONDS", 0.01)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "nodes", machines({"CPU": 4.0, "GPU": 1.0}))
-    settings = Training(max_failures=1, workers=4, min_workers=2, gpus_per_worker=1, batch_size=12)
+    settings = Training(workers=4, min_workers=2, gpus_per_worker=1, batch_size=12)
     with pytest.raises(
         ConfigError, match=r"^2 to 4 workers of pretrain.* 1 GPUs each, .* 4 cores and 1 GPUs \(none came"
     ):

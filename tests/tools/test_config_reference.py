@@ -53,7 +53,7 @@ def test_type_default_and_range_are_those_of_the_key(rows: dict[str, list[str]])
     assert rows["crawl.jpeg_quality"][:3] == ["integer", "`95`", "≥ 1 and ≤ 100"]
     assert rows["crawl.endpoint"][:2] == ["text", "none, must be set"]
     assert rows["crawl.previous"][:2] == ["text or null", "`null`"]
-    assert rows["filter.length_unit"][:3] == ["text", '`"character"`', "`character`, `word`, `token`"]
+    assert rows["filter.name_care"][:3] == ["text", '`"balanced"`', "`precise`, `balanced`, `thorough`"]
     assert rows["finetune.lock"][:3] == ["text or integer", '`"all"`', "`all`, `none`, > 0"]
     assert rows["pretrain.augmentations"][0] == "list of texts"
     assert rows["model.text.dropout"][2] == "≥ 0 and < 1"

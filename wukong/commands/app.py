@@ -94,7 +94,6 @@ def wukong(
 
 app.add_typer(queries.app, name="queries", rich_help_panel=panels.DATA)
 app.add_typer(weights.app, name="weights", rich_help_panel=panels.DATA)
-app.add_typer(paper.app, name="paper", rich_help_panel=panels.EVALUATE)
 app.add_typer(model.app, name="model", rich_help_panel=panels.SERVE)
 app.add_typer(index.app, name="index", rich_help_panel=panels.SERVE)
 
@@ -110,6 +109,7 @@ app.command(rich_help_panel=panels.EVALUATE)(align.align)
 app.command(rich_help_panel=panels.TRAIN)(init.init)
 app.command(rich_help_panel=panels.TRAIN)(plan.plan)
 app.command(rich_help_panel=panels.EVALUATE)(compare.compare)
+app.command(rich_help_panel=panels.EVALUATE)(paper.paper)
 app.command(rich_help_panel=panels.EVALUATE)(promote.promote)
 app.command(rich_help_panel=panels.EVALUATE)(promote.rollback)
 app.command(rich_help_panel=panels.LOOK)(runs.runs)

@@ -4,9 +4,11 @@
 it is. What is not for people, such as shell code, is printed by ``print_data`` or ``Console.out``.
 """
 
+import functools
+import inspect
 import json
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import rich.console
 import rich.table
@@ -34,6 +36,23 @@ _COUNTED = {
 T = TypeVar("T")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program, instead of text for people.")]
+
+
+def taking(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function: the fields of a dataclass are options in the place of its first parameter."""
+
+    def made(function: Callable[..., None]) -> Callable[..., None]:
+        fields, (_first, *others) = inspect.signature(kind).parameters, inspect.signature(function).parameters.values()
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            function(kind(**{name: given.pop(name) for name in fields}), **given)
+
+        vars(command)["__signature__"] = inspect.Signature([*fields.values(), *others])
+        command.__annotations__ = get_type_hints(kind, include_extras=True) | function.__annotations__
+        return command
+
+    return made
 
 
 class Console(rich.console.Console):

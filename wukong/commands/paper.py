@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,92 +24,64 @@ from wukong.store import manifest, storage
 if TYPE_CHECKING:
     from wukong.evaluate.paper_tables import Evaluated
 
-app = typer.Typer(help="Tables 5, 6 and 7 of the paper, with your numbers beside them.", no_args_is_help=True)
+HERE = Path()
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
-Models = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RUN_OR_MODEL...",
-        help="A run's name, MLflow's ID of a run, models:/NAME@ALIAS or models:/NAME/VERSION, the URI of an evaluate "
-        "stage, or an evaluation.json that `wukong evaluate --output` wrote.",
-    ),
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        metavar="NAME",
-        help="The model of the paper that each stands for, in their order (repeatable), such as 'Wukong ViT' or none. "
-        "Default: by tower, similarity and number of pairs.",
-    ),
-]
-Output = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the page and the JSON are written.")
-]
-HERE = Path()
+
+class Name(StrEnum):
+    """A table of the paper that runs have numbers for."""
+
+    TABLE5 = "table5"
+    TABLE6 = "table6"
+    TABLE7 = "table7"
 
 
-@app.callback()
-def paper() -> None:
-    """Tables 5, 6 and 7 of the paper, with your numbers beside them."""
-
-
-@app.command()
-def table5(
-    models: Models, columns: Columns = None, output: Output = HERE, place: StorageOption = STORAGE,
+def paper(
+    table: Annotated[
+        Name,
+        typer.Argument(
+            help="table5, zero-shot classification; table6, zero-shot retrieval; table7, retrieval after fine-tuning."
+        ),
+    ],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_MODEL...",
+            help="A run's name, MLflow's ID of a run, models:/NAME@ALIAS or models:/NAME/VERSION, the URI of an "
+            "evaluate stage, or an evaluation.json that `wukong evaluate --output` wrote.",
+        ),
+    ],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="NAME",
+            help="The model of the paper that each stands for, in their order (repeatable), such as 'Wukong ViT' or "
+            "none. Default: by tower, similarity and number of pairs.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the page and the JSON are written.")
+    ] = HERE,
+    place: StorageOption = STORAGE,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Zero-shot classification: Table 5 as one page and one JSON.
+) -> None:
+    """Write Table 5, 6 or 7 of the paper with your numbers beside its own, as one page and one JSON.
 
     Differences from the paper are marked where they exceed the noise, and what is missing is listed. Example:
 
         wukong paper table5 rn50 vit-b-32 --output tables/
     """
-    _write("5", models, columns, output, place, as_json=as_json)
-
-
-@app.command()
-def table6(
-    models: Models, columns: Columns = None, output: Output = HERE, place: StorageOption = STORAGE,
-    as_json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Zero-shot retrieval: Table 6 as one page and one JSON.
-
-    Differences from the paper are marked where they exceed the noise, and what is missing is listed. Example:
-
-        wukong paper table6 vit-l swin-l --output tables/
-    """
-    _write("6", models, columns, output, place, as_json=as_json)
-
-
-@app.command()
-def table7(
-    models: Models, columns: Columns = None, output: Output = HERE, place: StorageOption = STORAGE,
-    as_json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Retrieval after fine-tuning: Table 7 as one page and one JSON.
-
-    Differences from the paper are marked where they exceed the noise, and what is missing is listed. Example:
-
-        wukong paper table7 vit-l --output tables/
-    """
-    _write("7", models, columns, output, place, as_json=as_json)
-
-
-def _write(
-    number: str, models: Sequence[str], columns: Sequence[str] | None, output: Path, place: str, *, as_json: bool
-) -> None:
     from wukong.evaluate import paper_tables
     from wukong.report import paper as page
 
-    document = paper_tables.table(number, _evaluated(models, columns, place))
+    document = paper_tables.table(table.removeprefix("table"), _evaluated(models, columns, place))
     if as_json:
         print_json(document)
     else:
         _print(document)
     for suffix, data in (("html", page.render(document).encode()), ("json", storage.json_bytes(document))):
-        path = output / f"table{number}.{suffix}"
+        path = output / f"{table}.{suffix}"
         storage.write_bytes(storage.from_path(path), data)
         echo(f"Written to {path}", err=as_json)
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from wukong.config.section import Fraction, Positive, Strict
 from wukong.crawl import engines
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     Engine = str
 else:
     Engine = Literal[*engines.REGISTRY]
+
+BYTES_IN_FLIGHT = 256 * 2**20
+"""Of answers that a process holds in memory at a time; one for which there is no room is requested when there is."""
 
 
 class Politeness(Strict):
@@ -23,12 +26,6 @@ class Politeness(Strict):
     respect_noai: bool = Field(True, description="leave out images whose X-Robots-Tag says noai or noimageai")
     per_host_concurrency: Positive = Field(8, description="requests to one host at the same time, in the whole cluster")
     per_host_delay: float = Field(0.0, ge=0.0, description="seconds between two requests to one host")
-    max_crawl_delay: float = Field(
-        60.0, gt=0, description="seconds: a host whose robots.txt asks for a longer Crawl-delay is left alone"
-    )
-    max_retry_after: float = Field(
-        60.0, gt=0, description="seconds: a host that asks to wait longer (Retry-After) is left alone until then"
-    )
     max_host_seconds: float = Field(
         3_600.0,
         gt=0,
@@ -96,13 +93,7 @@ class Crawl(Strict):
     )
     url_column: str = Field("url", description="of a URL list")
     caption_column: str = Field("caption", description="of a URL list")
-    max_bytes: Positive = Field(32 * 2**20, description="an image with a larger file is left out")
-    max_bytes_in_flight: int = Field(
-        256 * 2**20,
-        ge=16 * 2**20,
-        description="of answers that a process holds in memory at a time; an answer for which there is no room is "
-        "requested when there is",
-    )
+    max_bytes: int = Field(32 * 2**20, gt=0, le=BYTES_IN_FLIGHT, description="an image with a larger file is left out")
     max_seconds: float = Field(
         30.0, gt=0, le=86_400, description="on the wire, over all attempts and redirects of one picture"
     )
@@ -122,19 +113,7 @@ class Crawl(Strict):
         description="of URLs, and of searches, that may fail for reasons that pass (no DNS, timeouts, busy servers): "
         "with more the crawl fails, and the next run tries those again",
     )
-    max_unexpected_share: Fraction = Field(
-        0.1, description="of URLs, and of searches, that may end in an error of our own code; with more the crawl fails"
-    )
     politeness: Politeness = Politeness()
-
-    @model_validator(mode="after")
-    def _the_largest_image_fits(self) -> "Crawl":
-        if self.max_bytes > self.max_bytes_in_flight:
-            raise ValueError(
-                f"max_bytes is {self.max_bytes} and max_bytes_in_flight {self.max_bytes_in_flight}, and an image must "
-                "fit into the bytes in flight: lower the first or raise the second"
-            )
-        return self
 
     @property
     def source(self) -> engines.Source:

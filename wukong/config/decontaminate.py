@@ -26,17 +26,8 @@ class Decontaminate(Strict):
         "the experiment's own hold-outs, or 'all' for every one that is there",
     )
     hashes: tuple[str, ...] = Field((), description="URIs of further sets' fingerprints, as `wukong hashes` makes them")
-    distance: int = Field(
-        31, ge=0, le=63, description="bits of 256 in which the PDQ hashes of nearly equal ones differ"
-    )
-    min_quality: int = Field(
-        50, ge=0, le=100, description="pictures of a lower PDQ quality have too little in them to be compared by PDQ"
-    )
     min_cosine: float | None = Field(
         0.75, ge=-1, le=1, description="of vectors of pictures that are laid over each other; null to compare by hashes"
-    )
-    min_agreement: float = Field(
-        0.83, ge=0, le=1, description="pictures laid over each other that agree so well, or better, show the same"
     )
     captions: bool = Field(True, description="look for the captions of the sets too")
     action: Literal["drop", "mark"] = Field("drop", description="what is done with pairs that are found")

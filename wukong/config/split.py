@@ -30,7 +30,6 @@ class Split(Strict):
     """
 
     held_out_captions: Fraction = Field(0.0, description="share of the distinct captions that are held out")
-    salt: str = Field("wukong", description="another text holds out other captions")
     holdouts: tuple[Holdout, ...] = Field((), description="the test sets")
 
     @model_validator(mode="after")

@@ -60,7 +60,6 @@ class Validating(Strict):
     patience: int = Field(
         0, ge=0, description="validations in a row without a better metric after which training ends; 0 for no end"
     )
-    min_delta: float = Field(0.0, ge=0, description="by how much a metric must be better to count for `patience`")
 
     @property
     def decides(self) -> bool:
@@ -118,9 +117,7 @@ class Training(Strict):
     )
     image_head_rate: float = Field(1.0, ge=0, description="learning rate of the image head, as a share of the others'")
     text_head_rate: float = Field(1.0, ge=0, description="learning rate of the text head, as a share of the others'")
-    token_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of word pieces replaced by [MASK]")
     exclude_same_captions: bool = Field(True, description="equal captions in a batch are not each other's negatives")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each answer given to the other pairs")
     lock: Literal["all", "none"] | Positive = Field(
         "all",
         description="of the image tower: 'all', as in the paper, 'none', or how many of its first layer groups",
@@ -175,12 +172,6 @@ class Training(Strict):
     )
     checkpoint: Checkpointing = Checkpointing()
     validation: Validating = Validating()
-    max_failures: int = Field(
-        5,
-        ge=0,
-        description="times in a row that training is started again after a failure, such as a lost machine; a new "
-        "checkpoint starts the count again. Errors in settings or data end it at once",
-    )
     log_every: Positive = Field(
         50,
         description="steps between two looks at the loss: what is measured is logged, what is not finite ends the run",

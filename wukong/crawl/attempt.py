@@ -25,21 +25,12 @@ FIRST_DIGEST = "first_digest"
 
 _PACE = {
     "concurrency",
-    "max_bytes_in_flight",
     "max_seconds",
     "max_decode_seconds",
     "retries",
     "max_transient_share",
-    "max_unexpected_share",
 }
-_PACE_POLITE = {
-    "per_host_concurrency",
-    "per_host_delay",
-    "max_crawl_delay",
-    "max_retry_after",
-    "max_host_seconds",
-    "contact",
-}
+_PACE_POLITE = {"per_host_concurrency", "per_host_delay", "max_host_seconds", "contact"}
 
 
 @dataclass(frozen=True)

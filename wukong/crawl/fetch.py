@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from wukong.config.crawl import Crawl
+from wukong.config.crawl import BYTES_IN_FLIGHT, Crawl
 from wukong.crawl import robots, usage
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.clock import Clock
@@ -24,6 +24,9 @@ from wukong.crawl.url import normalise
 from wukong.errors import WukongError
 
 MAX_REDIRECTS = 5
+MAX_PATIENCE = 60.0
+"""Seconds: a host that asks for more between two requests, or to wait longer once, is left alone."""
+
 _FIRST_BACKOFF = 0.5
 _RETRIED_NOW = frozenset({Status.TIMEOUT, Status.CONNECTION_ERROR, Status.INCOMPLETE, Status.DNS_ERROR})
 _RETRIED_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -142,7 +145,7 @@ class Fetcher:
         self._permits = permits
         self._in_flight = asyncio.Semaphore(config.concurrency)
         self._sending: set[asyncio.Task[Any] | None] = set()
-        self._room = Room(config.max_bytes_in_flight)
+        self._room = Room(BYTES_IN_FLIGHT)
         self._transport = Transport(user_agent=polite.signature, connect_to=connect_to, connections=config.concurrency)
 
     @property
@@ -171,7 +174,7 @@ class Fetcher:
         """Fetch a URL as soon as the limits allow it.
 
         The block that uses the answer counts as part of the request, so there are never more than ``concurrency``
-        answers in memory, with ``max_bytes_in_flight`` bytes.
+        answers in memory, with ``BYTES_IN_FLIGHT`` bytes.
 
         Args:
             url: the URL as it was found; it is normalised here.
@@ -203,7 +206,7 @@ class Fetcher:
                     raise
                 pause = _FIRST_BACKOFF * 2 ** (attempt - 1)
                 if error.retry_after is not None:
-                    if error.retry_after > self._config.politeness.max_retry_after:
+                    if error.retry_after > MAX_PATIENCE:
                         raise
                     pause = max(pause, error.retry_after)
                 await asyncio.sleep(pause)
@@ -289,7 +292,7 @@ class Fetcher:
         if wait is not None and response.status in {429, 503}:
             # The request to wait concerns the whole host, so all its other URLs wait too, or fail.
             host, now = self._host(url), time.monotonic()
-            if wait > self._config.politeness.max_retry_after:
+            if wait > MAX_PATIENCE:
                 self._slowness(url).closed_until = now + wait
             elif now + wait > host.next_start:
                 self.charge(url, now + wait - max(now, host.next_start))
@@ -360,7 +363,7 @@ class Fetcher:
         if slow is None:
             return
         if slow.closed_until > time.monotonic():
-            raise FetchError(Status.HOST_TOO_SLOW, "the host asks to wait longer than politeness.max_retry_after")
+            raise FetchError(Status.HOST_TOO_SLOW, f"the host asks to wait longer than {MAX_PATIENCE:g} s")
         if slow.seconds >= self._config.politeness.max_host_seconds:
             raise FetchError(Status.HOST_TOO_SLOW, "the host has cost politeness.max_host_seconds")
 
@@ -408,8 +411,8 @@ class Fetcher:
                 said = await self._in_thread(url, lambda: rules.check(url))
         else:
             said = rules.check(url)
-        if rules.delay > self._config.politeness.max_crawl_delay:
-            raise FetchError(Status.HOST_TOO_SLOW, "robots.txt asks for more than politeness.max_crawl_delay")
+        if rules.delay > MAX_PATIENCE:
+            raise FetchError(Status.HOST_TOO_SLOW, f"robots.txt asks for more than {MAX_PATIENCE:g} s")
         if rules.delay:
             host = self._host(url)
             host.delay = max(host.delay, rules.delay * self._share)

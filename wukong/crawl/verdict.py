@@ -21,8 +21,11 @@ _ADVICE = {
     Status.INCOMPLETE: "Check the network, and whether crawl.concurrency is more than it carries",
     Status.HTTP_ERROR: "Servers are busy or refuse: lower crawl.politeness.per_host_concurrency, or set per_host_delay",
     Status.ROBOTS_UNAVAILABLE: "Servers fail or cannot be reached: check the network, or send fewer requests at a time",
-    Status.HOST_TOO_SLOW: "If you can wait longer, raise crawl.politeness.max_host_seconds and max_crawl_delay",
+    Status.HOST_TOO_SLOW: "If you can wait longer, raise crawl.politeness.max_host_seconds",
 }
+
+_MOST_UNEXPECTED = 0.1
+"""Share of URLs, and of searches, that may end in an error of our own code."""
 
 
 class CrawlFailedError(DataError):
@@ -35,8 +38,8 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
     Args:
         counts: the counts of its manifest: ``queries``, ``queries_failed``, ``queries_unexpected``, ``urls``,
             ``transient`` and one for each status; one that is not there is 0.
-        config: the crawl's settings; ``max_transient_share`` and ``max_unexpected_share`` are the limits. A crawl that
-            stored no image has always failed.
+        config: the crawl's settings; ``max_transient_share`` is a limit. A crawl that stored no image has always
+            failed.
         examples: examples for the message.
 
     Returns:
@@ -51,10 +54,10 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
         (False, counts[Status.INTERNAL_ERROR], urls),
         (True, counts.get("queries_unexpected", 0), queries),
     ):
-        if wrong > config.max_unexpected_share * total:
+        if wrong > _MOST_UNEXPECTED * total:
             return (
                 f"the crawl has failed: {wrong:,} of {total:,} {'searches' if searched else 'URLs'} ended in an error "
-                f"of Wukong's own code, more than crawl.max_unexpected_share = {config.max_unexpected_share:g} allows"
+                f"of Wukong's own code, more than {_MOST_UNEXPECTED:.0%}"
                 f"{_instance([Status.INTERNAL_ERROR], examples)}. The log has a traceback of each kind; please report "
                 f"it. {kept}"
             )

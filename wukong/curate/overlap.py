@@ -36,6 +36,9 @@ FOUND_CAPTIONS = {"set": pl.String, "key": pl.String, "caption_original": pl.Str
 COLUMNS = ("key", "pdq", "vector", "halves", "thumbnail")
 """What is compared of training pairs; the last three only where vectors are."""
 
+LEAST_AGREEMENT = 0.83
+"""Pictures laid over each other that agree so well, or better, show the same."""
+
 _NEAREST = 5
 _LEAST_COARSE = 0.95
 _FORMS = 2  # a picture as it is, and mirrored
@@ -88,7 +91,7 @@ class Search:
 
     def __init__(self, tests: Tests, settings: Decontaminate) -> None:
         self._tests, self._settings = tests, settings
-        self._told = np.flatnonzero(tests.quality >= settings.min_quality)
+        self._told = np.flatnonzero(tests.quality >= pdq.MIN_QUALITY)
         forms = tests.forms[self._told, :_FORMS]
         self._forms = forms.shape[1]
         self._hashes = HashSearch(np.ascontiguousarray(forms).reshape(-1, pdq.BYTES))
@@ -134,8 +137,8 @@ class Search:
     def _by_hash(self, pairs: pl.DataFrame) -> Iterator[tuple[tuple[int, int], int]]:
         """The row of a pair and that of a test picture, and the bits in which they differ; the nearest come last."""
         hashes, quality = _hashes(pairs)
-        told = np.flatnonzero(quality >= self._settings.min_quality)
-        found = zip(*self._hashes.within(hashes[told], self._settings.distance), strict=True)
+        told = np.flatnonzero(quality >= pdq.MIN_QUALITY)
+        found = zip(*self._hashes.within(hashes[told], pdq.DISTANCE), strict=True)
         for row, test, bits in sorted(found, key=lambda each: -int(each[2])):
             yield (int(told[row]), int(self._told[test // self._forms])), int(bits)
 
@@ -172,7 +175,7 @@ class Search:
             shown = alignment.pixels(pairs["thumbnail"][row])
             for test in tests:
                 agreement = alignment.agreement(shown, alignment.pixels(self._tests.thumbnails[test]))
-                if agreement >= self._settings.min_agreement:
+                if agreement >= LEAST_AGREEMENT:
                     yield (row, test), 1 - agreement
 
 

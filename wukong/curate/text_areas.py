@@ -9,27 +9,27 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+# PaddleOCR's own: pixels above the first may be text, the mean of a line's rectangle is at least the second, and it is
+# grown by the third.
+_PIXEL, _LINE, _GROWN = 0.3, 0.5, 1.6
 _LEAST_SIDE = 3
 _JOINED = np.ones((2, 2), np.uint8)
 
 
-def share(scores: npt.NDArray[np.float32], pixel: float, line: float, grown: float) -> float:
+def share(scores: npt.NDArray[np.float32]) -> float:
     """Return the share of a map that lines of text cover.
 
     Args:
         scores: of 0 to 1, [height, width].
-        pixel: pixels above it may be text.
-        line: the mean score of a line's rectangle, at least.
-        grown: the ratio by which a line's rectangle is grown.
     """
-    marked = cv2.dilate((scores > pixel).astype(np.uint8), _JOINED)
+    marked = cv2.dilate((scores > _PIXEL).astype(np.uint8), _JOINED)
     contours, _ = cv2.findContours(marked, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     covered = np.zeros(scores.shape, np.uint8)
     for contour in contours:
         centre, (width, height), angle = cv2.minAreaRect(contour)
-        if min(width, height) < _LEAST_SIDE or _mean(scores, cv2.boxPoints((centre, (width, height), angle))) < line:
+        if min(width, height) < _LEAST_SIDE or _mean(scores, cv2.boxPoints((centre, (width, height), angle))) < _LINE:
             continue
-        more = 2 * grown * width * height / (2 * (width + height))
+        more = 2 * _GROWN * width * height / (2 * (width + height))
         cv2.fillPoly(covered, [_whole(cv2.boxPoints((centre, (width + more, height + more), angle)))], (1,))
     return float(covered.mean())
 

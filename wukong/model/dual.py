@@ -258,13 +258,11 @@ class DualEncoder(nn.Module):
         image = self.embed_pixels(features) if features.dtype == torch.uint8 else self.embed_features(features)
         return Embedded(image, self.embed_text(ids, packed), self.scale, self.bias)
 
-    def loss(self, pairs: Embedded, captions: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, pairs: Embedded, captions: Tensor | None = None) -> Tensor:
         """Compute the loss of this worker's pairs against the pairs of all workers; see ``wukong.model.loss``."""
         image, text, scale, bias = pairs
         if self.token_wise:
             # To ask the others for the longest caption of a batch, a processor would wait for its GPU.
             longest = None if image.device.type == "cpu" else self.text.positions.num_embeddings
-            return token_loss(
-                image, *text, scale, captions, label_smoothing, bias, self.settings.match_text_cls, longest
-            )
-        return global_loss(image, text.vectors, scale, captions, label_smoothing, bias)
+            return token_loss(image, *text, scale, captions, bias, self.settings.match_text_cls, longest)
+        return global_loss(image, text.vectors, scale, captions, bias)

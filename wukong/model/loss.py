@@ -95,7 +95,7 @@ def _transposed(local: Tensor) -> Tensor:
     return received.transpose(0, 1).reshape(rows, workers * rows)
 
 
-def contrastive(scores: Tensor, excluded: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def contrastive(scores: Tensor, excluded: Tensor | None = None) -> Tensor:
     """Softmax loss in one direction (L^I or L^T): the mean cross-entropy of each row's own candidate, a scalar.
 
     Args:
@@ -103,34 +103,26 @@ def contrastive(scores: Tensor, excluded: Tensor | None = None, label_smoothing:
             candidate ``rank * rows + r``.
         excluded: bool [rows, candidates], candidates that are not used as negatives of a row; a row's own candidate is
             never excluded.
-        label_smoothing: probability mass spread evenly over the candidates that are not excluded.
     """
     rows = len(scores)
     own = torch.arange(rows, device=scores.device) + world()[0] * rows
     allowed = torch.ones_like(scores, dtype=torch.bool) if excluded is None else ~excluded
     allowed = allowed.scatter(1, own[:, None], value=True)
     logs = F.log_softmax(_exact(scores).masked_fill(~allowed, -torch.inf), 1)
-    loss = -logs.gather(1, own[:, None]).squeeze(1)
-    if label_smoothing:
-        even = -logs.masked_fill(~allowed, 0.0).sum(1) / allowed.sum(1)
-        loss = (1 - label_smoothing) * loss + label_smoothing * even
-    return loss.mean()
+    return -logs.gather(1, own[:, None]).mean()
 
 
-def pairwise(scores: Tensor, excluded: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+def pairwise(scores: Tensor, excluded: Tensor | None = None) -> Tensor:
     """Sigmoid loss (Zhai et al. 2023, algorithm 1): binary cross-entropy, summed over candidates, mean over rows.
 
     Args:
         scores: [rows, candidates], already divided by the temperature, with the bias added; see ``contrastive``.
         excluded: bool [rows, candidates], candidates that do not enter the loss; a row's own candidate is never
             excluded.
-        label_smoothing: with value s, the target is 1 - s/2 for a pair and s/2 for any other combination.
     """
     rows = len(scores)
     own = torch.arange(rows, device=scores.device) + world()[0] * rows
     answers = torch.zeros_like(_exact(scores)).scatter(1, own[:, None], value=1.0)
-    if label_smoothing:
-        answers = answers * (1 - label_smoothing) + label_smoothing / 2
     losses = F.binary_cross_entropy_with_logits(_exact(scores), answers, reduction="none")
     if excluded is not None:
         losses = losses.masked_fill(excluded.scatter(1, own[:, None], value=False), 0.0)
@@ -159,7 +151,6 @@ def global_loss(
     text: Tensor,
     scale: Tensor,
     captions: Tensor | None = None,
-    label_smoothing: float = 0.0,
     bias: Tensor | None = None,
 ) -> Tensor:
     """Compute the loss of this worker's pairs with the global similarity (CLIP).
@@ -170,7 +161,6 @@ def global_loss(
         scale: one over the temperature, a scalar.
         captions: int64 [rows], equal for equal captions. Pairs with equal captions are not used as negatives of each
             other. None to use all as negatives.
-        label_smoothing: see ``contrastive`` and ``pairwise``.
         bias: a scalar that the sigmoid loss adds to the scaled similarities; None for the softmax loss.
 
     Returns:
@@ -181,9 +171,9 @@ def global_loss(
     image, text = _exact(image), _exact(text)
     image_rows = scale * image @ gathered(text).T
     if bias is not None:
-        return pairwise(image_rows + bias, excluded, label_smoothing)
+        return pairwise(image_rows + bias, excluded)
     text_rows = scale * text @ gathered(image).T
-    return (contrastive(image_rows, excluded, label_smoothing) + contrastive(text_rows, excluded, label_smoothing)) / 2
+    return (contrastive(image_rows, excluded) + contrastive(text_rows, excluded)) / 2
 
 
 def token_loss(
@@ -192,7 +182,6 @@ def token_loss(
     counted: Tensor,
     scale: Tensor,
     captions: Tensor | None = None,
-    label_smoothing: float = 0.0,
     bias: Tensor | None = None,
     with_first: bool = False,
     longest: int | None = None,
@@ -208,7 +197,6 @@ def token_loss(
         counted: bool [rows, n2], the text tokens that count.
         scale: one over the temperature, a scalar.
         captions: see ``global_loss``.
-        label_smoothing: see ``contrastive`` and ``pairwise``.
         bias: see ``global_loss``.
         with_first: whether a patch may also match the first token of a text, [CLS]; see ``token_similarity``.
         longest: number of tokens that no worker's texts exceed, to which several workers pad them; None to ask all for
@@ -225,13 +213,10 @@ def token_loss(
     scores = token_similarity(image, gathered(text), gathered_constant(counted), with_first)
     if bias is not None:
         # The sigmoid loss has no sum over candidates, so this worker's images against all captions are enough.
-        sides = (pairwise(scale * side + bias, excluded, label_smoothing) for side in scores)
+        sides = (pairwise(scale * side + bias, excluded) for side in scores)
         return sum(sides, start=torch.zeros((), device=image.device)) / 2
     text_rows = exchanged(scores.text_to_image)
-    return (
-        contrastive(scale * scores.image_to_text, excluded, label_smoothing)
-        + contrastive(scale * text_rows, excluded, label_smoothing)
-    ) / 2
+    return (contrastive(scale * scores.image_to_text, excluded) + contrastive(scale * text_rows, excluded)) / 2
 
 
 def _longest(length: int, device: torch.device) -> int:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from wukong.curate.text.characters import HAN
-from wukong.curate.text.units import token_ids
+from wukong.curate.text.word_pieces import token_ids
 from wukong.errors import DataError
 from wukong.store import storage
 from wukong.store.manifest import Manifest

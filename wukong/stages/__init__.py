@@ -109,7 +109,7 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     model = experiment.model.model_dump(mode="json")
     # How often a run is looked at, measured and stored does not change its model, unless what is measured decides, nor
     # does who keeps the optimiser's state; the threads change its rounding.
-    unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads", "shard_optimizer"}
+    unimportant = {"checkpoint", "log_every", "min_workers", "validation", "threads", "shard_optimizer"}
     training = settings.model_dump(mode="json", exclude=unimportant)
     del training["from_model"]  # a model that is taken has a key of its own (wukong.stages.start)
     if settings.validation.decides:

@@ -51,7 +51,7 @@ def backward(
     size = settings.micro_batch or len(batch.ids)
     pieces = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
     if len(pieces) == 1:
-        loss = model.loss(_embed(replica, batch.features, batch, settings), captions, settings.label_smoothing)
+        loss = model.loss(_embed(replica, batch.features, batch, settings), captions)
         _scaled(loss, scaling).backward()
         _clip(model, settings, scaling)
         return loss.detach()
@@ -67,7 +67,7 @@ def backward(
         for buffer, value in zip(model.buffers(), kept, strict=True):
             buffer.copy_(value)
     whole = _joined(parts)
-    loss = model.loss(whole, captions, settings.label_smoothing)
+    loss = model.loss(whole, captions)
     _scaled(loss, scaling).backward()
 
     for piece, state, features in zip(pieces, states, inputs, strict=True):

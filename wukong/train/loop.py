@@ -238,8 +238,6 @@ class _Run:
         batch = next(batches)
         self.recent.add(batch, time.monotonic() - began)
         torch.manual_seed((self.seed * 1_000_003 + self.taken) * self.workers + self.rank)
-        if self.settings.token_dropout:
-            batch = replace(batch, ids=self.pairs.mask_tokens(batch.ids, self.settings.token_dropout))
         for group in self.optimiser.param_groups:
             group["lr"] = optimizer.learning_rate(self.taken, self.last, self.settings) * group.get("rate", 1.0)
         self.optimiser.zero_grad()
@@ -356,9 +354,4 @@ class _Run:
         best = f"; the best is {given.best:.4f} of step {given.step}" if given.best is not None else ""
         log.info("validation after step %d, %.2f s: %s%s", validated.step, validated.seconds, values, best)
         if given.stopped:
-            log.info(
-                "training ends early: %s was not better by more than %g in %d validations",
-                settings.metric,
-                settings.min_delta,
-                given.waited,
-            )
+            log.info("training ends early: %s was not better in %d validations", settings.metric, given.waited)

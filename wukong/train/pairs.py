@@ -136,7 +136,6 @@ class Pairs(ABC):
         self._seed = 0
         self.firsts: list[int] = np.cumsum([0, *rows]).tolist()
         self._tokenizer = tokenizer
-        self._special = (tokenizer.pad, tokenizer.cls, tokenizer.sep)
 
     def __len__(self) -> int:
         return sum(self.rows)
@@ -259,16 +258,6 @@ class Pairs(ABC):
         chosen = table.slice(piece.start - first, piece.stop - piece.start)
         rows, keys, captions = (chosen[name].to_pylist() for name in ("row", "key", "caption"))
         return rows, keys, captions, chosen["captions"].to_pylist() if corpus.all_captions else [None] * len(keys)
-
-    def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
-        """Replace a random share of the word pieces, but no special tokens, by [MASK].
-
-        The random numbers come from torch's global generator of the device of the token ids.
-        """
-        chosen = torch.rand(ids.shape, device=ids.device) < share
-        for special in self._special:  # numbers: a tensor of them would have to be copied to a GPU
-            chosen &= ids != special
-        return ids.masked_fill(chosen, self._tokenizer.mask)
 
     def loaded(
         self,

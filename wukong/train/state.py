@@ -56,8 +56,7 @@ class Validations:
         best: the best value of the metric that decides; None before the first validation.
         step: step of the best value, the first of equal ones.
         checkpoint: URI of the checkpoint of that step, where the best model is kept.
-        goal: the value that the next ones must exceed by ``min_delta`` to count for ``patience``.
-        waited: number of validations since one has counted.
+        waited: number of validations since the best.
         stopped: true if they have ended the training.
         history: step and metrics of each.
     """
@@ -65,7 +64,6 @@ class Validations:
     best: float | None = None
     step: int = 0
     checkpoint: str = ""
-    goal: float | None = None
     waited: int = 0
     stopped: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -90,10 +88,9 @@ class Validations:
                 f"validation.metric is {settings.metric!r}, and step {step} measured {', '.join(others)}: take one of "
                 "them"
             )
-        counts = value > (-math.inf if self.goal is None else self.goal + settings.min_delta)
-        self.goal, self.waited = (value, 0) if counts else (self.goal, self.waited + 1)
-        self.stopped = 0 < settings.patience <= self.waited
         is_best = value > (-math.inf if self.best is None else self.best)
+        self.waited = 0 if is_best else self.waited + 1
+        self.stopped = 0 < settings.patience <= self.waited
         if is_best:
             self.best, self.step = value, step
         return is_best

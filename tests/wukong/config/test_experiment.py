@@ -57,7 +57,7 @@ def test_overrides_change_one_value(tmp_path: Path) -> None:
         ("pretrain.epochs=0", ["pretrain.epochs", "0 leaves no model", "pretrain.from_model"]),
         ("finetune.epochs=-1", ["finetune.epochs", "greater than or equal to 0", "-1"]),
         ("pretrain.batch_size=0", ["pretrain.batch_size", "greater than 0", "0"]),
-        ("filter.length_unit=glyph", ["filter.length_unit", "'character', 'word' or 'token'", "glyph"]),
+        ("filter.name_care=none", ["filter.name_care", "'precise', 'balanced' or 'thorough'", "none"]),
         ("crawl.politeness.robots=no", ["crawl.politeness.robots", "robots_txt"]),
         ("name=Not Allowed", ["name", "Not Allowed"]),
         ("storage=/tmp/x", ["storage", "/tmp/x"]),

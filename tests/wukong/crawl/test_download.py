@@ -708,7 +708,7 @@ def test_a_part_that_waits_for_slow_hosts_is_stored_and_goes_on_to_the_same_byte
     for number in range(20):
         web.bytes_at(f"/{number}.jpg", picture(number + 300, 900))  # it is encoded anew
     gone = f"{SITE}/gone.jpg"
-    patient = {"per_host_concurrency": 8, "max_retry_after": 60.0}
+    patient = {"per_host_concurrency": 8}
     config = crawl_config(max_seconds=1.0, retries=3, politeness=patient)
     busy = answering(b"", status="503 Busy", Retry_After="30")
     answers = {f"/{number}.jpg": answering(picture(333 + number, 222)) for number in range(3)}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from loopback_web import Web, answering, raw
 from pydantic import ValidationError
 
+from wukong.crawl import fetch
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.fetch import Fetcher, RequestOptions
 from wukong.crawl.room import Room
@@ -104,8 +105,10 @@ import asyncio, json, sys
 from pathlib import Path
 from wukong.config.crawl import Crawl
 from wukong.crawl.addresses import ConnectTo
+from wukong.crawl import fetch
 from wukong.crawl.fetch import Fetcher
 
+fetch.BYTES_IN_FLIGHT = 32 * 2**20
 port, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 
 def peak():
@@ -134,7 +137,6 @@ def test_large_answers_do_not_take_more_memory_than_allowed(web: Web, answer: st
     web.fallback = ANSWERS[answer]
     config = make_config(
         max_bytes=16 * 2**20,
-        max_bytes_in_flight=32 * 2**20,
         concurrency=24,
         max_seconds=60.0,
         politeness={"per_host_concurrency": 24},
@@ -150,6 +152,11 @@ def test_large_answers_do_not_take_more_memory_than_allowed(web: Web, answer: st
     mib, sizes = json.loads(done.stdout)
     assert sizes == [8 * 2**20] * 24, "all of them arrive"
     assert mib < 80
+
+
+@pytest.fixture
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BYTES_IN_FLIGHT", 16 * 2**20)
 
 
 def fetched(web: Web, count: int, **changes: Any) -> list[int]:
@@ -176,24 +183,27 @@ def test_usual_answers_are_requested_once(web: Web) -> None:
     assert set(web.requests.values()) == {1}
 
 
+@pytest.mark.usefixtures("little_room")
 def test_an_answer_without_room_is_requested_again(web: Web) -> None:
     web.fallback = answering(bytes(6 * 2**20))
-    assert fetched(web, 8, max_bytes=8 * 2**20, max_bytes_in_flight=16 * 2**20) == [6 * 2**20] * 8
+    assert fetched(web, 8, max_bytes=8 * 2**20) == [6 * 2**20] * 8
     requests = sum(count for path, count in web.requests.items() if path != "/robots.txt")
     assert 8 < requests <= 24
 
 
+@pytest.mark.usefixtures("little_room")
 def test_small_answers_do_not_wait_for_each_other(web: Web) -> None:
     """More requests at a time than there is room for at their beginning."""
     web.fallback = answering(bytes(1000))
-    assert fetched(web, 200, concurrency=200, max_bytes=8 * 2**20, max_bytes_in_flight=16 * 2**20) == [1000] * 200
+    assert fetched(web, 200, concurrency=200, max_bytes=8 * 2**20) == [1000] * 200
 
 
 def test_the_largest_image_must_fit() -> None:
-    with pytest.raises(ValidationError, match="max_bytes_in_flight"):
-        make_config(max_bytes=100 * 2**20, max_bytes_in_flight=64 * 2**20)
+    with pytest.raises(ValidationError, match="max_bytes"):
+        make_config(max_bytes=fetch.BYTES_IN_FLIGHT + 1)
 
 
+@pytest.mark.usefixtures("little_room")
 def test_a_server_that_changes_its_length_is_not_asked_for_ever(web: Web) -> None:
     sizes = iter(range(2, 1000))
 
@@ -201,14 +211,15 @@ def test_a_server_that_changes_its_length_is_not_asked_for_ever(web: Web) -> Non
         await answering(bytes(min(7, next(sizes)) * 2**20))(path, writer)
 
     web.fallback = growing
-    options = {"max_bytes": 8 * 2**20, "max_bytes_in_flight": 16 * 2**20}
+    options = {"max_bytes": 8 * 2**20}
     assert len(fetched(web, 6, **options)) == 6
     assert max(count for path, count in web.requests.items() if path != "/robots.txt") <= 3
 
 
+@pytest.mark.usefixtures("little_room")
 def test_room_is_given_back_after_every_failure(web: Web) -> None:
     async def run() -> int:
-        config = make_config(max_bytes=8 * 2**20, max_bytes_in_flight=16 * 2**20, max_seconds=1.0)
+        config = make_config(max_bytes=8 * 2**20, max_seconds=1.0)
         fetcher = Fetcher(config, ConnectTo({HOST: web.connect_to}))
 
         async def one(path: str) -> None:

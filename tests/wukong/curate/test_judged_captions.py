@@ -145,12 +145,11 @@ def test_a_model_judges_each_caption_of_a_picture() -> None:
     assert looked["captions"][1] is None
 
 
-@given(st.integers(0, 1000), st.sampled_from([0.2, 0.5, 0.9]))
+@given(st.sampled_from([0.1 * tenth for tenth in range(1, 10)]))
 @settings(deadline=None, max_examples=25)
-def test_training_sees_no_caption_that_is_held_out(salt: int, share: float) -> None:
+def test_training_sees_no_caption_that_is_held_out(share: float) -> None:
     held = Split(
         held_out_captions=share,
-        salt=str(salt),
         holdouts=[{"name": "unseen", "source": "*", "captions": "unseen"}],
     )
     words = [f"{colour}色的{animal}" for colour in "红黄蓝" for animal in "猫狗鸟"]

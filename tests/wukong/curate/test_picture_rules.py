@@ -128,8 +128,6 @@ def test_the_share_of_text_is_measured_in_the_map_of_a_detector(tmp_path):
         two,
         of_tilted,
     )
-    more = Filter.model_validate({"text_area": {"model": model, "min_line": 0.35}})
-    assert computed(tmp_path, images, more)["text_area"][3] > one
 
 
 def faces_settings(tmp_path, **further):

@@ -48,10 +48,9 @@ def test_equal_captions_are_not_each_others_negatives() -> None:
     assert loss < global_loss(image, text, torch.tensor(10.0))
 
 
-def test_label_smoothing_equals_torchs() -> None:
+def test_the_softmax_loss_equals_torchs() -> None:
     scores = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    expected = F.cross_entropy(scores, torch.arange(6), label_smoothing=0.2)
-    torch.testing.assert_close(contrastive(scores, label_smoothing=0.2), expected)
+    torch.testing.assert_close(contrastive(scores), F.cross_entropy(scores, torch.arange(6)))
 
 
 def token_scores(image: torch.Tensor, text: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +107,7 @@ def test_gradients_of_the_sigmoid_loss_equal_finite_differences() -> None:
     scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (5.0, -3.0))
     captions = torch.tensor([1, 2, 1, 3])
     assert torch.autograd.gradcheck(
-        lambda image, text, scale, bias: global_loss(image, text, scale, captions, 0.1, bias),
+        lambda image, text, scale, bias: global_loss(image, text, scale, captions, bias),
         (image, text, scale, bias),
     )
 
@@ -125,10 +124,6 @@ def test_equal_captions_do_not_enter_the_sigmoid_loss() -> None:
                 answer = 1 if row == column else -1
                 expected += float(F.softplus(-answer * scores[row, column])) / 4
     assert pairwise(scores, excluded).item() == pytest.approx(expected, rel=1e-12)
-    smoothed = -(0.9 * F.logsigmoid(scores) + 0.1 * F.logsigmoid(-scores)).diag().sum() / 4
-    others = 0.1 * F.logsigmoid(scores) + 0.9 * F.logsigmoid(-scores)
-    smoothed -= (others.sum() - others.diag().sum()) / 4
-    assert pairwise(scores, None, 0.2).item() == pytest.approx(smoothed.item(), rel=1e-12)
 
 
 def _share(rank: int, count: int, kind: str, objective: str) -> dict[str, torch.Tensor]:
@@ -136,7 +131,7 @@ def _share(rank: int, count: int, kind: str, objective: str) -> dict[str, torch.
     mine = slice(rank * rows, (rank + 1) * rows)
     scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (9.0, -4.0))
     captions = torch.tensor([1, 2, 1, 3, 4, 5, 6, 3, 7, 7, 8, 1])[mine]
-    options = (scale, captions, 0.1, bias if objective == "sigmoid" else None)
+    options = (scale, captions, bias if objective == "sigmoid" else None)
     image, text, counted = token_batch(12)
     if kind == "global":
         image, text = image[:, 0], text[:, 0]
@@ -196,7 +191,7 @@ def _traffic(rank: int, count: int) -> dict[str, torch.Tensor]:
     for name, bias in (("softmax", None), ("sigmoid", torch.tensor(-4.0))):
         dist.barrier()
         before = _bytes_sent()
-        token_loss(image, text, counted, scale, captions, 0.0, bias).backward()
+        token_loss(image, text, counted, scale, captions, bias).backward()
         sent[name] = torch.tensor(_bytes_sent() - before)
     scores = torch.randn(SCORES, count * SCORES)
     dist.barrier()

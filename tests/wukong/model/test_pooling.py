@@ -68,7 +68,7 @@ def test_the_loss_of_areas_is_that_of_the_means_of_projected_patches() -> None:
     pairs = encoder(features, ids)
     projected = encoder.image_head(features).view(3, 2, 2, 2, 2, 8).mean((2, 4)).reshape(3, 4, 8)
     torch.testing.assert_close(pairs.image, F.normalize(projected, dim=-1))
-    expected = token_loss(F.normalize(projected, dim=-1), *pairs.text, pairs.scale, None, 0.0, None, True)
+    expected = token_loss(F.normalize(projected, dim=-1), *pairs.text, pairs.scale, None, None, True)
     torch.testing.assert_close(encoder.loss(pairs), expected)
 
 

@@ -19,7 +19,6 @@ def test_each_rule_that_was_on_stands_with_its_version_its_settings_and_what_it_
     config = {
         "min_side": 250,
         "duplicate_images": "similar",
-        "max_hash_distance": 2,
         "sensitive_words": "s3://private/lists/mine",
         "default_words": True,
         "rule_versions": {"usage": 1, "sensitive": 4},
@@ -38,7 +37,7 @@ def test_each_rule_that_was_on_stands_with_its_version_its_settings_and_what_it_
         "where lists lie stays unsaid"
     )
     assert sensitive.kinds == (("gambling", 3), ("drugs", 1), ("violence", 1))
-    assert applied["duplicate_image"].settings == (("duplicate_images", "similar"), ("max_hash_distance", "2"))
+    assert applied["duplicate_image"].settings == (("duplicate_images", "similar"),)
     assert "seed" not in str(applied)
 
 

@@ -11,7 +11,7 @@ from english import english
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wukong.curate.text.units import token_ids
+from wukong.curate.text.word_pieces import token_ids
 from wukong.errors import DataError
 from wukong.report import card, statistics
 from wukong.report.funnel import Step

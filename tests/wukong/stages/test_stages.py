@@ -164,14 +164,12 @@ def test_each_setting_of_a_training_is_in_its_key_but_those_that_decide_nothing(
         changed = getattr(given, name).model_copy(update={key: other})
         if entry.config(given.model_copy(update={name: changed})) == entry.config(given):
             left_out.add(key)
-    assert left_out == {"from_model", "log_every", "max_failures", "min_workers", "shard_optimizer", "threads"}
+    assert left_out == {"from_model", "log_every", "min_workers", "shard_optimizer", "threads"}
 
 
 def test_a_validation_is_in_the_key_only_if_it_decides() -> None:
     entry, plain = stages.of("pretrain"), experiment(pretrain={})
-    assert entry.config(experiment(pretrain={"validation": {"every_steps": 9}, "max_failures": 9})) == entry.config(
-        plain
-    )
+    assert entry.config(experiment(pretrain={"validation": {"every_steps": 9}})) == entry.config(plain)
     deciding = {"every_steps": 9, "metric": "retrieval/a/mean_recall", "keep": "best"}
     split = {"held_out_captions": 0.1, "holdouts": [{"name": "a", "source": "*", "captions": "unseen"}]}
 

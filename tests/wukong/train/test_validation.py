@@ -214,7 +214,7 @@ def test_a_model_that_tells_nothing_apart_is_not_measured(caplog: pytest.LogCapt
 
 
 def test_real_evaluators_do_not_change_the_training() -> None:
-    settings = small.SETTINGS.model_copy(update={"token_dropout": 0.2})
+    settings = small.SETTINGS
     plain, pairs = small.make(dropout=0.2)
     train(plain, pairs, settings, 7)
     every = settings.validation.model_copy(update={"every_steps": 2})

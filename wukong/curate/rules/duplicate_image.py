@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from wukong.curate.caption_counts import Hashes
 
+_NEAR = 3  # bits of 64 in which similar pictures' hashes may differ
+
 
 def _hashes(batch: PictureBatch, _settings: Strict) -> pl.Series:
     import polars as pl
@@ -29,16 +31,12 @@ class DuplicateImageRule(Comparison):
     title = "picture not seen before"
     unchecked = "Equal and similar pictures were not looked for."
     stored = (Column("image_hash", "uint64", place=70, nullable=True),)
-    thresholds = ("max_hash_distance",)
     column = "repeats_picture"
 
     class Settings(Strict):
         duplicate_images: Literal["keep", "equal", "similar"] = Field(
             "keep",
             description="of pairs with an equal picture, or a similar one by perceptual hash, keep the first by key",
-        )
-        max_hash_distance: int = Field(
-            3, ge=0, le=3, description="bits of 64 in which similar pictures' hashes may differ"
         )
 
     def enabled(self, settings: Settings) -> bool:
@@ -53,7 +51,7 @@ class DuplicateImageRule(Comparison):
         return pairs["image_hash"].to_numpy() if settings.duplicate_images == "similar" else picture_digests(pairs)
 
     def distance(self, settings: Settings) -> int:
-        return settings.max_hash_distance if settings.duplicate_images == "similar" else 0
+        return _NEAR if settings.duplicate_images == "similar" else 0
 
     def drops(self, pairs: Pairs, settings: Settings) -> Dropped:
         return pairs[self.column]

@@ -27,12 +27,6 @@ class Forbidden(Strict):
     lists: tuple[str, ...] = Field(
         (), description="URIs of lists of PDQ or MD5 hashes of pictures that are dropped and never shown"
     )
-    distance: int = Field(
-        31, ge=0, le=63, description="bits of 256 in which the PDQ hash of a forbidden picture may differ"
-    )
-    min_quality: int = Field(
-        50, ge=0, le=100, description="pictures of a lower PDQ quality have too little in them to be compared by PDQ"
-    )
 
 
 class _Lists(NamedTuple):
@@ -73,7 +67,7 @@ class ForbiddenRule(Rule):
     title = "picture on no list of forbidden ones"
     unchecked = "No list of forbidden pictures was obeyed."
     decided = "pictures"
-    thresholds = ("forbidden.lists", "forbidden.distance", "forbidden.min_quality")
+    thresholds = ("forbidden.lists",)
     uris = ("forbidden.lists",)
     never_shown = True
 
@@ -110,12 +104,12 @@ class ForbiddenRule(Rule):
         import numpy as np
         import polars as pl
 
-        from wukong.curate.pdq import BYTES, FORMS
+        from wukong.curate.pdq import BYTES, DISTANCE, FORMS, MIN_QUALITY
 
         listed = pairs["md5"].is_in(loaded.md5.implode()).fill_null(value=False).to_numpy(writable=True)
-        told = np.flatnonzero((pairs["pdq_quality"] >= settings.forbidden.min_quality).fill_null(value=False))
+        told = np.flatnonzero((pairs["pdq_quality"] >= MIN_QUALITY).fill_null(value=False))
         forms = np.frombuffer(b"".join(pairs["pdq_forms"].gather(told)), np.uint8).reshape(-1, BYTES)
-        found, _ = loaded.pdq.nearest(forms, settings.forbidden.distance)
+        found, _ = loaded.pdq.nearest(forms, DISTANCE)
         listed[told] |= (found >= 0).reshape(-1, FORMS).any(axis=1)
         return {"forbidden": pl.Series(listed)}
 
@@ -124,7 +118,9 @@ class ForbiddenRule(Rule):
 
     def counts(self, pairs: Pairs, settings: Settings) -> Mapping[str, int]:
         """Count the pictures that cannot be compared by PDQ, because one of them may be forbidden."""
-        return {"unread/forbidden": int((pairs["pdq_quality"] < settings.forbidden.min_quality).sum())}
+        from wukong.curate.pdq import MIN_QUALITY
+
+        return {"unread/forbidden": int((pairs["pdq_quality"] < MIN_QUALITY).sum())}
 
 
 RULE = ForbiddenRule()

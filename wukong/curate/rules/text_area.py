@@ -19,9 +19,6 @@ class TextArea(Strict):
     """A detector that marks the pixels of text, as PaddleOCR's do, and what is left out."""
 
     model: PictureModel
-    min_pixel: Fraction = Field(0.3, description="pixels with a lower score are no text")
-    min_line: Fraction = Field(0.5, description="rectangles around pixels of text with a lower mean score are no line")
-    grow: float = Field(1.6, ge=0, description="by which a line is grown, times its area over its perimeter")
     max_share: Fraction = Field(
         1.0, description="pictures of whose area a greater share is text are left out; 1 leaves out none"
     )
@@ -48,10 +45,7 @@ class TextAreaRule(ModelRule):
         from wukong.curate import picture_models, text_areas
 
         maps = picture_models.maps(section.model, batch.decoded, batch.device, batch.names)
-        shares = [
-            arrays and text_areas.share(arrays[0][0], section.min_pixel, section.min_line, section.grow)
-            for arrays in maps
-        ]
+        shares = [arrays and text_areas.share(arrays[0][0]) for arrays in maps]
         return pl.Series(shares, dtype=pl.Float32)
 
 
