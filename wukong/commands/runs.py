@@ -13,7 +13,7 @@ from wukong import stages
 from wukong.commands.output import Console, JsonOption, Table, echo, print_data, print_json, wide
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs.listing import StoredRun, Summary
+from wukong.runs.run import Run, Summary
 from wukong.runtime import environment
 from wukong.runtime.language import _, translated
 from wukong.store import storage
@@ -47,7 +47,7 @@ def runs(
 
         wukong runs demo --last 5
     """
-    from wukong.runs import listing as library
+    from wukong.runs import run as library
 
     environment.use_for(place)
     stored = library.of_experiment(storage.join(place, experiment)) if experiment else library.in_storage(place)
@@ -84,45 +84,43 @@ def report(
 
         wukong report demo-20261126-072750 --open
     """
-    from wukong.runs import listing as library
+    from wukong.runs import run as library
 
     environment.use_for(place)
     stored = library.find(name, place) if name else _newest(place)
     folder = output or environment.make(environment.home()) / "runs" / stored.name
-    page = fetch_report(stored.uri, folder)
+    page = fetch_report(stored, folder)
     if as_json:
-        print_json({"run": stored.name, "report": str(page), "uri": storage.join(stored.uri, "report.html")})
+        print_json({"run": stored.name, "report": str(page), "uri": stored.report})
     else:
         print_data(page)
     if browse:
         typer.launch(page.as_uri())
 
 
-def fetch_report(run: str, folder: Path) -> Path:
+def fetch_report(run: Run, folder: Path) -> Path:
     """Copy the report of a run and what lies beside it into a folder; return the path of the page.
 
     Args:
-        run: URI of the run's folder.
+        run: the run.
         folder: is made if it is missing.
 
     Raises:
         DataError: the run has no report.
     """
-    files = storage.list_files(run, ".html")
-    page = storage.join(run, "report.html")
-    if page not in files:
-        raise DataError(f"the run {run.rsplit('/', 1)[1]} has no report: it has not ended; run it again under its name")
-    docs = storage.list_files(storage.join(run, "docs"))
-    for uri in dict.fromkeys([*files, *docs]):
-        storage.download(uri, folder, uri[len(run) :].lstrip("/"))
+    if run.report is None:
+        raise DataError(f"the run {run.name} has no report: it has not ended; run it again under its name")
+    docs = storage.list_files(storage.join(run.uri, "docs"))
+    for uri in dict.fromkeys([*storage.list_files(run.uri, ".html"), *docs]):
+        storage.download(uri, folder, uri[len(run.uri) :].lstrip("/"))
     return folder / "report.html"
 
 
-def _newest(place: str) -> StoredRun:
-    from wukong.runs import listing as library
+def _newest(place: str) -> Run:
+    from wukong.runs import run as library
 
     for run in library.in_storage(place):
-        if storage.exists(storage.join(run.uri, "report.html")):
+        if run.report:
             return run
     raise DataError(
         f"no run in {place} has a report yet: `wukong run` makes one, `wukong runs` lists what was begun"
