@@ -244,12 +244,13 @@ class ModelRegistry:
                 gone = isinstance(error, MlflowError) and error.code == MISSING
                 if isinstance(error, AwayError | MlflowError) and not gone:
                     raise
+                shortened = textwrap.shorten(str(error), _SHOWN, placeholder=" …").rstrip(".")
                 return no(
                     _(
                         "Version {holder}, which holds the alias, has no answers to the candidate's queries "
                         "({why}), and cannot be evaluated on them: {shortened}. Mend that and run `wukong "
                         "promote {model}/{name}`, or use `wukong promote --force --reason`."
-                    ).format(holder=holder, why=why, shortened=_shortened(error), model=self.model, name=name)
+                    ).format(holder=holder, why=why, shortened=shortened, model=self.model, name=name)
                 )
             anew = Anew.of(why, theirs)
         first = promotion.decide(rules, evaluation, theirs, **known, held_by=holder)
@@ -465,11 +466,6 @@ def _gate(version: Mapping[str, Any]) -> Gate:
         return Gate.model_validate_json(_tag_of(version, GATE))
     except ValueError as error:
         raise WukongError(f"version {version['version']}: its tag {GATE} cannot be read: {error}") from error
-
-
-def _shortened(error: Exception) -> str:
-    """The beginning of an error's message in one line, without a full stop."""
-    return textwrap.shorten(str(error), _SHOWN, placeholder=" …").rstrip(".")
 
 
 def _now() -> str:

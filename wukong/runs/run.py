@@ -5,9 +5,8 @@ components, and read here. It is there without MLflow too. MLflow adds whether a
 was killed, and which model it registered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -36,41 +35,17 @@ _RUNS = "runs"
 _AT_ONCE = 8
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a list of runs shows of one.
-
-    Attributes:
-        name: name of the run.
-        experiment: name of its experiment.
-        uri: URI of its folder.
-        begun: when it was begun, in ISO 8601 (UTC).
-        state: ``finished``, ``failed``, ``killed``, ``running``, or ``unfinished`` where MLflow does not say which.
-        stages: state by stage: ``done``, ``reused`` or ``failed``; stages that have not ended are left out.
-        metrics: the means over the hold-outs; empty before the evaluation.
-        model: ``models:/NAME/VERSION``, if a model was registered.
-        report: URI of its report, if it has one.
-        mlflow: address of its page in MLflow, if it is tracked there.
-    """
-
-    name: str
-    experiment: str
-    uri: str
-    begun: str
-    state: str
-    stages: dict[str, str]
-    metrics: dict[str, float]
-    model: str | None
-    report: str | None
-    mlflow: str | None
-
-
 class Run:
     """A run by its folder. Each part is read when it is first asked for; most parts raise StorageError or DataError.
 
     Args:
         uri: URI of the run's folder.
+
+    Attributes:
+        tracked: what MLflow knows of it, where it was asked (``track``).
     """
+
+    tracked: Tracked | None = None
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
@@ -124,7 +99,7 @@ class Run:
         """The manifests of the stages that have finished and leave one."""
         return {stage: manifest.load(record.manifest) for stage, record in self.records.items() if record.manifest}
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """What its evaluation measured; empty before it, or where it was deleted."""
         evaluated = self.output("evaluate")
@@ -171,40 +146,32 @@ class Run:
         value = self._json(verdict.FILE)
         return Verdict.model_validate(value["verdict"]), restored(value["comparison"], value["chinese"])
 
-    def summary(self, tracked: Mapping[str, Tracked]) -> Summary:
-        """Return what a list shows of it.
+    @property
+    def ended(self) -> dict[str, str]:
+        """How each stage ended: ``done``, ``reused`` or ``failed``; stages that have not ended are left out."""
+        words = {stage: "reused" if record.reused else "done" for stage, record in self.records.items()}
+        return words | {stage: "failed" for stage, record in self.records.items() if record.state == "failed"}
 
-        Args:
-            tracked: what MLflow knows of the runs of the experiment.
-        """
-        known = tracked.get(self.name)
+    @property
+    def state(self) -> str:
+        """``finished``, ``failed``, ``killed``, ``running``, or ``unfinished`` where MLflow does not say which."""
+        if "failed" in self.ended.values():
+            return "failed"
+        if stages.WHOLE_RUN[-1] in self.records:
+            return "finished"
         words = {"RUNNING": "running", "KILLED": "killed", "FAILED": "failed", "FINISHED": "finished"}
-        ended = {
-            stage: "failed" if record.state == "failed" else "reused" if record.reused else "done"
-            for stage, record in self.records.items()
-        }
-        if "failed" in ended.values():
-            state = "failed"
-        elif stages.WHOLE_RUN[-1] in ended:
-            state = "finished"
-        else:
-            state = words.get(known.status, "unfinished") if known else "unfinished"
-        return Summary(
-            name=self.name,
-            experiment=self.experiment_name,
-            uri=self.uri,
-            begun=self.begun.isoformat(timespec="seconds"),
-            state=state,
-            stages=ended,
-            metrics={
-                name: value
-                for name, value in self.metrics.items()
-                if name.startswith("eval/") and f"/{HOLDOUTS}/" in name
-            },
-            model=known.model if known else None,
-            report=self.report,
-            mlflow=known.url if known else None,
-        )
+        return words.get(self.tracked.status, "unfinished") if self.tracked else "unfinished"
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The means of its metrics over the hold-outs; empty before the evaluation."""
+        over = f"/{HOLDOUTS}/"
+        return {name: value for name, value in self.metrics.items() if name.startswith("eval/") and over in name}
+
+    @property
+    def model(self) -> str | None:
+        """``models:/NAME/VERSION``, if MLflow knows that it registered a model."""
+        return self.tracked.model if self.tracked else None
 
     def _json(self, name: str) -> Any:
         return storage.read_json(storage.join(self.uri, name))
@@ -258,12 +225,13 @@ def find(name: str, place: str) -> Run:
     )
 
 
-def summaries(runs: Sequence[Run]) -> list[Summary]:
-    """Return what a list shows of some runs, in their order. If MLflow is away, its part is left out."""
-    names = {run.experiment_name for run in runs}
-    tracked = {name: run_links.tracked_runs(name) for name in sorted(names)}
+def track(runs: Sequence[Run]) -> None:
+    """Ask MLflow about some runs, and read what a list shows of them. If MLflow is away, its part is left out."""
+    known = {name: run_links.tracked_runs(name) for name in sorted({run.experiment_name for run in runs})}
+    for run in runs:
+        run.tracked = known[run.experiment_name].get(run.name)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda run: run.summary(tracked[run.experiment_name]), runs))
+        list(pool.map(lambda run: run.metrics, runs))
 
 
 def _folders(uri: str) -> list[str]:
