@@ -266,7 +266,7 @@ def first_line_of_job(job: str) -> float | None:
 
 def records(made: Experiment, run: Run) -> dict[str, Record]:
     """What the stages of a run recorded."""
-    return {record.stage: record for record in [*recorded.Run.of(made, run.name).records.values()]}
+    return recorded.Run.of(made, run.name).records
 
 
 def records_or_none(made: Experiment, run: Run) -> dict[str, Record]:

@@ -124,7 +124,7 @@ def runs(folder: Path, page: Page) -> Mapping[str, Experiment]:
 
 
 def _of_page(page: Page) -> dict[str, run_records.Record]:
-    return {record.stage: record for record in [*Run.of(page.versions[OF_PAGE], "paper-in-one-page").records.values()]}
+    return Run.of(page.versions[OF_PAGE], "paper-in-one-page").records
 
 
 def test_the_page_goes_from_words_to_an_evaluated_model(folder: Path, page: Page) -> None:

@@ -138,7 +138,7 @@ class Run:
             tags[IMAGES_TAG] = " ".join(images)
         return tags
 
-    @property
+    @cached_property
     def verdict(self) -> tuple[Verdict, dict[str, Any] | None] | None:
         """What was decided about its model, and the comparison with the champion's run; None if nothing was."""
         if verdict.FILE not in self.files:
