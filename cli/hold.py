@@ -22,6 +22,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.runs import run_records
+from wukong.runs.run import Run
 from wukong.runs.run_records import Claim
 from wukong.stages import run_paths
 from wukong.store import storage
@@ -117,7 +118,7 @@ def explain(each: Killed) -> str:
 
 def outlook(experiment: Experiment, run: str) -> str:
     """Return a message about an unfinished run: which stages are finished, and which is next."""
-    done = [record.stage for record in run_records.read_all(experiment, run) if record.state == "succeeded"]
+    done = [record.stage for record in Run.of(experiment, run).records.values() if record.state == "succeeded"]
     stage = next((stage for stage in stages.WHOLE_RUN if stage not in done), stages.WHOLE_RUN[-1])
     next_run = f"A run with the same config reuses what is finished, and goes on with {stage} where it stopped."
     return f"Finished and kept: {', '.join(done)}. {next_run}" if done else next_run

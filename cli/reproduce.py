@@ -17,10 +17,11 @@ from ray_jobs.launch import launch
 from wukong import stages
 from wukong.commands.output import Console, JsonOption, Table, print_json
 from wukong.commands.runs import STORAGE, StorageOption
-from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs import listing, reproduction, run_records
+from wukong.runs import reproduction
+from wukong.runs import run as runs
 from wukong.runs.reproduction import Compared
+from wukong.runs.run import Run
 from wukong.runtime import environment
 from wukong.runtime.cancel import end_on_signal
 from wukong.runtime.language import _, translated
@@ -60,9 +61,9 @@ def reproduce(
         wukong reproduce demo-20261126-072750
     """
     environment.use_for(place)
-    found = listing.find(run, place)
-    experiment = listing.experiment_of(found.uri)
-    before = _outputs(experiment, run)
+    found = runs.find(run, place)
+    experiment = found.experiment
+    before = _outputs(found)
     began = f"{run}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     folder = into or environment.make(environment.home()) / "reproduced" / began
     if own_code:
@@ -116,17 +117,18 @@ def _output_in(file: Path) -> Iterator[None]:
         os.close(kept)
 
 
-def _outputs(experiment: Experiment, run: str) -> dict[str, Manifest]:
+def _outputs(run: Run) -> dict[str, Manifest]:
     """Return the outputs of a run's jobs, by stage, in the order of the table of stages.
 
     Raises:
         DataError: the run has not finished them.
     """
-    records: Mapping[str, str] = {each.stage: each.manifest for each in run_records.read_all(experiment, run)}
     wanted = [name for name in stages.JOBS if stages.of(name).in_whole_run]
-    if missing := [name for name in wanted if not records.get(name)]:
-        raise DataError(f"the run {run} has not finished {', '.join(missing)}: only a finished run can be done again")
-    return {name: manifest.load(records[name]) for name in wanted}
+    if missing := [name for name in wanted if not run.output(name)]:
+        raise DataError(
+            f"the run {run.name} has not finished {', '.join(missing)}: only a finished run can be done again"
+        )
+    return {name: run.manifests[name] for name in wanted}
 
 
 def _print(console: Console, compared: Sequence[Compared]) -> None:

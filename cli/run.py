@@ -24,11 +24,12 @@ from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
 from wukong.runs import run_records
+from wukong.runs.run import Run
 from wukong.runtime import environment, events
 from wukong.runtime.cancel import end_on_signal
 from wukong.runtime.language import _
 from wukong.stages import prices, start
-from wukong.store import patience, storage
+from wukong.store import patience
 from wukong.tracking import mlflow_runs, run_links
 
 
@@ -145,10 +146,10 @@ def run_local(
         with _ended_in_order(experiment, run, folder, watch):
             work(stored.store(experiment), run)
         ended = time.monotonic()
-    page = fetch_report(storage.join(experiment.root, "runs", run), folder)
-    records = run_records.read_all(experiment, run)
-    summary.print_run(console, run, records, total=ended - prepared, setup=prepared - started)
-    summary.print_verdict(console, experiment, run)
+    ended_run = Run.of(experiment, run)
+    page = fetch_report(ended_run, folder)
+    summary.print_run(console, ended_run, total=ended - prepared, setup=prepared - started)
+    summary.print_verdict(console, ended_run)
     summary.print_pages(console, page, run_links.pages(experiment, run))
     summary.print_tables(console, experiment, run)
     console.print(_("The stack keeps running, so that you can look around; `wukong down` ends it."), style="dim")
@@ -242,7 +243,7 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch
     except local.PipelineError as error:
         mlflow_runs.end_open_runs(experiment, run, "FAILED")  # a killed component could not end its run
         watch.catch_up()
-        failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
+        failed = [record for record in Run.of(experiment, run).records.values() if record.state == "failed"]
         log = folder / "log.txt"
         if failed:
             more = f"\n`wukong show {run} --failed` lists what it did not get."

@@ -11,12 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
-from wukong.registry import verdict
-from wukong.runs import origin, run_records
 from wukong.runs.origin import Source
+from wukong.runs.run import Run
 from wukong.runtime import environment
-from wukong.stages import run_paths
-from wukong.store import manifest, storage
 
 FORMAT = 1
 """Of the JSON: fields may be added to it; where one goes or changes its meaning, the number changes."""
@@ -200,13 +197,12 @@ def with_records(result: Result, experiment: Experiment) -> Result:
 
 
 def _recorded(result: Result, experiment: Experiment) -> dict[str, Any]:
-    records = {record.stage: record for record in run_records.read_all(experiment, result.run)}
+    run = Run.of(experiment, result.run)
     by_kfp = {each.stage: each for each in result.stages}
-    images = origin.images_of(experiment, result.run)
     merged = []
     for stage in stages.RECORDED:
         made = by_kfp.get(stage)
-        if record := records.get(stage):
+        if record := run.records.get(stage):
             made = (made or RunStage(stage=stage, state=record.state)).model_copy(
                 update={
                     "state": record.state,
@@ -217,17 +213,14 @@ def _recorded(result: Result, experiment: Experiment) -> dict[str, Any]:
                 }
             )
         if made is not None:
-            merged.append(made.model_copy(update={"images": tuple(images.get(stage, ()))}))
+            merged.append(made.model_copy(update={"images": tuple(run.images.get(stage, ()))}))
     found: dict[str, Any] = {"stages": tuple(merged)}
-    run_by = sorted({*itertools.chain.from_iterable(images.values())})
+    run_by = sorted({*itertools.chain.from_iterable(run.images.values())})
     known = {image.partition("@")[0] for image in run_by}
     found["images"] = (*run_by, *(image for image in result.images if image.partition("@")[0] not in known))
-    if came := origin.read(experiment, result.run):
-        found["image_revision"] = came.image_revision or None
-        found["notes"] = (*result.notes, *filter(None, [came.difference]))
-    if (evaluated := records.get("evaluate")) and evaluated.manifest:
-        found["metrics"] = dict(manifest.load(evaluated.manifest).metrics)
-    if decided := verdict.read(experiment, result.run):
-        found["gate"] = Gate(**decided[0].model_dump(include=set(Gate.model_fields)))
-    report = run_paths.uri_of(experiment, result.run, "report.html")
-    return found | ({"report": report} if storage.exists(report) else {})
+    if run.origin:
+        found["image_revision"] = run.origin.image_revision or None
+        found["notes"] = (*result.notes, *filter(None, [run.origin.difference]))
+    if run.verdict:
+        found["gate"] = Gate(**run.verdict[0].model_dump(include=set(Gate.model_fields)))
+    return found | {"metrics": run.metrics, "report": run.report}

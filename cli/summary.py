@@ -1,6 +1,6 @@
 """What commands print at the end: the stack, the funnel, the results with chance, the times."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from wukong.commands.runs import STORAGE
 from wukong.config.experiment import Experiment
 from wukong.evaluate import paper
 from wukong.evaluate.results import tasks_of
+from wukong.runs.run import Run
 from wukong.runs.run_records import Record
 from wukong.runtime.language import _, translated
-from wukong.store import manifest, storage
+from wukong.store import storage
 from wukong.store.manifest import Manifest
 from wukong.tracking.run_links import Pages
 
@@ -31,33 +32,29 @@ def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
     console.print(table)
 
 
-def print_run(console: Console, run: str, records: list[Record], total: float, setup: float) -> None:
+def print_run(console: Console, run: Run, total: float, setup: float) -> None:
     """Print a finished run.
 
     Args:
         console: prints it.
-        run: its name.
-        records: the run's records, in order.
+        run: the run.
         total: seconds the pipeline took.
         setup: seconds it took to fetch the corpus and start the stack.
     """
-    manifests = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
-    if "filter" in manifests:
-        _print_funnel(console, run, manifests)
-    if "evaluate" in manifests:
-        _print_results(console, storage.read_json(*manifests["evaluate"].file("evaluation.json")))
-    _print_times(console, records, total, setup)
+    if "filter" in run.manifests:
+        _print_funnel(console, run.name, run.manifests)
+    if "evaluate" in run.manifests:
+        _print_results(console, storage.read_json(*run.manifests["evaluate"].file("evaluation.json")))
+    _print_times(console, [*run.records.values()], total, setup)
 
 
-def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
+def print_verdict(console: Console, run: Run) -> None:
     """Print what was decided about a run's model, and what changed against the run whose model held the alias."""
-    from wukong.registry import verdict
     from wukong.report import comparison
 
-    found = verdict.read(experiment, run)
-    if found is None:
+    if run.verdict is None:
         return
-    decided, document = found
+    decided, document = run.verdict
     heading, says = translated(decided.heading), translated(decided.said)
     console.print(
         _("[bold]Model models:/{model}/{version}[/] {heading} {says}").format(
@@ -75,7 +72,7 @@ def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
             values = ("-" if each[key] is None else f"{100 * each[key]:.1f}" for key in ("before", "now"))
             table.add_row(each["title"], translated(each["result"]), *values, each["difference"], each["sign"])
         console.print(table)
-        console.out(f"wukong compare {document['baseline']} {run}", highlight=False)
+        console.out(f"wukong compare {document['baseline']} {run.name}", highlight=False)
     console.print()
 
 
@@ -161,7 +158,7 @@ def _print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
     console.print()
 
 
-def _print_times(console: Console, records: list[Record], total: float, setup: float) -> None:
+def _print_times(console: Console, records: Sequence[Record], total: float, setup: float) -> None:
     table = Table(title=_("Times"), title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     table.add_column(_("seconds"), justify="right")

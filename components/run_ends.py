@@ -13,6 +13,7 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runs import origin, run_records
 from wukong.runs.origin import Source
+from wukong.runs.run import Run
 from wukong.runs.run_records import Record
 from wukong.stages import preflight, run_paths
 from wukong.stages import start as start_model
@@ -160,7 +161,7 @@ def record_end_of(
             cancelled = cancelled or (not succeeded and kuberay.was_terminated())
         except kuberay.RayJobError as error:
             log.error("RayJobs of the run may be left: %s", error)
-    records = run_records.read_all(experiment, run)
+    records = Run.of(experiment, run).records.values()
     why = message or "; ".join(f"{entry.stage}: {entry.error}" for entry in records if entry.state == "failed") or state
     if not (succeeded or cancelled) and {*names} <= {entry.stage for entry in records if entry.state == "succeeded"}:
         log.warning("all stages of the run have succeeded, and something beside them has not: %s", why)

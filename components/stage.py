@@ -16,7 +16,9 @@ from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
-from wukong.runs import origin, run_records
+from wukong.runs import run_records
+from wukong.runs import verdict as verdicts
+from wukong.runs.run import Run
 from wukong.runs.run_records import Record
 from wukong.runtime import cancel, events, logs
 from wukong.runtime.language import _
@@ -73,7 +75,7 @@ def run_stage(
     """
     parsed = experiment_of(experiment, stage, run)
     inputs = [load_artifact(path) for path in parents]
-    tags = origin.tags_of(parsed, run)
+    tags = Run.of(parsed, run).tags
     with cancellable(), events.stage(stage) as took, mlflow_runs.stage_run(parsed, run, stage, tags) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
         try:
@@ -86,7 +88,7 @@ def run_stage(
         if record := run_records.read(parsed, run, stage):
             took.seconds = record.seconds
         stage_results.log_stage(run_id, result)
-        stage_results.log_images(run_id, stage, origin.images_of(parsed, run).get(stage, []))
+        stage_results.log_images(run_id, stage, Run.of(parsed, run).images.get(stage, []))
     save_artifact(result, output)
     return result
 
@@ -139,8 +141,8 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     evaluated = load_artifact(evaluation)
     with cancellable(), recorded(parsed, run, "report"):
         takedowns.wait_for_end(parsed.root)
-        records = [record for record in run_records.read_all(parsed, run) if record.manifest]
-        manifests = {record.stage: manifest.load(record.manifest) for record in records}
+        done = Run.of(parsed, run)
+        manifests = done.manifests
         links, decided = {}, None
         pages = run_links.pages(parsed, run)
         if pages:
@@ -169,7 +171,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             run,
             docs,
             decided,
-            records,
+            [done.records[stage] for stage in manifests],
             cost.note_run(parsed, run),
         )
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
@@ -210,7 +212,7 @@ def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] |
     Returns:
         What the report shows of it; None if MLflow does not say.
     """
-    from wukong.registry import verdict
+    from wukong.registry import aliases
     from wukong.report import comparison
 
     def known(request: Callable[[], _T | None], left_out: str) -> _T | None:
@@ -225,11 +227,11 @@ def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] |
 
         return unless_away(ask, left_out, AT_END) if enabled() else None
 
-    decided = known(lambda: verdict.of_version(experiment, version), "what was decided about the model is left out")
+    decided = known(lambda: aliases.verdict_of(experiment, version), "what was decided about the model is left out")
     if decided is None:
         return None
-    document = known(lambda: verdict.compare(experiment, run, decided), "no comparison with the champion's run is made")
-    verdict.store(experiment, run, decided, document)
+    document = known(lambda: aliases.compare(experiment, run, decided), "no comparison with the champion's run is made")
+    verdicts.store(experiment, run, decided, document)
     shown = {"heading": decided.heading, "says": decided.said, "against": "", "changes": []}
     if document is None:
         return shown

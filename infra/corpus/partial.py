@@ -72,7 +72,10 @@ def without_missing(experiment: Experiment, corpus: Corpus, host: str) -> tuple[
         if gone:
             left_out.append(f"{gone} in {stage}.sources{'' if kept_sources else '; it trains on all pairs instead'}")
             update[stage] = training.model_copy(update={"sources": kept_sources or ("*",)})
-    notes = _notes(corpus, left_out)
+    notes = [f"The demo corpus lacks {' and '.join(corpus.missing)}."]
+    if left_out:
+        notes.append(f"Left out with it: {'; '.join(left_out)}.")
+    notes.append("No figure of this run can be compared with figures of the whole demo corpus, such as the README's.")
     update["about"] = " ".join(filter(None, [experiment.about, *notes]))
     return experiment.model_copy(update=update), notes
 
@@ -84,11 +87,3 @@ def _task(task: Classification, holdouts: Iterable[str], occurs: Callable[[str],
     if not kept or len(classes) < 2:
         return None
     return task.model_copy(update={"holdouts": kept, "classes": classes})
-
-
-def _notes(corpus: Corpus, left_out: list[str]) -> list[str]:
-    notes = [f"The demo corpus lacks {' and '.join(corpus.missing)}."]
-    if left_out:
-        notes.append(f"Left out with it: {'; '.join(left_out)}.")
-    notes.append("No figure of this run can be compared with figures of the whole demo corpus, such as the README's.")
-    return notes

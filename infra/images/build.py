@@ -187,7 +187,7 @@ def make_wheelhouse(folder: Path, project: Path, image: str, builds: str) -> Pat
     required = f"{wheel}[{','.join(wanted.extras)}]"
     into = ["wheel", f"--wheel-dir={folder}", f"--find-links={folder}"]
     bounds = [f"--constraint={file}" for file in constraints]
-    hashed = _hashed(image, builds)
+    hashed = [HASHES, CUDA_HASHES] if wanted.torch and builds == "cuda" else [HASHES]
     if wanted.torch and builds == "cpu":
         _pip(*into, "--no-deps", f"--index-url={CPU_INDEX}", *bounds, "torch", "torchvision")
         hashed.append(_hashes_of_torch(folder, constraints[-1]))
@@ -213,7 +213,8 @@ def make_wheelhouse(folder: Path, project: Path, image: str, builds: str) -> Pat
         wheels |= _reported_wheels(_pip(*dry_run, "--no-deps", *wanted.alone))
     del wheels[installed.DISTRIBUTION]
     (folder / wheel.name).unlink()
-    pinned = _pinned([file.read_text(encoding="utf-8") for file in constraints] + list(wanted.alone))
+    texts = [*(file.read_text(encoding="utf-8") for file in constraints), *wanted.alone]
+    pinned = {name for text in texts for name in versions(text)}
     loose = sorted(name for name in wheels if name not in pinned and not _PARTS_OF_TORCH.match(name))
     if loose:
         raise StackError(
@@ -334,11 +335,6 @@ def _constraints(image: str, accelerator: str) -> list[Path]:
     return [*files, _HERE / f"torch-{accelerator}.txt"] if IMAGES[image].torch else files
 
 
-def _hashed(image: str, builds: str) -> list[Path]:
-    """Return the files with the hashes of what an index may give for an image."""
-    return [HASHES, CUDA_HASHES] if IMAGES[image].torch and builds == "cuda" else [HASHES]
-
-
 def _hashes_of_torch(folder: Path, pins: Path) -> Path:
     """Write down the hashes of the CPU builds that are in the wheelhouse: no others are taken after this."""
     wheels = {
@@ -359,11 +355,6 @@ def _key(wanted: Image, constraints: Sequence[Path]) -> str:
         *(file.read_text(encoding="utf-8") for file in constraints),
     ]
     return f"# {hashlib.sha256(chr(0).join(inputs).encode()).hexdigest()}"
-
-
-def _pinned(texts: Sequence[str]) -> set[str]:
-    """Return the names of the packages that constraints pin to one version."""
-    return {name for text in texts for name in versions(text)}
 
 
 def _reported_wheels(report: str) -> dict[str, tuple[str, Path]]:

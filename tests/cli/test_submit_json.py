@@ -17,11 +17,10 @@ from cli.submit import Submission
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.registry import verdict
-from wukong.registry.verdict import Verdict
-from wukong.runs import origin, run_records
+from wukong.runs import origin, run_records, verdict
 from wukong.runs.origin import Source
 from wukong.runs.run_records import Record
+from wukong.runs.verdict import Verdict
 from wukong.store import storage
 from wukong.store.manifest import Stage
 

@@ -8,6 +8,7 @@ import pytest
 
 from cli import summary
 from wukong.commands.output import Console
+from wukong.runs.run import Run
 from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Stage
@@ -25,12 +26,12 @@ def printed(
     storage.write_json(evaluate.path("evaluation.json"), {"tasks": tasks})
     measured = evaluate.commit([])
     checked = Stage(uri, "validate", {}, [kept]).commit([], counts={"repeated_pairs": repeated})
-    records = [
-        Record(stage=each.stage, state="succeeded", manifest=f"{each.uri}/manifest.json")
-        for each in (crawl, kept, checked, measured)
-    ]
+    run = Run(storage.join(uri, "runs", "mine"))
+    for each in (crawl, kept, checked, measured):
+        record = Record(stage=each.stage, state="succeeded", manifest=f"{each.uri}/manifest.json")
+        storage.write_json(storage.join(run.uri, f"{each.stage}.json"), record.model_dump(mode="json"))
     stream = io.StringIO()
-    summary.print_run(Console(file=stream, width=120), "mine", records, total=1, setup=1)
+    summary.print_run(Console(file=stream, width=120), run, total=1, setup=1)
     return stream.getvalue()
 
 

@@ -20,7 +20,7 @@ from cli import kfp_api, submit
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
-from wukong.runs import run_records
+from wukong.runs import run as recorded
 from wukong.runs.run_records import Record
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
@@ -266,7 +266,7 @@ def first_line_of_job(job: str) -> float | None:
 
 def records(made: Experiment, run: Run) -> dict[str, Record]:
     """What the stages of a run recorded."""
-    return {record.stage: record for record in run_records.read_all(made, run.name)}
+    return recorded.Run.of(made, run.name).records
 
 
 def records_or_none(made: Experiment, run: Run) -> dict[str, Record]:

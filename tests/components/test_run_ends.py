@@ -13,6 +13,7 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runs import origin, run_records
 from wukong.runs.origin import Source
+from wukong.runs.run import Run
 from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Stage
@@ -96,12 +97,12 @@ def test_a_run_stores_where_it_comes_from(
     experiment = documents.loads(text(tmp_path))
     source = '{"repository": "https://git.example/runs", "revision": "f00", "dirty": false, "code": "a1"}'
     ends.note_origin(experiment, "r", source, "")
-    stored_origin = origin.read(experiment, "r")
+    stored_origin = Run.of(experiment, "r").origin
     assert stored_origin is not None
     assert (stored_origin.revision, stored_origin.code, stored_origin.image_revision) == ("f00", "a1", "b2")
     assert "submitted by revision a1 of Wukong, and the image of its components has revision b2" in caplog.text
     ends.note_origin(experiment, "by-hand", "", "")
-    by_hand = origin.read(experiment, "by-hand")
+    by_hand = Run.of(experiment, "by-hand").origin
     assert by_hand is not None and (by_hand.revision, by_hand.image_revision) == ("", "b2")
     with pytest.raises(ConfigError, match="source: leave it empty"):
         ends.note_origin(experiment, "r", "main", "")
@@ -138,7 +139,7 @@ def test_a_clone_that_was_changed_is_not_the_config_of_its_revision(
     ends.configured(as_submitted.model_copy(update={"run": "changed", "overrides": ["seed=7"]}))
     found = {}
     for run, overrides in (("same", []), ("changed", ["seed=7"])):
-        stored_origin = origin.read(documents.loads(text(tmp_path), ["pretrain.epochs=5", *overrides]), run)
+        stored_origin = Run.of(documents.loads(text(tmp_path), ["pretrain.epochs=5", *overrides]), run).origin
         assert stored_origin is not None
         found[run] = (stored_origin.dirty, stored_origin.digest == digest)
     assert found == {"same": (False, True), "changed": (True, False)}

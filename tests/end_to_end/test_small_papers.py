@@ -26,6 +26,7 @@ from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.evaluate import class_names, paper, results
 from wukong.runs import run_records
+from wukong.runs.run import Run
 from wukong.store import manifest, storage
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,7 @@ def runs(folder: Path, page: Page) -> Mapping[str, Experiment]:
 
 
 def _of_page(page: Page) -> dict[str, run_records.Record]:
-    return {record.stage: record for record in run_records.read_all(page.versions[OF_PAGE], "paper-in-one-page")}
+    return Run.of(page.versions[OF_PAGE], "paper-in-one-page").records
 
 
 def test_the_page_goes_from_words_to_an_evaluated_model(folder: Path, page: Page) -> None:

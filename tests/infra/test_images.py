@@ -168,7 +168,7 @@ def test_the_committed_hashes_are_those_of_the_pinned_versions() -> None:
 def test_what_an_image_needs_is_pinned(image: str) -> None:
     """As far as the packages that are installed here say what they need; what is not installed says nothing."""
     files = (REPOSITORY / "constraints.txt", IMAGES / "constraints.txt", IMAGES / "torch-cuda.txt")
-    pinned = build._pinned([file.read_text(encoding="utf-8") for file in files])
+    pinned = {name for file in files for name in hashes.versions(file.read_text(encoding="utf-8"))}
     todo = [(build.installed.normal(build.installed.DISTRIBUTION), extra) for extra in build.IMAGES[image].extras]
     seen = set(todo)
     while todo:

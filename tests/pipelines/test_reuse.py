@@ -18,7 +18,7 @@ from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.crawl.status import Status
 from wukong.errors import DataError
-from wukong.runs import run_records
+from wukong.runs.run import Run
 from wukong.stages import places, run_paths
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
@@ -118,7 +118,7 @@ def test_a_run_in_which_all_is_reused_starts_no_process(
     assert found is not None and list(found) == list(stages.JOBS)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     reuse.run(stages.WHOLE_RUN, stored.store(experiment), "again", tmp_path / "kfp", tmp_path / "log.txt")
-    records = run_records.read_all(experiment, "again")
+    records = [*Run.of(experiment, "again").records.values()]
     assert {record.stage: record.state for record in records} == dict.fromkeys(stages.WHOLE_RUN, "succeeded")
     assert [record.stage for record in records if record.reused] == list(stages.JOBS)
     assert storage.exists(run_paths.uri_of(experiment, "again", "report.html"))

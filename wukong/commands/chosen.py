@@ -11,7 +11,9 @@ from wukong.commands.runs import STORAGE
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs import listing, run_records
+from wukong.runs import run as runs
+from wukong.runs import run_records
+from wukong.runs.run import Run
 from wukong.runs.run_records import Output
 from wukong.runtime import environment
 
@@ -79,6 +81,6 @@ def chosen(
         return Chosen(documents.load(config_file or DEMO, [*overrides]), name)
     uri = run.rstrip("/")
     environment.use_for(uri if "://" in uri else STORAGE)
-    experiment = listing.experiment_of(uri if "://" in uri else listing.find(uri, STORAGE).uri)
+    experiment = (Run(uri) if "://" in uri else runs.find(uri, STORAGE)).experiment
     value = json.dumps(experiment.model_dump(mode="json"), ensure_ascii=False)
     return Chosen(documents.loads(value, [*overrides], where=uri), name)

@@ -10,7 +10,7 @@ from rich.text import Text
 from wukong.commands.output import Console, JsonOption, Table, print_json, wide
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import DataError
-from wukong.runs.run_records import Record, differences, short
+from wukong.runs.run_records import differences, short
 from wukong.runtime.language import _, translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -62,14 +62,13 @@ def _crawl_of(name: str, place: str) -> Manifest:
         DataError: the run has no finished crawl, or it is the manifest of another stage.
     """
     from wukong.runs import describe
+    from wukong.runs.run import Run
 
     uri = describe.resolve(name, place)
     if storage.exists(storage.join(uri, "experiment.json")):
-        record = storage.join(uri, "crawl.json")
-        made = Record.model_validate(storage.read_json(record)).manifest if storage.exists(record) else ""
-        if not made:
+        uri = Run(uri).output("crawl")
+        if not uri:
             raise DataError(f"the crawl of the run {name} has not finished: run it again under its name")
-        uri = made
     found = manifest.load(uri)
     if found.stage != "crawl":
         raise DataError(f"{uri} is the output of the stage {found.stage}: name a crawl, or a run by its name")

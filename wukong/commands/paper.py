@@ -128,13 +128,14 @@ def _read(name: str, place: str) -> tuple[Evaluation, str | None, str]:
         evaluation = comparison.read(server, comparison.find(server, [match[1]]))[0].evaluation
         return (evaluation, *_origin(evaluation.uri))
     from wukong.runs import describe
+    from wukong.runs.run import Run
     from wukong.tracking import model_versions
 
     of_model = name.startswith("models:/")
     uri = model_versions.evaluation_of(name) if of_model else describe.resolve(name, place).rstrip("/")
     environment.use_for(uri)
-    if storage.exists(record := storage.join(uri, "evaluate.json")):  # the folder of a run
-        uri = str(storage.read_json(record).get("manifest") or "")
+    if storage.exists(storage.join(uri, "evaluate.json")):  # the folder of a run
+        uri = Run(uri).output("evaluate")
         if not uri:
             raise DataError(f"{name}: its evaluation has failed; `wukong show {name}` says why")
     if uri.endswith(f"/{DOCUMENT}") and storage.exists(storage.join(uri.removesuffix(DOCUMENT), "manifest.json")):

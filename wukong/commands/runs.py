@@ -1,10 +1,8 @@
 """``wukong runs`` and ``wukong report``: what was run, and the page about one run."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -13,7 +11,7 @@ from wukong import stages
 from wukong.commands.output import Console, JsonOption, Table, echo, print_data, print_json, wide
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs.listing import StoredRun, Summary
+from wukong.runs.run import Run
 from wukong.runtime import environment
 from wukong.runtime.language import _, translated
 from wukong.store import storage
@@ -47,7 +45,7 @@ def runs(
 
         wukong runs demo --last 5
     """
-    from wukong.runs import listing as library
+    from wukong.runs import run as library
 
     environment.use_for(place)
     stored = library.of_experiment(storage.join(place, experiment)) if experiment else library.in_storage(place)
@@ -57,9 +55,10 @@ def runs(
             f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}"
             + environment.elsewhere()
         )
-    listed = library.summaries(stored[:last])
+    listed = stored[:last]
+    library.track(listed)
     if as_json:
-        print_json([asdict(run) for run in listed])
+        print_json([_document(run) for run in listed])
     elif listed:
         _print(listed, len(stored))
     else:
@@ -84,45 +83,43 @@ def report(
 
         wukong report demo-20261126-072750 --open
     """
-    from wukong.runs import listing as library
+    from wukong.runs import run as library
 
     environment.use_for(place)
     stored = library.find(name, place) if name else _newest(place)
     folder = output or environment.make(environment.home()) / "runs" / stored.name
-    page = fetch_report(stored.uri, folder)
+    page = fetch_report(stored, folder)
     if as_json:
-        print_json({"run": stored.name, "report": str(page), "uri": storage.join(stored.uri, "report.html")})
+        print_json({"run": stored.name, "report": str(page), "uri": stored.report})
     else:
         print_data(page)
     if browse:
         typer.launch(page.as_uri())
 
 
-def fetch_report(run: str, folder: Path) -> Path:
+def fetch_report(run: Run, folder: Path) -> Path:
     """Copy the report of a run and what lies beside it into a folder; return the path of the page.
 
     Args:
-        run: URI of the run's folder.
+        run: the run.
         folder: is made if it is missing.
 
     Raises:
         DataError: the run has no report.
     """
-    files = storage.list_files(run, ".html")
-    page = storage.join(run, "report.html")
-    if page not in files:
-        raise DataError(f"the run {run.rsplit('/', 1)[1]} has no report: it has not ended; run it again under its name")
-    docs = storage.list_files(storage.join(run, "docs"))
-    for uri in dict.fromkeys([*files, *docs]):
-        storage.download(uri, folder, uri[len(run) :].lstrip("/"))
+    if run.report is None:
+        raise DataError(f"the run {run.name} has no report: it has not ended; run it again under its name")
+    docs = storage.list_files(storage.join(run.uri, "docs"))
+    for uri in dict.fromkeys([*storage.list_files(run.uri, ".html"), *docs]):
+        storage.download(uri, folder, uri[len(run.uri) :].lstrip("/"))
     return folder / "report.html"
 
 
-def _newest(place: str) -> StoredRun:
-    from wukong.runs import listing as library
+def _newest(place: str) -> Run:
+    from wukong.runs import run as library
 
     for run in library.in_storage(place):
-        if storage.exists(storage.join(run.uri, "report.html")):
+        if run.report:
             return run
     raise DataError(
         f"no run in {place} has a report yet: `wukong run` makes one, `wukong runs` lists what was begun"
@@ -130,9 +127,24 @@ def _newest(place: str) -> StoredRun:
     )
 
 
-def _print(listed: Sequence[Summary], found: int) -> None:
+def _document(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "experiment": run.experiment_name,
+        "uri": run.uri,
+        "begun": run.begun.isoformat(timespec="seconds"),
+        "state": run.state,
+        "stages": run.ended,
+        "metrics": run.means,
+        "model": run.model,
+        "report": run.report,
+        "mlflow": run.tracked.url if run.tracked else None,
+    }
+
+
+def _print(listed: Sequence[Run], found: int) -> None:
     """Print a table of runs; where the terminal is too narrow for it, a paragraph for each. No name is broken."""
-    names = list(dict.fromkeys(name for run in listed for name in run.metrics))
+    names = list(dict.fromkeys(name for run in listed for name in run.means))
     titles = [" ".join(translated(name.split("/")[part].replace("_", " ")) for part in (1, -1)) for name in names]
     table = Table(box=None, pad_edge=False)
     for column in (_("run"), _("experiment"), _("begun"), _("state"), _("stages")):
@@ -141,7 +153,7 @@ def _print(listed: Sequence[Summary], found: int) -> None:
         table.add_column(Text(title), justify="right", no_wrap=True)
     table.add_column(_("model"), no_wrap=True)
     for run in listed:
-        measured = (f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names)
+        measured = (f"{run.means[name]:.3f}" if name in run.means else "" for name in names)
         table.add_row(*_cells(run), *measured, run.model or "")
     console = Console()
     unbroken = wide(console)
@@ -152,9 +164,7 @@ def _print(listed: Sequence[Summary], found: int) -> None:
             cells = (cell if isinstance(cell, Text) else Text(cell) for cell in _cells(run))
             console.print(Text("  ").join(cells), soft_wrap=True, highlight=False)
             shown = [
-                f"{title} {run.metrics[name]:.3f}"
-                for name, title in zip(names, titles, strict=True)
-                if name in run.metrics
+                f"{title} {run.means[name]:.3f}" for name, title in zip(names, titles, strict=True) if name in run.means
             ]
             rest = [*shown, *([run.model] if run.model else [])]
             if rest:
@@ -163,19 +173,19 @@ def _print(listed: Sequence[Summary], found: int) -> None:
         console.print(_("{older} older ones: --last {all}").format(older=found - len(listed), all=found), style="dim")
 
 
-def _cells(run: Summary) -> tuple[str, str, str, Text, str]:
+def _cells(run: Run) -> tuple[str, str, str, Text, str]:
     """Return what the table's first columns say of a run: its name, experiment, begin, state and stages."""
-    begun = datetime.fromisoformat(run.begun).astimezone()
-    reused = sum(state == "reused" for state in run.stages.values())
-    failed = [stage for stage, state in run.stages.items() if state == "failed"]
+    begun = run.begun.astimezone()
+    reused = sum(state == "reused" for state in run.ended.values())
+    failed = [stage for stage, state in run.ended.items() if state == "failed"]
     ended = translated(
         (_("{count:,} of {all:,}, {reused:,} reused") if reused else _("{count:,} of {all:,}")).format(
-            count=len(run.stages), all=len(stages.WHOLE_RUN), reused=reused
+            count=len(run.ended), all=len(stages.WHOLE_RUN), reused=reused
         )
     )
     return (
         run.name,
-        run.experiment,
+        run.experiment_name,
         f"{begun:%Y-%m-%d %H:%M}",
         Text(translated(run.state), _COLOURS[run.state]),
         ended + (translated(_(", failed: {failed}").format(failed=", ".join(failed))) if failed else ""),

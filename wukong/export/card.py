@@ -18,9 +18,8 @@ from wukong.config.model import Model
 from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import results
 from wukong.model.saved_model import SavedModel
-from wukong.runs import listing
-from wukong.runs.listing import StoredRun
-from wukong.runs.run_records import Record
+from wukong.runs import run as runs
+from wukong.runs.run import Run
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 from wukong.tracking import model_versions
@@ -123,28 +122,18 @@ def _filtered(trained: Manifest) -> Iterator[Manifest]:
 def _by_run(found: Known, trained: Manifest) -> Known:
     """Add what the newest run that made a model knows of it; one that evaluated it is preferred."""
     made = storage.join(trained.uri, "manifest.json")
-    runs = [
-        run
-        for run in listing.of_experiment(trained.uri.rsplit("/", 2)[0])
-        if (record := _record(run, trained.stage)) and record.manifest == made
-    ]
-    documents = {run.name: _document(run) for run in runs}
-    run = next((run for run in runs if documents[run.name]), runs[0] if runs else None)
+    makers = [run for run in runs.of_experiment(trained.uri.rsplit("/", 2)[0]) if run.output(trained.stage) == made]
+    documents = {run.name: _document(run) for run in makers}
+    run = next((run for run in makers if documents[run.name]), makers[0] if makers else None)
     if run is None:
         return Known(trained, found.filtered, why="no run that made it is in its storage")
-    return Known(trained, found.filtered, run.name, listing.experiment_of(run.uri), documents[run.name])
+    return Known(trained, found.filtered, run.name, run.experiment, documents[run.name])
 
 
-def _record(run: StoredRun, stage: str) -> Record | None:
-    uri = storage.join(run.uri, f"{stage}.json")
-    return Record.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
-
-
-def _document(run: StoredRun) -> Mapping[str, Any]:
-    record = _record(run, "evaluate")
-    if record is None or not record.manifest:
+def _document(run: Run) -> Mapping[str, Any]:
+    if not (evaluated := run.output("evaluate")):
         return {}
-    found: Any = storage.read_json(storage.join(record.manifest.rpartition("/")[0], results.DOCUMENT))
+    found: Any = storage.read_json(storage.join(evaluated.rpartition("/")[0], results.DOCUMENT))
     return found if isinstance(found, dict) else {}
 
 

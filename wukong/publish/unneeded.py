@@ -215,7 +215,11 @@ class Collection:
             storage.delete(each.uri)
             return True
         (name,) = _named(each.uri)
-        with lease.deleting(each.uri, lambda: self._is_idle(each.uri), self._silent.get(each.uri, "")) as may:
+
+        def is_idle() -> bool:
+            return not self._is_young(_output(each.uri, _stored_below(each.uri)))
+
+        with lease.deleting(each.uri, is_idle, self._silent.get(each.uri, "")) as may:
             if not may or self._is_needed_now(name):
                 return False
             try:
@@ -223,9 +227,6 @@ class Collection:
             except fence.TakenOverError:
                 return False
         return True
-
-    def _is_idle(self, uri: str) -> bool:
-        return not self._is_young(_output(uri, _first_names(uri, _stored_below(uri))))
 
     def _is_needed_now(self, name: str) -> bool:
         if (state := self._looked()) != self._state:
@@ -256,7 +257,7 @@ class Collection:
                         below.setdefault(key, {})[uri] = stored
                 for key, inside in below.items():
                     uri = storage.join(folder, key)
-                    yield _output(uri, _first_names(uri, inside))
+                    yield _output(uri, inside)
 
     def _decided(self) -> dict[str, str]:
         """The names of all outputs with a manifest that are needed, and why."""
@@ -393,18 +394,14 @@ def _named(text: str) -> list[str]:
     return list(dict.fromkeys("/".join(found.groups()) for found in _NAMED.finditer(text)))
 
 
-def _first_names(uri: str, files: Mapping[str, _Stored]) -> dict[str, _Stored]:
-    """Sum files up by the first name in their path below a prefix."""
+def _output(uri: str, files: Mapping[str, _Stored]) -> _Output:
+    """Return an output, whose files are summed up by the first name in their path below it."""
     summed: dict[str, _Stored] = {}
     for file, stored in files.items():
         name = file[len(uri) + 1 :].split("/", 1)[0]
         before = summed.get(name, _Stored(0, 0.0))
         summed[name] = _Stored(before.bytes + stored.bytes, max(before.written, stored.written))
-    return summed
-
-
-def _output(uri: str, files: Mapping[str, _Stored]) -> _Output:
-    return _Output(uri, files, is_held=lease.NAME in files and not lease.is_over(uri))
+    return _Output(uri, summed, is_held=lease.NAME in summed and not lease.is_over(uri))
 
 
 def _delete(uri: str) -> None:

@@ -23,10 +23,11 @@ from wukong.config.registry import Registry
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate import stored
 from wukong.evaluate.stored import Evaluation
-from wukong.registry import choices, promotion
+from wukong.registry import choices, comparison, promotion
 from wukong.registry.choices import Choice
 from wukong.registry.promotion import Anew, Decision, Rules
-from wukong.runs import listing
+from wukong.runs.run import Run
+from wukong.runs.verdict import Verdict
 from wukong.runtime.language import _, chinese_of
 from wukong.stages import places
 from wukong.store import manifest, storage
@@ -110,6 +111,40 @@ def register(
         "attempt": float(decision.attempt),
         registry.metric: evaluation.metrics[registry.metric],
     }
+
+
+def verdict_of(experiment: Experiment, version: str) -> Verdict | None:
+    """Read what was decided about a version of an experiment's model; None if nothing is known of it.
+
+    Raises:
+        ConfigError: MLflow has no such version.
+        MlflowError: MLflow answers with an error.
+    """
+    registry = experiment.registry
+    tags = ModelRegistry(Server(), registry.model_name, registry.alias).version(version)["tags"]
+    if DECISION not in tags:
+        return None
+    return Verdict(model=registry.model_name, alias=registry.alias, version=version, **json.loads(tags[DECISION]))
+
+
+def compare(experiment: Experiment, run: str, verdict: Verdict) -> dict[str, Any] | None:
+    """Compare a run with the one whose model held the alias: what ``wukong.registry.comparison.compare`` returns.
+
+    Returns:
+        None if no other model held it.
+
+    Raises:
+        ConfigError: MLflow no longer knows the other run or its version.
+        DataError: the evaluation of a run is damaged.
+        StorageError: the evaluation of a run is gone, or cannot be read.
+        MlflowError: MLflow answers with an error.
+    """
+    if verdict.holder in ("", verdict.version):
+        return None
+    server = Server()
+    holder = ModelRegistry(server, verdict.model, verdict.alias).version(verdict.holder)
+    own = mlflow_runs.pipeline_run(server, experiment, run)
+    return comparison.compare(comparison.read(server, comparison.find(server, [holder["run_id"], own.run_id])))
 
 
 class ModelRegistry:
@@ -209,12 +244,13 @@ class ModelRegistry:
                 gone = isinstance(error, MlflowError) and error.code == MISSING
                 if isinstance(error, AwayError | MlflowError) and not gone:
                     raise
+                shortened = textwrap.shorten(str(error), _SHOWN, placeholder=" …").rstrip(".")
                 return no(
                     _(
                         "Version {holder}, which holds the alias, has no answers to the candidate's queries "
                         "({why}), and cannot be evaluated on them: {shortened}. Mend that and run `wukong "
                         "promote {model}/{name}`, or use `wukong promote --force --reason`."
-                    ).format(holder=holder, why=why, shortened=_shortened(error), model=self.model, name=name)
+                    ).format(holder=holder, why=why, shortened=shortened, model=self.model, name=name)
                 )
             anew = Anew.of(why, theirs)
         first = promotion.decide(rules, evaluation, theirs, **known, held_by=holder)
@@ -297,7 +333,7 @@ class ModelRegistry:
         if (folder := run_links.folder_of(run)) is None:
             raise DataError(f"MLflow does not say where the folder of the candidate's run {run.name} is")
         evaluated = manifest.load(evaluation.uri)
-        experiment, parents = places.rematch(listing.experiment_of(folder), evaluated, model)
+        experiment, parents = places.rematch(Run(folder).experiment, evaluated, model)
         log.info("version %s of %s is evaluated on the test set of %s", held["version"], self.model, evaluation.uri)
         made = self._evaluate(experiment, run.tags[RUN_TAG], parents)
         return stored.read(storage.join(made.uri, "manifest.json"))
@@ -430,11 +466,6 @@ def _gate(version: Mapping[str, Any]) -> Gate:
         return Gate.model_validate_json(_tag_of(version, GATE))
     except ValueError as error:
         raise WukongError(f"version {version['version']}: its tag {GATE} cannot be read: {error}") from error
-
-
-def _shortened(error: Exception) -> str:
-    """The beginning of an error's message in one line, without a full stop."""
-    return textwrap.shorten(str(error), _SHOWN, placeholder=" …").rstrip(".")
 
 
 def _now() -> str:

@@ -29,14 +29,14 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
     """
     models = {model["role"]: model for model in document["models"]}
     roles = {role: _title(role) for role in ROLES if role in models}
-    tasks = _tasks(document, shown)
+    tasks, in_paper = _tasks(document, shown), {*paper.TABLE_5, *paper.TABLE_7}
     values = {
         "models": [{**models[role], "title": title} for role, title in roles.items()],
         "roles": roles,
         **described(document),
         "tasks": tasks,
         "held": [task for task in tasks if task["split"] == HOLDOUT],
-        "other": [task for task in tasks if task["split"] != HOLDOUT and not _in_paper(task["task"])],
+        "other": [task for task in tasks if task["split"] != HOLDOUT and task["task"] not in in_paper],
         "methods": paper.MODELS_OF_TABLE_5,
         "table_5": [_titled(row) for row in document["tables"]["5"]["rows"]],
         "average": document["tables"]["5"]["average"],
@@ -69,10 +69,6 @@ def described(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _title(role: str) -> Markup:
     return languages.spoken(ROLES[role])
-
-
-def _in_paper(name: str) -> bool:
-    return name in paper.TABLE_5 or name in paper.TABLE_7
 
 
 def _titled(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,32 +128,16 @@ def _alignment(entry: Mapping[str, Any], shown: Mapping[str, str]) -> dict[str, 
     return {**entry, "square": shown[square_of(entry["image"])], "side": side, "cells": cells, "legend": tokens}
 
 
-def _number(value: float) -> str:
-    return f"{value:.1f}"
-
-
 def _interval(value: Mapping[str, float], scale: float = 1.0) -> str:
     return f"{scale * value['low']:.1f}–{scale * value['high']:.1f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}"
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _p_value(value: float) -> str:
-    return f"{value:.2g}"
-
-
 FILTERS: Mapping[str, Callable[..., str]] = {
     "significance": significance,
-    "p_value": _p_value,
+    "p_value": "{:.2g}".format,
     "sign": SIGNS.__getitem__,
-    "number": _number,
+    "number": "{:.1f}".format,
     "interval": _interval,
-    "signed": _signed,
-    "count": _count,
+    "signed": "{:+.1f}".format,
+    "count": "{:,}".format,
 }

@@ -123,7 +123,10 @@ def contents(
             if entry["model"] == role_of(evaluation) and (said := overlap_said(evaluation, entry))
         },
         "protocol": sentences(experiment),
-        "classification": [_classification(entry) for entry in tasks_of(evaluation, "classification")],
+        "classification": [
+            {**entry, "classes": sorted(entry["classes"], key=lambda each: (-each["top1"], each["name"]))}
+            for entry in tasks_of(evaluation, "classification")
+        ],
         "curves": {
             stage: curves
             for stage in stages.TRAININGS
@@ -239,10 +242,6 @@ def _retrieval(entry: Mapping[str, Any], thumbnail: Thumbnails) -> dict[str, Any
 def _shown_queries(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns a few queries; the found ones stand first among the examples, so both ends are taken."""
     return [*examples[: _RETRIEVALS // 2], *examples[_RETRIEVALS // 2 :][-(_RETRIEVALS - _RETRIEVALS // 2) :]]
-
-
-def _classification(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {**entry, "classes": sorted(entry["classes"], key=lambda each: (-each["top1"], each["name"]))}
 
 
 def _curves(evaluation: Mapping[str, Any], stage: str, measured: Sequence[Mapping[str, Any]]) -> list[Curve]:

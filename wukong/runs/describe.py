@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 from wukong import stages
 from wukong.curate import rules
 from wukong.errors import ConfigError, DataError, reading
-from wukong.runs import listing, origin
-from wukong.runs.run_records import Record
+from wukong.runs import run as runs
+from wukong.runs.run import Run
 from wukong.runtime import environment
 from wukong.runtime.language import _
 from wukong.stages import run_paths
@@ -85,7 +85,7 @@ def resolve(place: str, home_storage: str) -> str:
     if "/" in place or "." in place or not run_paths.is_name(place):
         raise DataError(f"{place}: there is no such file or folder")
     environment.use_for(home_storage)
-    return listing.find(place, home_storage).uri
+    return runs.find(place, home_storage).uri
 
 
 def describe(uri: str) -> dict[str, Any]:
@@ -130,21 +130,14 @@ def _folder(uri: str, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _run(uri: str) -> dict[str, Any]:
-    name = uri.rsplit("/", 1)[1]
-    root = uri.rsplit("/", 3)[0]
-    records = [
-        Record.model_validate(storage.read_json(file))
-        for stage in stages.RECORDED
-        if storage.exists(file := storage.join(uri, f"{stage}.json"))
-    ]
-    report, came = storage.join(uri, "report.html"), storage.join(uri, origin.FILE)
+    run = Run(uri)
     return {
         "kind": "run",
-        "name": name,
-        "experiment": uri[len(root) + 1 :].split("/", 1)[0],
-        "stages": [record.model_dump(exclude_defaults=True) for record in records],
-        "origin": storage.read_json(came) if storage.exists(came) else None,
-        "report": report if storage.exists(report) else None,
+        "name": run.name,
+        "experiment": run.experiment_name,
+        "stages": [record.model_dump(exclude_defaults=True) for record in run.records.values()],
+        "origin": run.origin.model_dump(mode="json") if run.origin else None,
+        "report": run.report,
     }
 
 

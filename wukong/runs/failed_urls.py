@@ -7,8 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from wukong.crawl.status import Status
 from wukong.errors import DataError
-from wukong.runs import listing
-from wukong.runs.run_records import Record
+from wukong.runs.run import Run
 from wukong.stages import places
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -41,10 +40,10 @@ def _crawl_of(uri: str) -> Manifest:
         if crawl is None:
             raise DataError(f"{uri} was not made from a crawl: name the run, or the output of its crawl")
         return manifest.load(crawl)
-    record = storage.join(uri, "crawl.json")
-    if storage.exists(record) and (found := Record.model_validate(storage.read_json(record)).manifest):
-        return manifest.load(found)
-    last = places.crawl(listing.experiment_of(uri)).last  # a crawl that has failed leaves no manifest in the record
+    run = Run(uri)
+    if finished := run.output("crawl"):
+        return manifest.load(finished)
+    last = places.crawl(run.experiment).last  # a crawl that has failed leaves no manifest in the record
     if last is None:
         raise DataError(f"no crawl of {uri} has ended yet: there is nothing to list")
     return last

@@ -6,9 +6,9 @@ from pathlib import Path
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.runs import listing, run_records
+from wukong.runs.run import Run
 from wukong.runtime import environment
-from wukong.store import manifest, storage
+from wukong.store import storage
 from wukong.store.manifest import Manifest
 
 _REPORT = "report.html"  # of the run's folder below the home; it is written last
@@ -70,9 +70,8 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
             + environment.elsewhere(chosen)
         )
     environment.connect(chosen)
-    experiment = listing.experiment_of(storage.from_path(folders[run]))
-    records = run_records.read_all(experiment, run)
-    manifests = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
+    experiment = Run(storage.from_path(folders[run])).experiment
+    manifests = Run.of(experiment, run).manifests
     return FinishedRun(
         run, experiment, folders[run], {name: manifests[name] for name in stages.JOBS if name in manifests}
     )

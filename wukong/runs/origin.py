@@ -18,7 +18,6 @@ from wukong.runtime import git
 from wukong.stages.run_paths import uri_of
 from wukong.store import storage
 from wukong.store.manifest import code_revision, digest_of
-from wukong.tracking.tags import IMAGES_TAG, SOURCE_TAG
 
 FILE = "origin.json"
 """Beside the records of a run."""
@@ -26,8 +25,9 @@ FILE = "origin.json"
 COMPONENTS = "components"
 """Stands for the components beside the names of stages, as the user of an image."""
 
-_FOLDER = "images"
-_UNKNOWN = "unknown"  # what ``code_revision`` says
+IMAGES = "images"
+"""Folder beside the records, with the references of the images that pods have run."""
+
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CI = (
     ("CI_PROJECT_DIR", ("CI_PROJECT_URL",), "CI_COMMIT_SHA"),  # GitLab
@@ -89,7 +89,7 @@ class Origin(Source):
 def own_revision() -> str:
     """Return the revision of this code; empty if it is not known."""
     revision = code_revision()
-    return "" if revision == _UNKNOWN else revision
+    return "" if revision == "unknown" else revision
 
 
 def of_file(file: Path, overrides: Sequence[str] = ()) -> Source:
@@ -133,12 +133,6 @@ def store(experiment: Experiment, run: str, source: Source) -> Origin:
     return origin
 
 
-def read(experiment: Experiment, run: str) -> Origin | None:
-    """Return where a run came from; None if it has not said so."""
-    uri = uri_of(experiment, run, FILE)
-    return Origin.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
-
-
 def reference(image: str, identity: str) -> str:
     """Return the name of an image with the digest of what a container has run.
 
@@ -161,30 +155,7 @@ def store_images(experiment: Experiment, run: str, user: str, name: str, images:
         name: which no other process gives a file of this user.
         images: references.
     """
-    storage.write_json(uri_of(experiment, run, f"{_FOLDER}/{user}/{name}.json"), sorted(images))
-
-
-def images_of(experiment: Experiment, run: str) -> dict[str, list[str]]:
-    """Return references of the images that a run's pods have run, by stage, and those of its components."""
-    folder = uri_of(experiment, run, _FOLDER)
-    found: dict[str, set[str]] = {}
-    for uri in storage.list_files(folder, ".json"):
-        user = uri[len(folder) :].strip("/").partition("/")[0]
-        found.setdefault(user, set()).update(storage.read_json(uri))
-    return {user: sorted(images) for user, images in found.items()}
-
-
-def tags_of(experiment: Experiment, run: str) -> dict[str, str]:
-    """Return the tags of a run in MLflow that say where it came from."""
-    origin = read(experiment, run)
-    if origin is None:
-        return {}
-    dirty = _UNKNOWN if origin.dirty is None else str(origin.dirty).lower()
-    known = origin.model_dump(include={"repository", "revision", "file", "code", "pipeline", "version"})
-    tags = {f"{SOURCE_TAG}{name}": value for name, value in known.items() if value}
-    tags |= {f"{SOURCE_TAG}dirty": dirty} if origin.revision else {}
-    images = images_of(experiment, run).get(COMPONENTS)
-    return tags | ({IMAGES_TAG: " ".join(images)} if images else {})
+    storage.write_json(uri_of(experiment, run, f"{IMAGES}/{user}/{name}.json"), sorted(images))
 
 
 def _without_credentials(address: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import flatten
@@ -23,7 +22,9 @@ from wukong.stages.run_paths import uri_of
 from wukong.store import fence, manifest, storage
 from wukong.store.manifest import Manifest
 
-_CLAIM = "experiment.json"
+CLAIM = "experiment.json"
+"""In the folder of a run: the experiment that the name belongs to."""
+
 _SHOWN = 5  # keys that differ, in a message
 _LONGEST = 60  # characters of a value, in a message
 
@@ -116,12 +117,12 @@ def claim(experiment: Experiment, run: str, holder: str = "") -> None:
             Claim.model_validate(there).check(experiment, run)
         return Claim(experiment=experiment.model_dump(mode="json"), holder=holder).model_dump(mode="json")
 
-    storage.update(uri_of(experiment, run, _CLAIM), taken)
+    storage.update(uri_of(experiment, run, CLAIM), taken)
 
 
 def claimed(experiment: Experiment, run: str) -> Claim | None:
     """Return who has taken a run's name, or None if nobody has."""
-    uri = uri_of(experiment, run, _CLAIM)
+    uri = uri_of(experiment, run, CLAIM)
     return Claim.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
 
 
@@ -167,12 +168,6 @@ def read(experiment: Experiment, run: str, stage: str) -> Record | None:
     """Return a stage's record, or None if the stage has not ended."""
     uri = uri_of(experiment, run, f"{stage}.json")
     return Record.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
-
-
-def read_all(experiment: Experiment, run: str) -> list[Record]:
-    """Return the records of a run, in the order of the table of stages."""
-    records = (read(experiment, run, stage) for stage in stages.RECORDED)
-    return [record for record in records if record is not None]
 
 
 class Output(NamedTuple):

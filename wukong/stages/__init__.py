@@ -90,14 +90,6 @@ class Entry:
         return self.writes.format(root=experiment.root, name=self.name)
 
 
-def _of_filter(experiment: Experiment) -> dict[str, Any]:
-    return rules.config_of(experiment.filter)
-
-
-def _of_validate(experiment: Experiment) -> dict[str, Any]:
-    return experiment.model_dump(mode="json", include={"name", "about", "sources", "filter", "validation"})
-
-
 def _of_evaluate(experiment: Experiment) -> dict[str, Any]:
     holdouts = [holdout.model_dump(mode="json") for holdout in experiment.filter.split.holdouts]
     # Where the published sets lie decides nothing; what they are does (wukong.stages.places).
@@ -163,7 +155,7 @@ TABLE = (
         continues=("pretrain", "finetune"),  # filter.similarity_model
         key_parents=("crawl",),
         version=_FILTER_VERSION,
-        from_experiment=_of_filter,
+        from_experiment=lambda experiment: rules.config_of(experiment.filter),
         sections=("filter",),
         function="filter_pairs",
         runs_model=lambda experiment: rules.run_a_model(experiment.filter),
@@ -178,7 +170,9 @@ TABLE = (
         shows=("crawl",),  # blurred, on the card: what the filter has dropped
         key_parents=("filter",),
         version=6,
-        from_experiment=_of_validate,
+        from_experiment=lambda experiment: experiment.model_dump(
+            mode="json", include={"name", "about", "sources", "filter", "validation"}
+        ),
         sections=("validation",),
         estimate=estimate.of_validate,
         takedown="rewrite",

@@ -148,22 +148,14 @@ def reserved(name: str, experiment: Experiment, parents: Parents, run: str, reco
     yield None
 
 
-def _clean_crawl(experiment: Experiment, parents: Parents) -> None:
-    crawl(experiment, parents).clean()
-
-
-_CLEAN = {"crawl": _clean_crawl}
-"""By its name each job that has left more than its manifest knows of."""
-
-
 def clean(name: str, experiment: Experiment, parents: Parents, made: Manifest) -> None:
     """Delete what the job of a finished stage would have deleted, had it not been killed after its manifest.
 
     For the first three arguments see ``finished``.
     """
     manifest.clean(made.uri)
-    if name in _CLEAN:
-        _CLEAN[name](experiment, parents)
+    if name == "crawl":  # it has left more than its manifest knows of
+        crawl(experiment, parents).clean()
 
 
 EVALUATED = {"finetuned": "finetune", "pretrained": "pretrain"}

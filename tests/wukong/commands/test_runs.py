@@ -12,7 +12,8 @@ from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs import listing, run_records
+from wukong.runs import run as library
+from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import run_paths
 from wukong.store import storage
@@ -121,5 +122,5 @@ def test_the_newest_report_is_fetched_with_what_lies_beside_it(place: str, tmp_p
 
 def test_a_run_that_does_not_exist_is_told_from_those_that_do(place: str) -> None:
     with pytest.raises(DataError, match=r"no run 'frist' in .*the newest are other, stopped, second, first"):
-        listing.find("frist", place)
-    assert listing.experiment_of(listing.find("other", place).uri).name == "two"
+        library.find("frist", place)
+    assert library.find("other", place).experiment.name == "two"

@@ -9,7 +9,8 @@ from registered import HARD, Registered
 from cli import summary
 from components import stage as components
 from wukong.commands.output import Console
-from wukong.registry import comparison, verdict
+from wukong.registry import aliases, comparison
+from wukong.runs.run import Run
 from wukong.store import storage
 from wukong.tracking.mlflow_rest import Server
 from wukong.tracking.mlflow_runs import pipeline_run
@@ -17,16 +18,16 @@ from wukong.tracking.mlflow_runs import pipeline_run
 
 def said(register: Registered, run: str) -> str:
     stream = io.StringIO()
-    summary.print_verdict(Console(file=stream, width=200), register.experiment, run)
+    summary.print_verdict(Console(file=stream, width=200), Run.of(register.experiment, run))
     return stream.getvalue()
 
 
 @pytest.mark.slow
 def test_a_run_says_what_was_decided_and_what_changed(register: Registered) -> None:
     register(0.5, "first")
-    found = verdict.of_version(register.experiment, "1")
+    found = aliases.verdict_of(register.experiment, "1")
     assert found is not None
-    assert verdict.compare(register.experiment, "run-first", found) is None, "nobody to compare with"
+    assert aliases.compare(register.experiment, "run-first", found) is None, "nobody to compare with"
     assert (found.promoted, found.holder, found.heading) == (True, "", "Version 1 holds @champion.")
 
     register(0.4, "worse")
@@ -48,7 +49,7 @@ def test_a_run_says_what_was_decided_and_what_changed(register: Registered) -> N
     assert '<a href="report.html">' in page and '<a href="report.html">' not in logged, "MLflow blocks links"
 
     register(0.6, "better")
-    found = verdict.of_version(register.experiment, "3")
+    found = aliases.verdict_of(register.experiment, "3")
     assert found is not None and found.heading == "Version 3 takes @champion from version 1."
     shown = components._verdict(register.experiment, "run-better", "3")
     assert shown is not None and shown["against"] == "run-first", (

@@ -23,7 +23,6 @@ from wukong.registry import comparison, promotion
 from wukong.registry.choices import Choice
 from wukong.registry.comparison import Measured
 from wukong.registry.promotion import Anew, Rules
-from wukong.registry.verdict import Verdict
 from wukong.report import card, checks, evaluation, paper, run_report
 from wukong.report import comparison as comparison_page
 from wukong.report import promotion as promotion_page
@@ -32,6 +31,7 @@ from wukong.report.funnel import Step
 from wukong.report.removed import Removed
 from wukong.report.statistics import measure
 from wukong.runs.run_records import Record
+from wukong.runs.verdict import Verdict
 from wukong.runtime.language import chinese_of
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage

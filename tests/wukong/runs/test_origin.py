@@ -9,6 +9,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.runs import origin
 from wukong.runs.origin import Source
+from wukong.runs.run import Run
 from wukong.store import storage
 
 DIGEST = f"sha256:{'0a' * 32}"
@@ -117,17 +118,17 @@ def test_another_revision_of_the_image_is_said(
 
 def test_a_run_says_where_it_came_from(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origin, "code_revision", lambda: "b2")
-    assert origin.read(experiment, "r") is None and origin.tags_of(experiment, "r") == {}
+    assert Run.of(experiment, "r").origin is None and Run.of(experiment, "r").tags == {}
     origin.store(experiment, "r", Source(revision="f00", dirty=False, file="my.yaml", code="a1"))
     origin.store_images(experiment, "r", origin.COMPONENTS, "configure", [f"registry.example/data:1@{DIGEST}"])
-    assert origin.tags_of(experiment, "r") == {
+    assert Run.of(experiment, "r").tags == {
         "wukong.source.revision": "f00",
         "wukong.source.dirty": "false",
         "wukong.source.file": "my.yaml",
         "wukong.source.code": "a1",
         "wukong.images": f"registry.example/data:1@{DIGEST}",
     }
-    read = origin.read(experiment, "r")
+    read = Run.of(experiment, "r").origin
     assert read is not None and read.image_revision == "b2"
 
 
@@ -153,4 +154,4 @@ def test_all_attempts_at_a_stage_say_what_they_ran(experiment: Experiment) -> No
     origin.store_images(experiment, "r", "filter", "a", ["ray:1@sha256:aa", "ray:1@sha256:bb"])
     origin.store_images(experiment, "r", "filter", "b", ["ray:1@sha256:bb"])
     origin.store_images(experiment, "other", "filter", "a", ["ray:2@sha256:cc"])
-    assert origin.images_of(experiment, "r") == {"filter": ["ray:1@sha256:aa", "ray:1@sha256:bb"]}
+    assert Run.of(experiment, "r").images == {"filter": ["ray:1@sha256:aa", "ray:1@sha256:bb"]}

@@ -11,6 +11,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.runs import run_records
+from wukong.runs.run import Run
 from wukong.runs.run_records import Record
 from wukong.stages import run_paths
 from wukong.store import storage
@@ -28,10 +29,10 @@ def test_records_come_back_in_the_order_of_the_pipeline(experiment: Experiment) 
     failed = Record(stage="validate", state="failed", error="too few pairs")
     for record in (failed, Record(stage="crawl", state="succeeded", manifest="file:///m", seconds=1.5)):
         run_records.write(experiment, "first", record)
-    assert [record.stage for record in run_records.read_all(experiment, "first")] == ["crawl", "validate"]
+    assert [record.stage for record in [*Run.of(experiment, "first").records.values()]] == ["crawl", "validate"]
     assert run_records.read(experiment, "first", "validate") == failed
     assert run_records.read(experiment, "first", "evaluate") is None
-    assert run_records.read_all(experiment, "second") == []
+    assert [*Run.of(experiment, "second").records.values()] == []
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-x", "x" * 64])

@@ -15,6 +15,7 @@ from wukong.commands import runs
 from wukong.errors import DataError
 from wukong.evaluate import set_folders
 from wukong.model import address
+from wukong.runs.run import Run
 from wukong.store import storage
 from wukong.store.local_paths import local_path
 
@@ -94,8 +95,8 @@ def _copy_set(folder: Path) -> None:
         (_copy_set, ["sets/muge/../../outside.txt"]),
         (_copy_set, ["sets/muge/../../outside.jpg"]),
         (
-            lambda folder: runs.fetch_report("s3://bucket/runs/one", folder),
-            ["runs/one/report.html", "runs/one/docs/../../../outside.html"],
+            lambda folder: runs.fetch_report(Run("s3://bucket/x/runs/one"), folder),
+            ["x/runs/one/report.html", "x/runs/one/docs/../../../outside.html"],
         ),
         (lambda folder: address.fetch("s3://bucket/model", folder), ["model/../../outside"]),
     ],

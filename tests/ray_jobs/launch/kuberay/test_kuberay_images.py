@@ -13,7 +13,7 @@ from played_ray_job import FAST, NEW, RUNNING, SUCCEEDED, leave_output, run
 from ray_jobs.launch.kuberay import images_of_this_pod, keep_images, pipeline_run, run_job
 from ray_jobs.launch.kuberay.manifest import images_of
 from wukong.config.experiment import Experiment
-from wukong.runs import origin
+from wukong.runs.run import Run
 from wukong.stages.access import S3_KEYS, key_of_component
 from wukong.store import storage
 
@@ -40,12 +40,12 @@ def test_a_stage_says_which_images_its_pods_have_run(server: ApiServer, experime
     moved = [running("later", image, {"ray": f"registry.example/ray@{DIGESTS[1]}"})]
 
     def noted(count: int) -> tuple[str, Any]:
-        return ("until", lambda: len(origin.images_of(experiment, "Nightly_7").get("filter", [])) == count)
+        return ("until", lambda: len(Run.of(experiment, "Nightly_7").images.get("filter", [])) == count)
 
     server.scripts = [[NEW, ("pods", first), RUNNING, noted(1), ("pods", moved), noted(2), ("pods", []), SUCCEEDED]]
     run(experiment)
     expected = [f"registry.example/ray:1@{digest}" for digest in DIGESTS[:2]]
-    assert origin.images_of(experiment, "Nightly_7") == {"filter": expected}, "a tag that was moved shows"
+    assert Run.of(experiment, "Nightly_7").images == {"filter": expected}, "a tag that was moved shows"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_components_key_may_write_what_is_noted_of_its_job(
     server: ApiServer, experiment: Experiment, component: str, stage: str, record: str
 ) -> None:
     pods = [running("head", {"ray": "registry.example/ray:1"}, {"ray": f"registry.example/ray@{DIGESTS[0]}"})]
-    noted = ("until", lambda: record in origin.images_of(experiment, "first"))
+    noted = ("until", lambda: record in Run.of(experiment, "first").images)
     server.scripts = [[NEW, ("pods", pods), RUNNING, noted, SUCCEEDED]]
     run_job(stage, experiment, "first", [stage], {}, "wukong", FAST, record_name=record)
     written = [uri.removeprefix(f"{experiment.storage}/") for uri in storage.list_files(f"{experiment.root}/runs")]

@@ -43,6 +43,7 @@ from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.crawl.status import Status
 from wukong.runs import run_records
+from wukong.runs.run import Run
 from wukong.runs.run_records import Record
 from wukong.stages import places
 from wukong.store import manifest, storage
@@ -531,6 +532,6 @@ def test_a_run_whose_stages_have_finished_makes_no_rayjob(
     asked = len(server.requests)
     assert run_all("second") == first
     assert len(server.requests) == asked, "a finished stage asks Kubernetes for nothing"
-    records = run_records.read_all(experiment, "second")
+    records = [*Run.of(experiment, "second").records.values()]
     assert [(record.stage, record.reused) for record in records] == [(name, True) for name in stages.JOBS]
     assert re.search(rf"crawl was finished already, found in \d\.\d s: {first['crawl'].uri}", caplog.text)

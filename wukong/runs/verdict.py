@@ -4,20 +4,15 @@ The register stage decides (``wukong.registry.aliases``). The report stage store
 the comparison of the two runs, so that nobody has to ask for them.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from wukong.config.experiment import Experiment
-from wukong.registry import comparison
-from wukong.registry.aliases import DECISION, ModelRegistry
 from wukong.runtime.language import _, chinese_of, restored
 from wukong.stages import run_paths
 from wukong.store import storage
-from wukong.tracking.mlflow_rest import Server
-from wukong.tracking.mlflow_runs import pipeline_run
 
 FILE = "verdict.json"
 """In the folder of a run."""
@@ -66,50 +61,7 @@ class Verdict(BaseModel):
         return text.format(version=self.version, alias=self.alias, holder=self.holder)
 
 
-def of_version(experiment: Experiment, version: str) -> Verdict | None:
-    """Read what was decided about a version of an experiment's model; None if nothing is known of it.
-
-    Raises:
-        ConfigError: MLflow has no such version.
-        MlflowError: MLflow answers with an error.
-    """
-    registry = experiment.registry
-    tags = ModelRegistry(Server(), registry.model_name, registry.alias).version(version)["tags"]
-    if DECISION not in tags:
-        return None
-    return Verdict(model=registry.model_name, alias=registry.alias, version=version, **json.loads(tags[DECISION]))
-
-
-def compare(experiment: Experiment, run: str, verdict: Verdict) -> dict[str, Any] | None:
-    """Compare a run with the one whose model held the alias: what ``wukong.registry.comparison.compare`` returns.
-
-    Returns:
-        None if no other model held it.
-
-    Raises:
-        ConfigError: MLflow no longer knows the other run or its version.
-        DataError: the evaluation of a run is damaged.
-        StorageError: the evaluation of a run is gone, or cannot be read.
-        MlflowError: MLflow answers with an error.
-    """
-    if verdict.holder in ("", verdict.version):
-        return None
-    server = Server()
-    holder = ModelRegistry(server, verdict.model, verdict.alias).version(verdict.holder)
-    runs = comparison.find(server, [holder["run_id"], pipeline_run(server, experiment, run).run_id])
-    return comparison.compare(comparison.read(server, runs))
-
-
 def store(experiment: Experiment, run: str, verdict: Verdict, document: Mapping[str, Any] | None) -> None:
-    """Store a verdict and a comparison in the folder of their run, where ``read`` finds them."""
+    """Store a verdict and a comparison in the folder of their run (``Run.verdict``)."""
     value = {"verdict": verdict.model_dump(mode="json"), "comparison": document, "chinese": chinese_of(document)}
     storage.write_json(run_paths.uri_of(experiment, run, FILE), value)
-
-
-def read(experiment: Experiment, run: str) -> tuple[Verdict, dict[str, Any] | None] | None:
-    """Read the verdict of a run; None if it has none, because nothing was registered."""
-    uri = run_paths.uri_of(experiment, run, FILE)
-    if not storage.exists(uri):
-        return None
-    value = storage.read_json(uri)
-    return Verdict.model_validate(value["verdict"]), restored(value["comparison"], value["chinese"])
