@@ -14,6 +14,7 @@ from wukong.commands.output import echo
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError
+from wukong.evaluate import set_folders
 from wukong.runtime import environment
 from wukong.stages import estimate, fit, measured_rates, overlay, preflight, preflight_model, start
 from wukong.stages.estimate import Work
@@ -134,7 +135,9 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
     if size is not None:
         capacity = overlay.capacity_of(experiment, template, settings)
         pairs = max(urls, experiment.validation.min_pairs)  # with fewer the gate refuses it
-        work = Work(experiment, pairs, pairs, size, capacity, measured_rates.load())
+        names = [] if stand_in or problems else experiment.published_sets
+        there = set_folders.bytes_of(experiment.evaluate.sets, names) if names else {}
+        work = Work(experiment, pairs, pairs, size, capacity, measured_rates.load(), sets=there)
         problems += fit.problems(work, fit.estimates(work))
     if problems or size is None:
         raise ConfigError("\n  ".join(["it cannot be run:", *problems]))

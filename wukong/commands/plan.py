@@ -11,9 +11,11 @@ import typer
 from wukong import stages
 from wukong.commands.output import Console, JsonOption, Table, echo, print_json, wide
 from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.errors import ConfigError
+from wukong.evaluate import set_folders
 from wukong.model.cost import Size
 from wukong.runtime import amounts
 from wukong.runtime.language import _, translated
@@ -114,6 +116,7 @@ def plan(
         rates=measured_rates.load(),
         told=rates,
         caption_tokens=caption_tokens,
+        sets=_sets_here(experiment),
     )
     if measure:
         work = _measured(work)
@@ -123,6 +126,12 @@ def plan(
     else:
         _print_run(work, planned, price)
         _print_training(work, planned)
+
+
+def _sets_here(experiment: Experiment) -> dict[str, int]:
+    """Return the bytes of the published sets that lie in a folder of this machine; no store is asked."""
+    names, root = experiment.published_sets, experiment.evaluate.sets
+    return set_folders.bytes_of(root, names) if names and root.startswith("file:") else {}
 
 
 def _with_gpus(settings: Training, gpus: int) -> Training:

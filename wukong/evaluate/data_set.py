@@ -24,6 +24,9 @@ from wukong.evaluate.formats import chinese_clip, webdataset
 from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError, Paired, reading_file
 from wukong.runtime.language import _, joined
 
+PICTURE_BYTES = 125_000
+"""About how many a picture of a published set has: one of ImageNet's validation part, of 6.3 GB."""
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -215,6 +218,7 @@ class Classification:
         note: which splits the owner publishes, which ones others use, and what the paper says about it.
         how_to_get: what to download and where to put it.
         read_published: reads the owner's form: gets the set's folder, the split and the class ids.
+        picture_bytes: about how many a picture has in the owner's form.
         webdataset: number of images of each split in CLIP_benchmark's form; None where it has the owner's splits.
         webdataset_folders: the folder that a split has in that form, where it has another name.
         webdataset_order: the classes in the order of that form's labels, from the class ids; None where it is the same.
@@ -231,6 +235,7 @@ class Classification:
     note: str = ""
     how_to_get: HowToGet
     read_published: Callable[[Path, str, Sequence[str]], Labelled] = field(repr=False)
+    picture_bytes: int = PICTURE_BYTES
     webdataset: Mapping[str, int] | None = None
     webdataset_folders: Mapping[str, str] = field(default_factory=dict)
     webdataset_order: Callable[[Sequence[str]], Sequence[str]] | None = field(default=None, repr=False)
@@ -311,6 +316,7 @@ class Retrieval:
         note: what others measure, and what is special in the files.
         how_to_get: what to download and where to put it.
         read_published: reads the owner's form: gets the set's folder and the split.
+        picture_bytes: about how many a picture has in the owner's form.
         text_to_image_only: whether only images are searched by text.
         apart: the splits whose images and captions are no part of what a model is trained on.
     """
@@ -323,6 +329,7 @@ class Retrieval:
     note: str = ""
     how_to_get: HowToGet
     read_published: Callable[[Path, str], Captioned] = field(repr=False)
+    picture_bytes: int = PICTURE_BYTES
     text_to_image_only: bool = False
 
     def read(self, folder: Path, split: str | None = None) -> RetrievalData:

@@ -7,7 +7,7 @@ ask for it in any installation.
 import hashlib
 import json
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -59,6 +59,16 @@ def digest_of(root: str, name: str) -> str:
             "evaluate.sets names the folder that holds a folder for each set"
         )
     return hashlib.sha256(json.dumps(entries, ensure_ascii=False).encode()).hexdigest()
+
+
+def bytes_of(root: str, names: Iterable[str]) -> dict[str, int]:
+    """Return the bytes of the files of each set that has any.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    sizes = {name: sum(_files(storage.join(root, name)).values()) for name in names}
+    return {name: size for name, size in sizes.items() if size}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ will run (``wukong.train.rates``).
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
@@ -87,7 +87,7 @@ class Estimate:
             from, of others what it makes at a time.
         shared_memory: bytes of pictures that a worker's loader processes hand over in ``/dev/shm``.
         asks: bytes a second that all of its workers read from the store, if that gives as much; 0 where it is little
-            or not known, as for the published sets.
+            or not known.
     """
 
     bytes: float
@@ -121,6 +121,7 @@ class Work:
         told: rates of a training's worker in place of stored ones; also ``GPU``, ``STORE`` and ``NETWORK``.
         measured: those that were measured where it will run.
         caption_tokens: mean number of tokens of a caption.
+        sets: bytes of the files of each published set that is there.
     """
 
     experiment: Experiment
@@ -132,11 +133,28 @@ class Work:
     told: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[RateName, Rate] = field(default_factory=dict)
     caption_tokens: int = CAPTION_TOKENS
+    sets: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def network(self) -> float:
         """Bytes a second that a node sends to others."""
         return 1e9 * self.told.get(NETWORK, NETWORK_SPEED)
+
+
+class Measured(NamedTuple):
+    """What is measured of a hold-out or a published set.
+
+    Attributes:
+        images: their number.
+        texts: number of captions, or of prompts of all classes.
+        directions: 2 where images are searched by texts and texts by images.
+        bytes: of the pictures.
+    """
+
+    images: int
+    texts: int
+    directions: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -147,11 +165,13 @@ class Validations:
         count: their number.
         seconds: the time of one, of texts and of scores, which the workers share; also of pictures for a trained tower.
         before: the time before the first step, in which a locked tower sees the pictures.
+        asks: bytes a second of pictures that all workers read while the tower sees them.
     """
 
     count: int
     seconds: float
     before: float
+    asks: float
 
 
 @dataclass(frozen=True)
@@ -253,19 +273,25 @@ def of_evaluate(work: Work) -> Estimate:
     """Of the evaluation: of the hold-outs and of the published sets, by both models, or by the one that there is.
 
     Of the hold-outs those count that are held out by caption. An unknown set counts nothing: the checks before a run
-    refuse it. Nor do pairs of captions, whose number is not known before they are read.
+    refuse it. Nor do pairs of captions, whose number is not known before they are read. The pictures of all published
+    sets that a run reads in an object store are written once more, in tables.
     """
     settings, speeds, models = work.experiment.evaluate, work.rates.speeds, 2 - work.experiment.finetune.is_skipped
-    published_sets = list(published(settings.tasks, settings.protocol))
+    published_sets = list(published(work, settings.tasks, settings.protocol))
     # A hold-out's features are computed once.
-    pictures = sum(images for images, *_ in _held_out(work)) + models * sum(images for images, *_ in published_sets)
-    compared = models * sum(_comparing(work, *each) for each in (*_held_out(work), *published_sets))
+    pictures = sum(each.images for each in _held_out(work)) + models * sum(each.images for each in published_sets)
+    compared = models * sum(_comparing(work, each) for each in (*_held_out(work), *published_sets))
     cores, gpus = work.capacity.of("evaluate"), work.capacity.gpus("evaluate")
     decoding = pictures / speeds.decode / cores
     tower, step = _flops(work, on_gpus=gpus > 0)
     computing = (pictures * work.size.tower_flops / tower + compared / step) / (gpus or cores)
     seconds = max(decoding, computing) if gpus else decoding + computing
-    return _estimate(work, "evaluate", work.pairs, 1e6, seconds, cores, gpus)
+    read = sum(each.bytes for each in (*_held_out(work), *published_sets))
+    named = dict.fromkeys((*work.experiment.published_sets, *work.experiment.decontaminated_sets))
+    in_store = not settings.sets.startswith("file:")
+    tables = sum(each.bytes for each in published(work, [*named], settings.protocol)) if in_store else 0
+    made = _estimate(work, "evaluate", work.pairs, 1e6 + tables, seconds, cores, gpus)
+    return replace(made, asks=read / max(seconds, 1e-9))
 
 
 def validations_of(work: Work, stage: str) -> Validations | None:
@@ -277,25 +303,29 @@ def validations_of(work: Work, stage: str) -> Validations | None:
     steps = work.pairs // settings.batch_size
     every = steps if asked.every_steps == "epoch" else asked.every_steps
     names = {*work.experiment.held_out_tasks}
-    measured = list(published(asked.tasks, asked.protocol, asked.split))
+    measured = list(published(work, asked.tasks, asked.protocol, asked.split))
     measured += _held_out(work) if not asked.tasks or names.intersection(asked.tasks) else []
     tower, step = _flops(work, on_gpus=settings.gpus_per_worker > 0)
-    pictures = sum(images for images, *_ in measured) / settings.workers
+    pictures = sum(each.images for each in measured) / settings.workers
     looking = pictures * (1 / work.rates.speeds.decode + work.size.tower_flops / tower)
-    comparing = sum(_comparing(work, *each) for each in measured) / settings.workers / step
+    comparing = sum(_comparing(work, each) for each in measured) / settings.workers / step
+    asks = sum(each.bytes for each in measured) / max(looking, 1e-9)
     locked = settings.lock == "all"
     count = -(-steps * settings.epochs // max(every, 1))
-    return Validations(count, comparing + (0 if locked else looking), looking if locked else 0.0)
+    return Validations(count, comparing + (0 if locked else looking), looking if locked else 0.0, asks)
 
 
-def _held_out(work: Work) -> list[tuple[int, int, int]]:
-    """Return images, texts and directions of what is held out by caption, if anything is."""
+def _held_out(work: Work) -> list[Measured]:
+    """Return what is held out by caption, if anything is."""
     held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
-    return [(held_out, held_out, 2)] if held_out else []
+    return [Measured(held_out, held_out, 2, held_out * PICTURE_BYTES)] if held_out else []
 
 
-def published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[int, int, int]]:
-    """Yield images, texts and directions of the published sets among some tasks, of a part or of the protocol's."""
+def published(work: Work, tasks: Sequence[str], by: str, part: str = "") -> Iterator[Measured]:
+    """Yield the published sets among some tasks, of a part or of the protocol's.
+
+    Their bytes are at most those of a set's files, where it is there; these may hold other parts too.
+    """
     from wukong.evaluate import protocol, sets  # here, because every command reads the table of stages
     from wukong.evaluate.data_set import Classification, Retrieval
 
@@ -304,17 +334,20 @@ def published(tasks: Sequence[str], by: str, part: str = "") -> Iterator[tuple[i
         if data_set is None or split not in data_set.splits:
             continue
         if isinstance(data_set, Classification):
-            yield data_set.splits[split], data_set.number_of_classes * _PROMPTS, 1
+            images, texts, directions = data_set.splits[split], data_set.number_of_classes * _PROMPTS, 1
         elif isinstance(data_set, Retrieval):
-            images, texts = data_set.splits[split]
-            yield images, texts, 2
+            images, texts, directions = *data_set.splits[split], 2
+        else:
+            continue
+        size = images * data_set.picture_bytes
+        yield Measured(images, texts, directions, min(size, work.sets.get(name, size)))
 
 
-def _comparing(work: Work, images: int, texts: int, directions: int) -> float:
+def _comparing(work: Work, measured: Measured) -> float:
     """Return the operations of one model that encodes texts and compares them with images."""
     model, words = work.experiment.model, work.caption_tokens
-    pairs = float(directions * images * texts)
-    return texts * text_flops(model, words) + pairs * pair_flops(model, work.size.shape, words)
+    pairs = float(measured.directions * measured.images * measured.texts)
+    return measured.texts * text_flops(model, words) + pairs * pair_flops(model, work.size.shape, words)
 
 
 def _flops(work: Work, *, on_gpus: bool) -> tuple[float, float]:
@@ -389,14 +422,16 @@ def _of_training(work: Work, stage: str) -> Estimate:
     gpus, held = settings.workers * settings.gpus_per_worker, work.size.memory(settings)
     way = way_of(work, stage)
     size, seconds = _BYTES * work.size.weights, way.train_seconds
+    asks = way.asks
     if validations := validations_of(work, stage):
+        asks = max(asks, validations.asks)
         seconds += validations.before + validations.count * validations.seconds
     one = _OF_CHECKPOINT * work.size.trained(settings)
     kept = settings.checkpoint.keep + (settings.validation.keep == "best") + 1  # and the one that is being written
     made = _estimate(work, stage, work.pairs, size, seconds, work.capacity.of(stage), gpus, held)
     picture = 0 if way.bytes else 3 * work.experiment.model.image.image_size**2
     shared = handed_over(settings.loader_workers, settings.batch_size // settings.workers, picture)
-    return replace(made, checkpoints=kept * one, disk=one, shared_memory=float(shared), asks=way.asks)
+    return replace(made, checkpoints=kept * one, disk=one, shared_memory=float(shared), asks=asks)
 
 
 def rates_of(work: Work, settings: Training) -> dict[RateName, Rate]:

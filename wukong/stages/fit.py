@@ -52,8 +52,11 @@ def facts(work: Work, planned: Mapping[str, Estimate]) -> Iterator[str]:
     if asking := ", ".join(f"{size(each.asks)}/s by {name}" for name, each in planned.items() if each.asks):
         yield f"The store is asked for {asking}."
     if names := work.experiment.published_sets:
-        pictures = sum(images for images, *_ in estimate.published(names, work.experiment.evaluate.protocol))
-        yield f"{len(names)} published sets are measured, of {pictures:,} pictures, at {work.experiment.evaluate.sets}."
+        measured = [*estimate.published(work, names, work.experiment.evaluate.protocol)]
+        yield (
+            f"{len(names)} published sets are measured, of {sum(each.images for each in measured):,} pictures and "
+            f"about {size(sum(each.bytes for each in measured))}, at {work.experiment.evaluate.sets}."
+        )
 
 
 def problems(work: Work, planned: Mapping[str, Estimate]) -> Iterator[str]:

@@ -40,6 +40,11 @@ def test_a_set_that_is_not_there_is_an_error_that_says_where_it_belongs(root: Pa
         set_folders.digest_of(storage.from_path(root), "muge")
 
 
+def test_the_bytes_of_sets_are_those_of_their_files_and_what_is_not_there_has_none(root: Path) -> None:
+    captions = len("1#0\t红色的猫".encode())
+    assert set_folders.bytes_of(storage.from_path(root), ["coco-cn", "muge"]) == {"coco-cn": len(b"one") + captions}
+
+
 def test_a_folder_of_this_machine_is_read_in_place(root: Path) -> None:
     with set_folders.local(storage.from_path(root), "coco-cn") as folder:
         assert folder == root / "coco-cn"

@@ -1,5 +1,6 @@
 """Plans of a run and of its trainings, compared with sums written out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,24 @@ IMAGENET = {"evaluate": {"tasks": ["imagenet"], "sets": "file:///nowhere"}}
 TEXTS = 80 * 1_000 * ((2 * 12 * 2 * 256**2) * 22 + 4 * 2 * 256 * 22**2)
 PRODUCTS = 2 * 50_000 * 80 * 1_000 * 256
 """Operations on ImageNet's 50,000 pictures and its 1,000 classes with 80 prompts each."""
+
+
+def test_the_pictures_of_published_sets_are_read_and_in_a_store_written_again_in_tables() -> None:
+    """ImageNet as published has 6.25 GB, CIFAR10's test part 30 MB; of files that are there, no more than they have."""
+    validated = {"validation": {"every_steps": "epoch", "tasks": ["cifar10"]}, "lock": "none"}
+    given, nothing = ({"tasks": tasks, "sets": "s3://bucket/sets"} for tasks in (["imagenet"], []))
+    here = work(experiment(evaluate=given, pretrain=validated))
+    none = estimate.of_evaluate(work(experiment(evaluate=nothing)))
+    planned = estimate.of_evaluate(here)
+    assert planned.bytes - none.bytes == 6.25e9 + 30e6
+    assert planned.asks == pytest.approx(6.25e9 / (planned.seconds - none.seconds)) and none.asks == 0
+    small = estimate.of_evaluate(replace(here, sets={"imagenet": 10**9, "cifar10": 10**9}))
+    assert small.bytes - none.bytes == 1e9 + 30e6
+    assert estimate.of_evaluate(work(experiment(**IMAGENET))).bytes == none.bytes
+    while_training = estimate.validations_of(here, "pretrain")
+    looking = 10_000 * (1 / 100 + 2e9 / 4e10) / here.experiment.pretrain.workers
+    assert while_training is not None and while_training.asks == pytest.approx(30e6 / looking)
+    assert estimate.of_pretrain(here).asks == max(while_training.asks, estimate.way_of(here, "pretrain").asks)
 
 
 def test_an_evaluation_on_gpus_takes_their_speed_or_that_of_the_cores_which_decode() -> None:

@@ -103,7 +103,7 @@ def test_sets_without_a_reader_are_named() -> None:
     ]
     assert "; there are held, aic-icc, aircraft" in said[1] and "; there are aic-icc" in said[0]
     facts = [*fit.facts(asked := work(evaluate=evaluate), fit.estimates(asked))]
-    assert "2 published sets are measured, of 50,000 pictures, at s3://wukong/sets." in facts
+    assert "2 published sets are measured, of 50,000 pictures and about 6.2 GB, at s3://wukong/sets." in facts
 
 
 def test_a_store_that_is_asked_for_more_than_it_gives_is_said() -> None:

@@ -24,6 +24,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="aircraft",
     title="Aircraft",
+    picture_bytes=275_000,
     splits={"train": 3_334, "val": 3_333, "trainval": 6_667, "test": 3_333},
     note="The owner's test part and the 100 variants, which all others measure too.",
     how_to_get=HowToGet(

@@ -22,6 +22,7 @@ def _order_of_tensorflow_datasets(classes: Sequence[str]) -> Sequence[str]:
 SET = Classification(
     name="caltech101",
     title="Caltech101",
+    picture_bytes=15_000,
     splits={"all": 8_677},
     split="all",
     note=(

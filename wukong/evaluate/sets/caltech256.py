@@ -30,6 +30,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="caltech256",
     title="Caltech256",
+    picture_bytes=40_000,
     splits={"all": 30_607, "without-clutter": 29_780},
     split="all",
     note=(

@@ -23,6 +23,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="cifar10",
     title="CIFAR10",
+    picture_bytes=3_000,
     splits={"train": 50_000, "test": 10_000},
     note="The owner's test part, which all others measure too.",
     how_to_get=HowToGet(

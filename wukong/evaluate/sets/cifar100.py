@@ -21,6 +21,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="cifar100",
     title="CIFAR100",
+    picture_bytes=3_000,
     splits={"train": 50_000, "test": 10_000},
     note="The owner's test part and the 100 fine labels, which all others measure too.",
     how_to_get=HowToGet(

@@ -33,6 +33,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="dogs",
     title="Dogs",
+    picture_bytes=37_000,
     splits={"train": 12_000, "test": 8_580},
     note="The owner's test part.",
     how_to_get=HowToGet(

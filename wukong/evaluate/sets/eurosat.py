@@ -15,6 +15,7 @@ def _read(folder: Path, _split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="eurosat",
     title="EuroSAT",
+    picture_bytes=3_300,
     splits={"all": 27_000},
     split="all",
     note=(

@@ -29,6 +29,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="fashion-mnist",
     title="Fashion-MNIST",
+    picture_bytes=800,
     splits={"train": 60_000, "test": 10_000},
     note="Not in the paper. The owner's test part; the images are gray, 28 x 28, white on black.",
     how_to_get=HowToGet(

@@ -26,6 +26,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="food101",
     title="Food101",
+    picture_bytes=50_000,
     splits={"train": 75_750, "test": 25_250},
     note="The owner's test part, which all others measure too.",
     how_to_get=HowToGet(

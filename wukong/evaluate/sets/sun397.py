@@ -41,6 +41,7 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
 SET = Classification(
     name="sun397",
     title="SUN397",
+    picture_bytes=340_000,
     splits={"test": 19_850, "train": 19_850, "all": 108_754}
     | {f"{part}-{number}": 19_850 for part in ("test", "train") for number in _PARTITIONS},
     note=(
