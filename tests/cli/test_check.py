@@ -41,7 +41,7 @@ def test_what_a_run_asks_for_is_told() -> None:
     assert "In a step of pretrain a worker hands the others 406.8 MB of gradients" in done.output  # 4 x 101.7 million
     assert "22 published sets are measured, of 336,690 pictures and about" in done.output
     assert (
-        "Slow: pretrain: its workers ask the store for 3.0 GB/s, and 1.2 GB/s is what it is assumed to" in done.output
+        "Slow: pretrain: its workers ask the store for 3.1 GB/s, and 1.2 GB/s is what it is assumed to" in done.output
     )
 
 

@@ -227,7 +227,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if file.name.startswith(("alpha-1", "beta"))
     ]
     (tmp_path / "hashes.txt").write_text("\n".join(lines))
-    monkeypatch.setattr(build, "_hashed", lambda *_: [tmp_path / "hashes.txt"])
+    monkeypatch.setattr(build, "HASHES", tmp_path / "hashes.txt")
     monkeypatch.setitem(build.IMAGES, "small", build.Image(("kept",), alone=("beta==1.5",)))
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_CONSTRAINT": ""}.items():
         monkeypatch.setenv(name, value)

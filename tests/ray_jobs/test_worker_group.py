@@ -31,6 +31,7 @@ SETTINGS = Training()
 @pytest.fixture
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(fence.VARIABLE, "")
+    monkeypatch.setattr(gpus, "MAX_FAILURES", 2)
     return storage.from_path(tmp_path)
 
 
