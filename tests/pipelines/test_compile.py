@@ -239,6 +239,7 @@ def failing_by_kfp(pipeline: Any, arguments: dict[str, Any], folder: Path, capfd
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner")
+@pytest.mark.filterwarnings("ignore:You may be attemping to run a task")
 def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The pipeline itself, by KFP's local runner: a checked experiment, a stage that fails, the record of the end."""
     experiment = tiny(tmp_path)
@@ -261,6 +262,7 @@ def checked_alone(given: Mapping[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner")
+@pytest.mark.filterwarnings("ignore:You may be attemping to run a task")
 def test_numbers_that_are_left_empty_stay_the_experiments(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By KFP's local runner: a mapping, one number that is given, one that is not, and a name that is not."""
     experiment = tiny(tmp_path) | {"pretrain": {"epochs": 7, "learning_rate": 0.5}}

@@ -33,5 +33,6 @@ def component_of(name: str) -> Any:
     return SimpleNamespace(python_func=as_pod)
 
 
-local.component_of = component_of
-main()
+if __name__ == "__main__":
+    local.component_of = component_of
+    main()
