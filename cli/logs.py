@@ -18,8 +18,8 @@ RUN = "run"
 
 _PAUSE = 0.5  # seconds
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_BEGINS = re.compile(r"- INFO - Executing task '([\w-]+)'")
-_ENDS = re.compile(r"- INFO - Task '[\w-]+' finished")
+_BEGINS = re.compile(r"([-|]) INFO \1 Executing task '([\w-]+)'")
+_ENDS = re.compile(r"([-|]) INFO \1 Task '[\w-]+' finished")
 _OWN = re.compile(r"\s*(\d\d:\d\d:\d\d \| |Traceback \(most recent call last\):)")
 """How a line begins that a job wrote. What follows belongs to it, up to a line of KFP."""
 _OF_KFP = re.compile(r"\s*\[KFP Executor \S+ ([\d:]{8}),\d+ (\w+)\]: (.*)")
@@ -102,7 +102,7 @@ def of_stages(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     for line in lines:
         plain = _COLOUR.sub("", line.rstrip("\n"))
         if begins := _BEGINS.search(plain):
-            stage, own = _STAGES.get(begins[1], begins[1]), False
+            stage, own = _STAGES.get(begins[2], begins[2]), False
         elif _ENDS.search(plain):
             stage, own = RUN, False
         elif of_kfp := _OF_KFP.match(plain):

@@ -1,16 +1,18 @@
 """``wukong run``: run the pipeline on this machine and show each stage."""
 
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from rich.markup import escape
 
@@ -31,6 +33,8 @@ from wukong.runtime.language import _
 from wukong.stages import prices, start
 from wukong.store import patience
 from wukong.tracking import mlflow_runs, run_links
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RunError(WukongError):
@@ -135,16 +139,12 @@ def run_local(
             head = ends.enter_context(docker.ray_head(variables, folder, reader.path.parent))
             charged = {name: os.environ[name] for name in (prices.VARIABLE, prices.CURRENCY) if name in os.environ}
             inside = variables | charged | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
-        log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
-        watch = ends.enter_context(Watch(console, log.write, reader).shown())
+        log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8", buffering=1))
+        ends.enter_context(Watch(console, reader).shown())
         patience.set_default(patience.STAGES)  # from here on nobody waits for an answer
         prepared = time.monotonic()
-        if reused:
-            work = partial(_repeat, folder=folder)
-        else:
-            work = partial(_run_pipeline, folder=folder, watch=watch, containers=inside)
-        with _ended_in_order(experiment, run, folder, watch):
-            work(stored.store(experiment), run)
+        with _ended_in_order(experiment, run, folder):
+            _run_pipeline(stored.store(experiment), run, folder, log, inside)
         ended = time.monotonic()
     ended_run = Run.of(experiment, run)
     page = fetch_report(ended_run, folder)
@@ -206,21 +206,20 @@ def retrying(experiment: Experiment, run: str) -> Experiment:
     return experiment.model_copy(update={"crawl": crawl})
 
 
-def _run_pipeline(experiment: str, run: str, folder: Path, watch: Watch, containers: Mapping[str, str] | None) -> None:
+def _run_pipeline(experiment: str, run: str, folder: Path, log: TextIO, containers: Mapping[str, str] | None) -> None:
     from pipelines import local
+
+    if containers is None:
+        local.run(stages.WHOLE_RUN, experiment, run, folder / "kfp", log)
+        return
     from pipelines.training import training
 
-    local.run(training, {"experiment": experiment, "run": run}, folder / "kfp", watch.line, containers)
-
-
-def _repeat(experiment: str, run: str, folder: Path) -> None:
-    from pipelines import reuse
-
-    reuse.run(stages.WHOLE_RUN, experiment, run, folder / "kfp", folder / "log.txt")
+    given = {"experiment": experiment, "run": run}
+    local.run_in_containers(training, given, folder / "kfp", lambda line: print(line, file=log), containers)
 
 
 @contextmanager
-def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch) -> Iterator[None]:
+def _ended_in_order(experiment: Experiment, run: str, folder: Path) -> Iterator[None]:
     """End the run's MLflow runs when the block is interrupted or fails, and say what happened and what goes on.
 
     Raises:
@@ -231,18 +230,16 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch
 
     try:
         yield
-    except (local.InterruptedRunError, SystemExit) as error:
-        number = error.number if isinstance(error, local.InterruptedRunError) else _signal_of(error)
+    except SystemExit as error:
         mlflow_runs.end_open_runs(experiment, run, "KILLED")
-        name = signal.Signals(number).name
+        name = signal.Signals(_signal_of(error)).name
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"interrupted by {name}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}",
             markup=False,
         )
-        raise SystemExit(128 + number) from error
+        raise
     except local.PipelineError as error:
-        mlflow_runs.end_open_runs(experiment, run, "FAILED")  # a killed component could not end its run
-        watch.catch_up()
+        mlflow_runs.end_open_runs(experiment, run, "FAILED")
         failed = [record for record in Run.of(experiment, run).records.values() if record.state == "failed"]
         log = folder / "log.txt"
         if failed:
@@ -251,12 +248,17 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch
             ended = RunError(f"the {failed[0].stage} stage failed: {failed[0].error}\nThe whole log: {log}{more}")
             written = failed[0].traceback
         else:
-            stage = watch.current or "the pipeline"
-            ended = RunError(f"{stage} failed without saying why. The whole log: {log}\nIts last lines:")
-            written = "\n".join(watch.tail)
+            ended = RunError(f"{error}\nThe whole log: {log}\nIts last lines:")
+            written = _last_lines(log)
         if written:
             ended.add_note(written)
         raise ended from error
+
+
+def _last_lines(log: Path) -> str:
+    """The last thirty lines of a log that say something, without colours."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        return "\n".join(deque(filter(None, (_ANSI.sub("", line).strip() for line in lines)), maxlen=30))
 
 
 def _signal_of(ended: SystemExit) -> int:

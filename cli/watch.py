@@ -1,10 +1,8 @@
 """What `wukong run` shows of a run that goes on."""
 
 import math
-import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -19,7 +17,6 @@ from wukong.runtime import progress
 from wukong.runtime.events import Advanced, Begun, Ended, Event, Measured, Reader
 from wukong.runtime.language import translated
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LOOK_SECONDS = 0.2  # between two looks at the events
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _POINTS = 40  # of a curve
@@ -46,13 +43,11 @@ def waiting(console: Console) -> Iterator[Callable[[str], None]]:
 class Watch:
     """Shows a run as a table of stages; without a terminal as lines, of which one a minute says how far a stage is.
 
-    The run's events say what has happened. What a training measures is drawn as a curve. The output goes into the log;
-    its last lines are kept for a component that dies before it can write why.
+    The run's events say what has happened. What a training measures is drawn as a curve.
     """
 
-    def __init__(self, console: Console, log: Callable[[str], object], reader: Reader) -> None:
+    def __init__(self, console: Console, reader: Reader) -> None:
         self._console = console
-        self._log = log
         self._reader = reader
         self._turn = threading.Lock()
         self._done: list[tuple[str, str, float]] = []
@@ -60,8 +55,7 @@ class Watch:
         self._step: Advanced | None = None
         self._measured: dict[str, list[Measured]] = {}
         self._live: Live | None = None
-        self.current = ""
-        self.tail: deque[str] = deque(maxlen=30)
+        self._current = ""
 
     @contextmanager
     def shown(self) -> Iterator["Watch"]:
@@ -76,12 +70,6 @@ class Watch:
             ends.callback(over.set)
             yield self
 
-    def line(self, text: str) -> None:
-        """Take one line of output."""
-        self._log(text + "\n")
-        if plain := _ANSI.sub("", text).strip():
-            self.tail.append(plain)
-
     def catch_up(self) -> None:
         """Take all events that have been written."""
         with self._turn:
@@ -95,13 +83,13 @@ class Watch:
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Begun):
-            self.current, self._step, self._measured = event.stage, None, {}
+            self._current, self._step, self._measured = event.stage, None, {}
             self._began = self._told = time.monotonic()
         elif isinstance(event, Ended):
             mark = "✓" if event.state == "succeeded" else "✗"
             self._done.append((mark, event.stage, event.seconds))
             self._print(f"{mark} {event.stage}  {event.seconds:.1f} s")
-            self.current = ""
+            self._current = ""
         elif isinstance(event, Measured):
             self._measured.setdefault(event.name, []).append(event)
         else:
@@ -121,9 +109,9 @@ class Watch:
         table = Table.grid(padding=(0, 1))
         for mark, stage, seconds in self._done:
             table.add_row(Text(mark, "green" if mark == "✓" else "red"), stage, f"{seconds:6.1f} s", "")
-        if self.current:
+        if self._current:
             seconds = time.monotonic() - self._began
-            row: list[RenderableType] = [Spinner("dots"), self.current, f"{seconds:6.1f} s"]
+            row: list[RenderableType] = [Spinner("dots"), self._current, f"{seconds:6.1f} s"]
             if self._step is not None:
                 step, bar = self._step, Table.grid(padding=(0, 1))
                 bar.add_row(

@@ -1,44 +1,97 @@
-"""Run a pipeline on this machine by KFP's own local runner, each component in a process or a container of its own."""
+"""Run the workflow on this machine: each component in this process, or a pipeline with its components in containers.
+
+KFP's local runner starts a process for each component, whose imports take seconds. ``run`` calls the same functions
+with the same artifacts, in the order of the table of stages.
+"""
 
 import contextlib
+import inspect
 import io
+import logging
 import os
-import signal
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
-from kfp import local
+from kfp import dsl, local
+from kfp.dsl.types import type_annotations
 
-from wukong.runtime.cancel import ENDS_WITH
+from pipelines.training import component_of
+from wukong import stages
+from wukong.errors import WukongError
+from wukong.runtime import logs
+from wukong.runtime.cancel import end_on_signal
 
-if TYPE_CHECKING:
-    import psutil
+_GRACE = 6
+"""Seconds that a component in a container has to end in order before it is killed."""
 
-_GRACE = 6.0
-"""Seconds that components have to end in order before they are killed."""
+_IMAGE_USER = 1000
+_LABEL = "wukong.pipeline"  # infra.containers finds containers of killed runs by it
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_log = logging.getLogger(__name__)
 
 
 class PipelineError(RuntimeError):
-    """A component failed, so KFP ended the run; the run's records say what failed."""
+    """A component failed, which ended the run; the run's records say what failed."""
 
 
-class InterruptedRunError(RuntimeError):
-    """A signal ended the run and all that the run had started.
+def run(names: Sequence[str], experiment: str, run_name: str, folder: Path, log: TextIO) -> None:
+    """Run the components of some stages in this process, one after the other.
 
-    Attributes:
-        number: the signal's.
+    Args:
+        names: names of the stages, in the table's order, with all that they read.
+        experiment: URI of the experiment.
+        run_name: name of the run.
+        folder: where the components' artifacts lie.
+        log: a file that gets all output of the components and their jobs.
+
+    Raises:
+        PipelineError: a component failed.
+        SystemExit: a signal came; the component has ended its job and its run in MLflow.
     """
+    made: dict[tuple[str, str], dsl.Artifact] = {}
+    with _output_to(log):
+        for name in names:
+            entry = stages.of(name)
+            function = component_of(name).python_func
+            given = {f"{parent}_manifest": made[parent, "manifest"] for parent in entry.parents}
+            given |= {parameter: made[source] for parameter, source in entry.inputs.items()}
+            outputs = _outputs(function, folder / name)
+            _log.info("Executing task '%s'", name)
+            try:
+                function(experiment=experiment, run=run_name, **given, **outputs)
+            except Exception as error:
+                _log.exception("%s failed", name)
+                said = str(error) if isinstance(error, WukongError) else f"{type(error).__name__}: {error}"
+                raise PipelineError(f"{name} failed: {said}") from error
+            _log.info("Task '%s' finished", name)
+            made |= {(name, output): artifact for output, artifact in outputs.items()}
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.number = number
+
+def _outputs(function: Any, folder: Path) -> dict[str, dsl.Artifact]:
+    """Make the output artifacts of a component, each a file in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        annotation = parameter.annotation
+        if type_annotations.is_artifact_wrapped_in_Output(annotation):
+            outputs[name] = type_annotations.get_io_artifact_class(annotation)(uri=str(folder / name))
+    return outputs
+
+
+@contextlib.contextmanager
+def _output_to(log: TextIO) -> Iterator[None]:
+    """Let a file alone get what this process prints and what it logs from INFO on, as of a component's own process."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    root.handlers.clear()
+    logs.start(log)
+    try:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 class _Lines(io.TextIOBase):
@@ -55,40 +108,33 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
-_IMAGE_USER = 1000
-_SHELLS = ("sh", "bash", "dash")
-_LABEL = "wukong.pipeline"  # infra.containers finds containers of killed runs by it
-
-
-def run(
+def run_in_containers(
     pipeline: Callable[..., Any],
     arguments: dict[str, Any],
     folder: Path,
     on_line: Callable[[str], None],
-    containers: Mapping[str, str] | None = None,
+    variables: Mapping[str, str],
 ) -> None:
-    """Run a pipeline to its end.
+    """Run a pipeline by KFP's own local runner, each component in a container of its image, on this machine's network.
 
     Args:
         pipeline: a function decorated with ``dsl.pipeline``.
         arguments: its parameters.
         folder: where KFP keeps the components' artifacts; containers see it at the same path.
         on_line: called with each line of output of KFP and of components.
-        containers: environment variables for components that run in containers of their images, on this machine's
-            network. None runs them as processes of this environment, with this process's variables.
+        variables: the containers' environment variables.
 
     Raises:
         PipelineError: a component failed.
-        InterruptedRunError: a signal came: SIGTERM, SIGHUP or an interrupt.
+        SystemExit: a signal came; the containers have ended.
     """
     stream = _Lines(on_line)
     try:
         with (
-            _interruptible(folder, containers is not None),
-            _runner(folder, containers) as runner,
+            end_on_signal(),
+            _in_containers(folder, variables) as runner,
             contextlib.redirect_stdout(stream),
             contextlib.redirect_stderr(stream),
-            warnings.catch_warnings(),
         ):
             local.init(
                 runner=runner,
@@ -97,137 +143,20 @@ def run(
                 workspace_root=str(folder / "workspace"),
                 raise_on_error=True,
             )
-            # As processes, components do not run in their image, so its name does not matter.
-            warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
             pipeline(**arguments)
-    except InterruptedRunError:
-        raise
     except RuntimeError as error:
         raise PipelineError(str(error)) from error
 
 
 @contextlib.contextmanager
-def _interruptible(folder: Path, in_containers: bool) -> Iterator[None]:
-    """End what the run has started when a signal comes: first in order, then by killing.
+def _in_containers(folder: Path, variables: Mapping[str, str]) -> Iterator[local.DockerRunner]:
+    """Give KFP's runner, whose containers run like pods: an ordinary user, no capabilities, a read-only file system.
 
-    It kills what is left after a while or at a second signal. Only the components get the first signal. KFP reads their
-    output until they have ended, sees that one failed, and ends the pipeline. Processes that ran before, such as the
-    stack's services, get no signal.
+    KFP does not end its container when it is interrupted, so the containers that are left are ended here: first in
+    order, then by killing.
     """
-    started = _Containers(folder) if in_containers else _Processes()
-    came: list[int] = []
-    over = threading.Event()
-
-    def end() -> None:
-        until = time.monotonic() + _GRACE
-        while not over.wait(0.2):
-            if len(came) > 1 or time.monotonic() > until:
-                started.kill()
-            else:
-                started.tell()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) == 1:
-            threading.Thread(target=end, name="ends-the-run", daemon=True).start()
-
-    outside = os.environ.get(ENDS_WITH)
-    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
-    os.environ[ENDS_WITH] = str(os.getpid())
-    try:
-        yield
-    except Exception as error:
-        if came:
-            raise InterruptedRunError(came[0]) from error
-        raise
-    finally:
-        over.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        del os.environ[ENDS_WITH]
-        if outside is not None:
-            os.environ[ENDS_WITH] = outside
-    if came:  # while the last component was ending
-        raise InterruptedRunError(came[0])
-
-
-class _Processes:
-    """The processes of this run's components, and their children."""
-
-    def __init__(self) -> None:
-        import psutil
-
-        self._before = {child.pid for child in psutil.Process().children()}
-        self._told: set[int] = set()
-
-    def tell(self) -> None:
-        """Send SIGTERM to each component, once; a component ends its own children."""
-        import psutil
-
-        for process in self._started():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                # KFP runs a component below a shell and waits only for the shell, which would end at once.
-                for component in process.children() if process.name() in _SHELLS else [process]:
-                    if component.pid not in self._told:
-                        self._told.add(component.pid)
-                        component.terminate()
-
-    def kill(self) -> None:
-        """Send SIGKILL to components and their children."""
-        import psutil
-
-        for component in self._started():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in (*component.children(recursive=True), component):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-
-    def _started(self) -> "list[psutil.Process]":
-        import psutil
-
-        return [child for child in psutil.Process().children() if child.pid not in self._before]
-
-
-class _Containers:
-    """The containers of this run's components."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._told: set[str] = set()
-
-    def tell(self) -> None:
-        """Send SIGTERM to each, once."""
-        self._send("SIGTERM", self._told)
-
-    def kill(self) -> None:
-        """Send SIGKILL to each."""
-        self._send("SIGKILL", set())
-
-    def _send(self, name: str, told: set[str]) -> None:
-        import docker
-        import docker.errors
-
-        client = docker.from_env()
-        for container in client.containers.list(filters={"label": f"{_LABEL}={self._folder}"}):
-            if container.id not in told:
-                told.add(container.id)
-                with contextlib.suppress(docker.errors.APIError):  # it may be ending itself
-                    container.kill(name)
-        client.close()
-
-
-@contextlib.contextmanager
-def _runner(
-    folder: Path, containers: Mapping[str, str] | None
-) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
-    """Return KFP's runner. Containers run like pods: an ordinary user, no capabilities, a read-only file system.
-
-    KFP does not end its container when it is interrupted, so containers that are left are removed here.
-    """
-    if containers is None:
-        yield local.SubprocessRunner(use_venv=False)
-        return
     import docker
+    import docker.errors
 
     folder.mkdir(parents=True, exist_ok=True)
     user = os.getuid()
@@ -236,7 +165,7 @@ def _runner(
         os.chown(folder, user, user)
     try:
         yield local.DockerRunner(
-            environment={"HOME": "/tmp", "USER": "wukong", **containers},  # noqa: S108 - the container's own
+            environment={"HOME": "/tmp", "USER": "wukong", **variables},  # noqa: S108 - the container's own
             network_mode="host",
             user=f"{user}:{user}",
             labels={_LABEL: str(folder)},
@@ -250,5 +179,6 @@ def _runner(
         client = docker.from_env()
         for left in client.containers.list(all=True, filters={"label": f"{_LABEL}={folder}"}):
             with contextlib.suppress(docker.errors.APIError):  # it may be removing itself
+                left.stop(timeout=_GRACE)
                 left.remove(force=True)
         client.close()

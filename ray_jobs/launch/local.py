@@ -24,7 +24,9 @@ def run_job(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         The job's exit status, or the negative number of the signal that killed it.
     """
     command = [sys.executable, "-m", "ray_jobs", *arguments]
-    process = subprocess.Popen(command, env={**environment, ENDS_WITH: str(os.getpid())})  # noqa: S603
+    process = subprocess.Popen(  # noqa: S603
+        command, env={**environment, ENDS_WITH: str(os.getpid())}, stdout=sys.stdout, stderr=sys.stderr
+    )
     try:
         with end_on_signal(process.terminate):
             return process.wait()

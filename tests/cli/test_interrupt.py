@@ -1,6 +1,6 @@
 """What a signal to ``wukong run`` leaves behind: nothing at work, runs that are KILLED in MLflow, and word of it.
 
-The pipeline, its components, Ray and MLflow's store are real; the search site accepts connections and never answers.
+The components, Ray and MLflow's store are real; the search site accepts connections and never answers.
 """
 
 import os
@@ -31,16 +31,12 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from cli import hold, run
-from cli.watch import Watch
 from wukong.config import documents, stored
-from wukong.runtime import events
-from wukong.commands.output import Console
 experiment = documents.parse(json.loads(Path(sys.argv[1]).read_text()))
 with hold.hold(Path(sys.argv[2]), "first", experiment) as folder:
-    reader = events.Reader(folder / "events.jsonl")
-    watch = Watch(Console(file=sys.stdout), lambda text: None, reader)
-    with run._ended_in_order(experiment, "first", folder, watch):
-        run._run_pipeline(stored.store(experiment), "first", folder, watch, None)
+    log = (folder / "log.txt").open("a", buffering=1)
+    with run._ended_in_order(experiment, "first", folder):
+        run._run_pipeline(stored.store(experiment), "first", folder, log, None)
 """
 
 
@@ -125,18 +121,18 @@ def statuses(experiment: Experiment) -> dict[str, str]:
     return {run.info.run_name: run.info.status for run in found}
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_ends_all_that_belongs_to_the_run(
     at_work: "tuple[subprocess.Popen[str], str]", tmp_path: Path, experiment: Experiment, name: str
 ) -> None:
     process, mark = at_work
-    assert len(marked(mark)) > 3, "the run, a component, its job, Ray"
+    assert len(marked(mark)) > 2, "the run, its job, Ray"
     assert set(statuses(experiment).values()) == {"RUNNING"}
     began = time.monotonic()
-    if name == "SIGINT":
-        os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of them at once
-    else:
+    if name == "SIGTERM":
         process.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.Signals[name])  # a terminal tells all of them at once
     _, said = process.communicate(timeout=60)
     wait_for(lambda: not marked(mark), 60)
     print(f"all ended {time.monotonic() - began:.1f} s after {name}")  # below 10 where the machine is not busy

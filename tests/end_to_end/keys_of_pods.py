@@ -1,7 +1,7 @@
 """The embedded stack with the keys and users of a cluster: each process of a run holds those of the pod it stands for.
 
 The object store has the identities that the setup job makes, and tells of each request whose key asked what; MLflow has
-its users. ``as_pods/sitecustomize.py`` gives the processes their credentials.
+its users. ``as_pods`` gives processes and components their credentials.
 """
 
 import codecs
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
+from wukong_command import AS_PODS, PODS
 
 from infra import cluster, s3_keys, stack
 from infra.stack.services import ObjectStore
@@ -24,7 +25,6 @@ from infra.stack.state import Stack, write_private
 from wukong import stages
 from wukong.stages import access
 
-AS_PODS = Path(__file__).parent / "as_pods"
 KEYS = {name: {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": f"secret-of-{name}"} for name in s3_keys.NAMES}
 USERS = {
     secret: {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": f"password-of-{user}"}
@@ -89,7 +89,7 @@ class Keys:
 def held(home: Path) -> Iterator[Keys]:
     """Start the stores of a stack with the keys of a cluster, for the time of the block; who uses the stack ends it."""
     path = os.pathsep.join([str(AS_PODS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    keys = Keys(home, {"PYTHONPATH": path, "WUKONG_TEST_PODS": str(home / "pods.json")})
+    keys = Keys(home, {"PYTHONPATH": path, PODS: str(home / "pods.json")})
     with _told(keys.requests) as port, pytest.MonkeyPatch.context() as patch:
         prepare, command = ObjectStore.prepare, ObjectStore.command
 

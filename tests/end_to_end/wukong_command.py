@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+AS_PODS = Path(__file__).parent / "as_pods"
+PODS = "WUKONG_TEST_PODS"
+"""Names the file with the variables of each kind of pod."""
+
 SMALL = [
     "name=small",
     "validation.min_pairs=50",
@@ -29,7 +33,10 @@ class Wukong:
         self.environment = environment
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("wukong")), *arguments]
+        wukong = [str(Path(sys.executable).with_name("wukong"))]
+        if PODS in self.environment:
+            wukong = [sys.executable, str(AS_PODS / "command.py")]
+        command = [*wukong, *arguments]
         own = {"WUKONG_HOME": str(self.home), "XDG_STATE_HOME": str(self.home.with_name("state")), "COLUMNS": "200"}
         environment = {**os.environ, **own, **self.environment}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

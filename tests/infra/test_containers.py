@@ -60,7 +60,7 @@ def looking() -> None:
 
 def test_components_run_as_pods_do(tmp_path: Path) -> None:
     lines: list[str] = []
-    local.run(looking, {}, tmp_path / "kfp", lines.append, {"SHOWN": "悟空"})
+    local.run_in_containers(looking, {}, tmp_path / "kfp", lines.append, {"SHOWN": "悟空"})
     said = "\n".join(lines)
     assert f"user {os.getuid() or 1000}, 悟空, code in /opt/wukong/" in said
     assert "cannot write: Read-only file system" in said
@@ -82,7 +82,8 @@ def telling() -> None:
 
 def test_components_in_containers_tell_their_events(tmp_path: Path) -> None:
     with events.received(tmp_path / "kfp" / "events.jsonl") as reader:
-        local.run(telling, {}, tmp_path / "kfp", lambda line: None, {events.VARIABLE: str(reader.path)})
+        variables = {events.VARIABLE: str(reader.path)}
+        local.run_in_containers(telling, {}, tmp_path / "kfp", lambda line: None, variables)
         assert [event.kind for event in reader.new()] == ["begun", "advanced", "ended"]
 
 
@@ -127,12 +128,12 @@ def test_containers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import signal, sys
+import sys
 from pathlib import Path
 import test_containers
 from pipelines import local
-signal.signal(signal.SIGINT, signal.default_int_handler)
-local.run(test_containers.napping, {}, Path(sys.argv[1]), lambda line: sys.__stdout__.write(line + "\\n"), {})
+shown = lambda line: sys.__stdout__.write(line + "\\n")
+local.run_in_containers(test_containers.napping, {}, Path(sys.argv[1]), shown, {})
 """
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from kfp import compiler, components
+from kfp import compiler, components, local
 from manifests import named, plain
 
 from components.functions import find_manifest
-from pipelines import cluster, local
+from pipelines import cluster
 from pipelines import compile as compiling
 from wukong import stages
 from wukong.config import documents, stored
@@ -229,17 +229,24 @@ def as_named(file: Path, name: str) -> Any:
     return components.load_component_from_text(text)
 
 
+def failing_by_kfp(pipeline: Any, arguments: dict[str, Any], folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """Run a pipeline that fails by KFP's local runner, a process for each component; return all output."""
+    local.init(local.SubprocessRunner(use_venv=False), str(folder), str(folder / "workspace"), raise_on_error=True)
+    with pytest.raises(RuntimeError):
+        pipeline(**arguments)
+    return "".join(capfd.readouterr())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner")
-def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:You may be attemping to run a task")
+def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The pipeline itself, by KFP's local runner: a checked experiment, a stage that fails, the record of the end."""
     experiment = tiny(tmp_path)
     arguments = {"experiment": experiment, "of_run": "gone", "run": "now", "overrides": ["seed=3"]}
-    lines: list[str] = []
     pipeline = as_named(compiling.FOLDER / "evaluate.yaml", "evaluate-7")
-    with pytest.raises(local.PipelineError):
-        local.run(pipeline, arguments, tmp_path / "kfp", lines.append)
-    assert any("run gone of experiment demo has no finished" in line for line in lines)
+    written = failing_by_kfp(pipeline, arguments, tmp_path / "kfp", capfd)
+    assert "run gone of experiment demo has no finished" in written
     record = run_records.read(documents.parse(experiment), "now", "run")
     assert record is not None
     assert record.state == "failed"
@@ -255,18 +262,17 @@ def checked_alone(given: Mapping[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner")
-def test_numbers_that_are_left_empty_stay_the_experiments(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:You may be attemping to run a task")
+def test_numbers_that_are_left_empty_stay_the_experiments(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By KFP's local runner: a mapping, one number that is given, one that is not, and a name that is not."""
     experiment = tiny(tmp_path) | {"pretrain": {"epochs": 7, "learning_rate": 0.5}}
     compiler.Compiler().compile(checked_alone, str(tmp_path / "alone.yaml"))
-    lines: list[str] = []
     pipeline = as_named(tmp_path / "alone.yaml", "alone-7")
-    with pytest.raises(local.PipelineError):
-        local.run(pipeline, {"experiment": experiment, "workers": "2"}, tmp_path / "kfp", lines.append)
+    written = failing_by_kfp(pipeline, {"experiment": experiment, "workers": "2"}, tmp_path / "kfp", capfd)
     claimed = run_records.claimed(documents.parse(experiment), "alone-7")
     assert claimed is not None and claimed.holder == "alone-7"
     made = documents.parse(claimed.experiment)
     assert made == documents.loads(json.dumps(experiment), ["pretrain.workers=2", "finetune.workers=2"])
     (uri,) = storage.list_files(storage.join(made.root, "experiments"))
     assert stored.load(uri) == made
-    assert any(f'"experiment": "{uri}"' in line for line in lines), "later components get the URI"
+    assert f'"experiment": "{uri}"' in written, "later components get the URI"

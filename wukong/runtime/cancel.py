@@ -14,8 +14,9 @@ ENDS_WITH = "WUKONG_ENDS_WITH"
 """Environment variable: the number of the process that this one must not outlive. A run on one machine sets it for its
 components, a component for its job."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""Signals that cancel. A component and a job get SIGTERM; a terminal sends SIGINT to all processes of a run."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that cancel. A component and a job get SIGTERM; a terminal sends SIGINT to all processes of a run, and SIGHUP
+when it closes, which ``nohup`` has them ignore."""
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 9.0  # between SIGTERM and SIGKILL, when the watched process is gone
@@ -38,7 +39,7 @@ class _Cancelled:
 
 @contextmanager
 def end_on_signal(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """End the block by SystemExit at the first SIGTERM or interrupt, after a call of ``stop``; ignore later signals.
+    """End the block by SystemExit at the first of ``SIGNALS``, after a call of ``stop``; ignore later signals.
 
     Only the main thread gets signals. In another thread the block runs without this.
 
@@ -57,7 +58,9 @@ def end_on_signal(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
             _Cancelled.already = True
             raise SystemExit(128 + number)
 
-    previous = {number: signal.signal(number, end) for number in SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in SIGNALS if number is not signal.SIGHUP or not ignored]
+    previous = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     except (SystemExit, KeyboardInterrupt):

@@ -1,12 +1,13 @@
 """Gives a process of a run the credentials that its pod has on a cluster, and no others.
 
 Python imports the module of this name that it finds first, whenever it starts. What the process is says its command,
-and of a worker of the stack's Ray the claim that its job has sent it.
+and of a worker of the stack's Ray the claim that its job has sent it. Components run in the process of ``command.py``.
 """
 
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 PODS = "WUKONG_TEST_PODS"
@@ -20,8 +21,6 @@ _CREDENTIALS = (
 
 def _pod() -> str:
     match sys.orig_argv[1:]:
-        case ["-m", "kfp.dsl.executor_main" | "components.executor", *arguments]:
-            return f"component/{arguments[arguments.index('--function_to_execute') + 1]}"
         case ["-m", "ray_jobs", stage, *_]:
             return f"job/{stage}"
     if os.environ.get("WUKONG_STACK_SERVICE") == "ray":
@@ -30,7 +29,12 @@ def _pod() -> str:
     return ""
 
 
-if pod := _pod():
+def give(credentials: Mapping[str, str]) -> None:
+    """Give this process some credentials in place of those it has."""
     for name in _CREDENTIALS:
         os.environ.pop(name, None)
-    os.environ.update(json.loads(Path(os.environ[PODS]).read_text(encoding="utf-8"))[pod])
+    os.environ.update(credentials)
+
+
+if pod := _pod():
+    give(json.loads(Path(os.environ[PODS]).read_text(encoding="utf-8"))[pod])

@@ -32,7 +32,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", cancel.SIGNALS)
 def test_the_first_signal_ends_the_block_and_later_ones_do_not_interrupt_that(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", BLOCK], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -42,6 +42,19 @@ def test_the_first_signal_ends_the_block_and_later_ones_do_not_interrupt_that(nu
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + number
         assert process.stdout.read() == ""
+
+
+def test_a_run_begun_by_nohup_outlives_its_terminal() -> None:
+    command = ["nohup", sys.executable, "-c", BLOCK]
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in the block\n"
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def test_a_process_ends_when_the_one_it_belongs_to_is_killed() -> None:
