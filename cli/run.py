@@ -215,7 +215,7 @@ def _run_pipeline(experiment: str, run: str, folder: Path, log: TextIO, containe
     from pipelines.training import training
 
     given = {"experiment": experiment, "run": run}
-    local.run_in_containers(training, given, folder / "kfp", lambda line: print(line, file=log), containers)
+    local.run_in_containers(training, given, folder / "kfp", log, containers)
 
 
 @contextmanager

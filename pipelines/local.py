@@ -6,7 +6,6 @@ with the same artifacts, in the order of the table of stages.
 
 import contextlib
 import inspect
-import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,25 +93,11 @@ def _output_to(log: TextIO) -> Iterator[None]:
         root.setLevel(level)
 
 
-class _Lines(io.TextIOBase):
-    """A text stream that passes on whole lines."""
-
-    def __init__(self, on_line: Callable[[str], None]) -> None:
-        self._on_line = on_line
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._on_line(line)
-        return len(text)
-
-
 def run_in_containers(
     pipeline: Callable[..., Any],
     arguments: dict[str, Any],
     folder: Path,
-    on_line: Callable[[str], None],
+    log: TextIO,
     variables: Mapping[str, str],
 ) -> None:
     """Run a pipeline by KFP's own local runner, each component in a container of its image, on this machine's network.
@@ -121,20 +106,19 @@ def run_in_containers(
         pipeline: a function decorated with ``dsl.pipeline``.
         arguments: its parameters.
         folder: where KFP keeps the components' artifacts; containers see it at the same path.
-        on_line: called with each line of output of KFP and of components.
+        log: a file that gets all output of KFP and of components.
         variables: the containers' environment variables.
 
     Raises:
         PipelineError: a component failed.
         SystemExit: a signal came; the containers have ended.
     """
-    stream = _Lines(on_line)
     try:
         with (
             end_on_signal(),
             _in_containers(folder, variables) as runner,
-            contextlib.redirect_stdout(stream),
-            contextlib.redirect_stderr(stream),
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
         ):
             local.init(
                 runner=runner,

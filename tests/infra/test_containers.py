@@ -1,5 +1,6 @@
 """Components and Ray in real containers, if there is a Docker engine and `make images` was run."""
 
+import io
 import os
 import signal
 import subprocess
@@ -59,9 +60,9 @@ def looking() -> None:
 
 
 def test_components_run_as_pods_do(tmp_path: Path) -> None:
-    lines: list[str] = []
-    local.run_in_containers(looking, {}, tmp_path / "kfp", lines.append, {"SHOWN": "悟空"})
-    said = "\n".join(lines)
+    log = io.StringIO()
+    local.run_in_containers(looking, {}, tmp_path / "kfp", log, {"SHOWN": "悟空"})
+    said = log.getvalue()
     assert f"user {os.getuid() or 1000}, 悟空, code in /opt/wukong/" in said
     assert "cannot write: Read-only file system" in said
     assert "the note is written" in said
@@ -83,7 +84,7 @@ def telling() -> None:
 def test_components_in_containers_tell_their_events(tmp_path: Path) -> None:
     with events.received(tmp_path / "kfp" / "events.jsonl") as reader:
         variables = {events.VARIABLE: str(reader.path)}
-        local.run_in_containers(telling, {}, tmp_path / "kfp", lambda line: None, variables)
+        local.run_in_containers(telling, {}, tmp_path / "kfp", io.StringIO(), variables)
         assert [event.kind for event in reader.new()] == ["begun", "advanced", "ended"]
 
 
@@ -132,8 +133,7 @@ import sys
 from pathlib import Path
 import test_containers
 from pipelines import local
-shown = lambda line: sys.__stdout__.write(line + "\\n")
-local.run_in_containers(test_containers.napping, {}, Path(sys.argv[1]), shown, {})
+local.run_in_containers(test_containers.napping, {}, Path(sys.argv[1]), sys.stdout, {})
 """
 
 

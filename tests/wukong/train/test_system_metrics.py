@@ -17,7 +17,9 @@ def test_a_busy_process_is_measured() -> None:
     found = system_metrics.read(cpu)
     assert set(found) == {"cpu_percent", "memory_gib", "machine_cpu_percent", "machine_memory_percent"}
     assert found["cpu_percent"] == pytest.approx(100 * share, rel=0.5, abs=5)  # the system counts in steps of 10 ms
-    assert 0 < found["memory_gib"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # The kernel counts pages of each thread apart and adds them up late, for each number at a moment of its own.
+    assert 0 < found["memory_gib"] <= 1.01 * peak
     assert 0 < found["machine_memory_percent"] <= 100
 
 
